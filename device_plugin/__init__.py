@@ -1,0 +1,1 @@
+"""The reader: labels and sysfs become devices, preferences and allocations for kubelet."""

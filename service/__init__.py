@@ -1,0 +1,1 @@
+"""What makes any process here a good citizen: flags, logs, probes and metrics, signals."""

@@ -1,0 +1,1 @@
+"""The writer: XPU Manager's topology becomes labels that NFD publishes."""

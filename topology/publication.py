@@ -183,7 +183,7 @@ def _read_links(found: Mapping[str, str], own: Mapping[str, str], namespace: str
         links = labels.decode(found, namespace)
         raw = {name: own[name] for name in (RAW_TOPOLOGY, RAW_ID_MAP) if name in own}
         topology = _parse_raw(**_by_parameter(raw)) if raw else Topology(links)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InconsistentError(str(error)) from error
     if [link.ends for link in topology.links] != [link.ends for link in links]:
         raise InconsistentError("the raw topology names other links than the labels")

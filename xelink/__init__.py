@@ -1,0 +1,1 @@
+"""The tool on the roof: see the topology, explain it, try it."""

@@ -1,0 +1,192 @@
+"""The CDI spec of this node's GPUs: what a runtime puts into a container that names one.
+
+Format: https://github.com/cncf-tags/container-device-interface/blob/main/SPEC.md. Version 0.5.0 is
+the first with `hostPath` of a device node and the last that the first runtimes with CDI know
+(containerd 1.7.0); nothing newer is needed.
+
+A CDI device is a whole GPU and is named by its card, `intel.cdi.k8s.io/gpu=card1`: it is what the
+device ids of kubelet (`card1-0`, `card1-1`) begin with, so that every share of a GPU names the
+same CDI device, and what Intel's plugin calls it, so that whoever names one by hand goes on.
+DRM may number its cards otherwise after a reboot; the directory does not outlive one.
+"""
+
+import json
+import os
+import stat
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from device_plugin.devices import ByPath, Card, DeviceNode, Inventory, Mount, mounts
+
+VERSION = "0.5.0"
+KIND = "intel.cdi.k8s.io/gpu"
+DIRECTORY = Path("/var/run/cdi")
+# Runtimes read *.json and *.yaml only, so that they never see the temporary file.
+FILE_NAME = "intel.cdi.k8s.io-gpu.json"
+_TEMPORARY = f".{FILE_NAME}."
+_MODE = 0o644
+_SPEC_LIMIT = 1 << 20  # bytes of somebody else's spec that we are ready to look through
+
+
+class CdiError(Exception):
+    """The spec was not written or removed: what stood before still stands.
+
+    Device nodes and mounts are handed out all the same; only the CDI name must be left out.
+    """
+
+
+def qualified_name(card: Card) -> str:
+    """Give the name by which an allocation names the card to the runtime."""
+    return f"{KIND}={card.name}"
+
+
+def spec(inventory: Inventory, by_path: ByPath) -> dict[str, Any] | None:
+    """Give the spec as JSON values, None without cards: a spec without devices is not valid.
+
+    Every card that may be offered is in it with all its device nodes, healthy or not, so that
+    health that comes and goes does not rewrite a file that running Pods depend on.
+    """
+    if not inventory.cards:
+        return None
+    return {
+        "cdiVersion": VERSION,
+        "kind": KIND,
+        "devices": [
+            {
+                "name": card.name,
+                "containerEdits": _edits(card.nodes, mounts(card, inventory, by_path)),
+            }
+            for card in inventory.cards
+        ],
+    }
+
+
+def refresh(directory: Path, inventory: Inventory, by_path: ByPath) -> bool:
+    """Make the spec file tell the inventory; True when it had to be written or removed.
+
+    The file appears whole, synced and readable by all (0644), and is left alone when it says the
+    same. The directory is made when it is not there. Raises `CdiError`.
+    """
+    content = spec(inventory, by_path)
+    if content is None:
+        return remove(directory)
+    wanted = f"{json.dumps(content, indent=2)}\n".encode()
+    path = directory / FILE_NAME
+    if _stands(path, wanted):
+        return False
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _sweep(directory)
+        _replace(path, wanted)
+    except OSError as error:
+        raise CdiError(f"cannot write {path}: {error.strerror}") from error
+    return True
+
+
+def remove(directory: Path) -> bool:
+    """Remove the spec file, and what a killed writer left; True when there was one."""
+    path = directory / FILE_NAME
+    try:
+        _sweep(directory)
+        path.unlink()
+        _sync(directory)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise CdiError(f"cannot remove {path}: {error.strerror}") from error
+    return True
+
+
+def rivals(directory: Path) -> tuple[str, ...]:
+    """Find the names of other specs of our kind, as Intel's plugin leaves them behind.
+
+    A device that two specs of one directory define is given to no container, so that these have
+    to go. An unreadable file or directory is no rival.
+    """
+    try:
+        paths = sorted({*directory.glob("*.json"), *directory.glob("*.yaml")})
+    except OSError:
+        return ()
+    return tuple(
+        path.name for path in paths if path.name != FILE_NAME and KIND.encode() in _start(path)
+    )
+
+
+def _edits(nodes: tuple[DeviceNode, ...], by_path: tuple[Mount, ...]) -> dict[str, Any]:
+    edits: dict[str, Any] = {
+        "deviceNodes": [
+            {
+                "path": node.container_path,
+                "hostPath": node.host_path,
+                "permissions": node.permissions,
+            }
+            for node in nodes
+        ]
+    }
+    if by_path:
+        edits["mounts"] = [
+            {
+                "hostPath": mount.host_path,
+                "containerPath": mount.container_path,
+                "type": "none",
+                # Not `nodev`: what a by-path link leads to is a device that must open.
+                "options": ["bind", "ro" if mount.read_only else "rw"],
+            }
+            for mount in by_path
+        ]
+    return edits
+
+
+def _stands(path: Path, content: bytes) -> bool:
+    try:
+        told = path.lstat()
+        regular = stat.S_ISREG(told.st_mode) and stat.S_IMODE(told.st_mode) == _MODE
+        return regular and told.st_size == len(content) and path.read_bytes() == content
+    except OSError:
+        return False
+
+
+def _replace(path: Path, content: bytes) -> None:
+    descriptor, name = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fchmod(file.fileno(), _MODE)
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync(path.parent)
+
+
+def _sweep(directory: Path) -> None:
+    for leftover in directory.glob(f"{_TEMPORARY}*"):
+        with suppress(OSError):
+            leftover.unlink()
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _start(path: Path) -> bytes:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.read(descriptor, _SPEC_LIMIT)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""What surrounds the device plugin, without the hardware; nothing real imports it."""

@@ -1,0 +1,298 @@
+"""Settings as Go programs take them, so that arguments written for the reference still work.
+
+One field of a settings class is one flag, one environment variable, one key of the configuration
+file and one line of help. A flag wins over the environment, that over the file, that over the
+default.
+"""
+
+import os
+import re
+import shutil
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar, get_args
+
+from pydantic import Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
+
+from service.logs import LogFormat
+
+# What Kubernetes puts into the environment for a Service of the daemon's name is no setting.
+_SERVICE_VARIABLE = re.compile(r"SERVICE_(HOST|PORT\w*)|PORT(_\w+)?")
+
+
+_TO_STDERR = "logs always go to standard error, nowhere else"
+_NO_HEADER = "log lines have one form: -log-format"
+_DEBUG_FROM = 4
+
+
+class UsageError(Exception):
+    """The program was called wrongly: say this one line and end with exit code 2."""
+
+
+class HelpWanted(Exception):  # noqa: N818 - a wish, no error
+    """The user asks for help: print it and end with exit code 0."""
+
+
+class DaemonSettings(BaseSettings):
+    """What every daemon's settings share; a subclass adds its fields and the prefix."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    PROGRAM: ClassVar[str]
+    SUMMARY: ClassVar[str]
+
+    config_file: Path | None = Field(
+        None, description="YAML file with any of these flags as keys (lane-count: 8)"
+    )
+    print_config: bool = Field(
+        default=False, description="print the settings in force and where each comes from, and end"
+    )
+    version: bool = Field(default=False, description="print the version and end")
+
+
+class KlogSettings(DaemonSettings):
+    """The logging flags of a Kubernetes program, as far as they mean something here."""
+
+    log_format: LogFormat = Field(LogFormat.TEXT, description="form of a log line")
+    v: int = Field(
+        2, ge=0, le=10, description="log verbosity as klog counts it: from 4 on, debug lines, too"
+    )
+    logtostderr: bool = Field(default=True, deprecated=_TO_STDERR)
+    alsologtostderr: bool = Field(default=False, deprecated=_TO_STDERR)
+    stderrthreshold: str = Field("", deprecated=_TO_STDERR)
+    legacy_stderr_threshold_behavior: bool = Field(default=True, deprecated=_TO_STDERR)
+    one_output: bool = Field(default=False, deprecated=_TO_STDERR)
+    log_dir: str = Field("", deprecated=_TO_STDERR)
+    log_file: str = Field("", deprecated=_TO_STDERR)
+    log_file_max_size: str = Field("", deprecated=_TO_STDERR)
+    add_dir_header: bool = Field(default=False, deprecated=_NO_HEADER)
+    skip_headers: bool = Field(default=False, deprecated=_NO_HEADER)
+    skip_log_headers: bool = Field(default=False, deprecated=_NO_HEADER)
+    log_backtrace_at: str = Field("", deprecated=_NO_HEADER)
+    vmodule: str = Field("", deprecated="there is one verbosity for all: -v")
+
+    @property
+    def debug(self) -> bool:
+        """Whether debug lines are wanted."""
+        return self.v >= _DEBUG_FROM
+
+
+S = TypeVar("S", bound=DaemonSettings)
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[S]):
+    """Settings, where each that is not a default comes from, and what to tell the user."""
+
+    settings: S
+    origins: Mapping[str, str]
+    warnings: tuple[str, ...]
+
+    def print_config(self) -> str:
+        """Write the settings as a configuration file, each with its origin."""
+        import yaml  # noqa: PLC0415 - needed by one flag only
+
+        lines: list[str] = []
+        for name, value in self.settings.model_dump(mode="json").items():
+            field = type(self.settings).model_fields[name]
+            if name in DaemonSettings.model_fields or field.deprecated:
+                continue
+            text = yaml.safe_dump({_flag(name): value}, width=1000).strip()
+            lines.append(f"{text:<44} # {self.origins.get(name, 'default')}".rstrip())
+        return "\n".join(lines)
+
+
+def load(settings: type[S], arguments: Sequence[str]) -> Loaded[S]:
+    """Read the settings from flags, environment and file. Raises as `parse` does."""
+    flags = parse(arguments, settings)
+    environment = _environment(settings)
+    path = flags.get("config_file", environment.get("config_file"))
+    file = _read_file(Path(path), settings) if path else {}
+    origins = {
+        **dict.fromkeys(file, f"file {path}"),
+        **{name: f"environment {_variable(settings, name)}" for name in environment},
+        **dict.fromkeys(flags, "flag"),
+    }
+    values = {**file, **environment, **flags}
+    try:
+        loaded = settings(**values)
+    except ValidationError as error:
+        raise UsageError(_explain(error, values, origins)) from None
+    warnings = (*_without_effect(settings, origins), *_unknown_variables(settings))
+    return Loaded(loaded, origins, warnings)
+
+
+# flag = ( "-" / "--" ) name [ "=" value ] ; a flag that is no boolean may take the next word as its
+# value, whatever that word looks like ; a boolean takes a value behind "=" only
+def parse(arguments: Sequence[str], settings: type[DaemonSettings]) -> dict[str, str]:
+    """Read flags by the grammar of Go's `flag` package.
+
+    Raises `UsageError`, and `HelpWanted` at -h or -help.
+    """
+    values: dict[str, str] = {}
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith("-") or word == "-":
+            raise UsageError(f"unexpected argument {word!r}: all settings are flags; see -h")
+        if word == "--":
+            break
+        flag, has_value, value = word.removeprefix("-").removeprefix("-").partition("=")
+        name = flag.replace("-", "_")
+        if name in {"h", "help"}:
+            raise HelpWanted
+        if name not in settings.model_fields or flag.startswith("-"):
+            raise UsageError(f"there is no flag -{flag}; see -h")
+        if has_value:
+            values[name] = value
+        elif settings.model_fields[name].annotation is bool:
+            values[name] = "true"
+        elif (following := next(words, None)) is not None:
+            values[name] = following
+        else:
+            raise UsageError(f"-{flag} needs a value: {_help_text(settings.model_fields[name])}")
+    for word in words:
+        raise UsageError(f"unexpected argument {word!r}: all settings are flags; see -h")
+    return values
+
+
+def help_text(settings: type[DaemonSettings]) -> str:
+    """Write the help: every flag with what it does, what it takes and its default."""
+    width = min(100, shutil.get_terminal_size().columns)
+    current = [name for name, field in settings.model_fields.items() if not field.deprecated]
+    own = sorted(current, key=lambda name: name in KlogSettings.model_fields)
+    prefix = settings.model_config["env_prefix"]
+    return "\n".join(
+        [
+            f"{settings.PROGRAM}: {settings.SUMMARY}",
+            "",
+            f"Usage: {settings.PROGRAM} [flags]",
+            "Forms: -flag value, -flag=value, --flag value, --flag=value; booleans also bare.",
+            f"Each is also a variable ({prefix}{own[0].upper()}) and a key of -config-file",
+            f"({_flag(own[0])}: ...). A flag wins over the environment, that over the file.",
+            "",
+            *(
+                line
+                for name in own
+                for line in _help_lines(name, settings.model_fields[name], width)
+            ),
+            "  -h",
+            "        print this help and end",
+            "",
+            *textwrap.wrap(
+                "Accepted without effect, so that older arguments still work: "
+                + " ".join(
+                    f"-{_flag(name)}"
+                    for name, field in settings.model_fields.items()
+                    if field.deprecated
+                ),
+                width,
+                break_on_hyphens=False,
+            ),
+        ]
+    )
+
+
+def flag_rows(settings: type[DaemonSettings]) -> Iterator[tuple[str, str, str]]:
+    """Give flag, default and description of each setting, for the documentation."""
+    for name, field in settings.model_fields.items():
+        if not field.deprecated:
+            yield f"-{_flag(name)}", _default(field), field.description or ""
+
+
+def _help_lines(name: str, field: FieldInfo, width: int) -> Iterator[str]:
+    yield f"  -{_flag(name)} {_takes(field)}".rstrip()
+    yield from textwrap.wrap(
+        _help_text(field), width, initial_indent=" " * 8, subsequent_indent=" " * 8
+    )
+
+
+def _help_text(field: FieldInfo) -> str:
+    default = _default(field)
+    return f"{field.description}{f' (default {default})' if default else ''}"
+
+
+def _takes(field: FieldInfo) -> str:
+    if field.annotation is bool:
+        return ""
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Enum):
+        return "|".join(str(choice.value) for choice in field.annotation)
+    kinds = get_args(field.annotation) or (field.annotation,)
+    if int in kinds or float in kinds:
+        return "N"
+    return "FILE" if Path in kinds else "TEXT"
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.default.value if isinstance(field.default, Enum) else field.default
+    if isinstance(value, bool):
+        return "true" if value else ""
+    return "" if value is None else str(value)
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _variable(settings: type[DaemonSettings], name: str) -> str:
+    return f"{settings.model_config['env_prefix']}{name.upper()}"
+
+
+def _environment(settings: type[DaemonSettings]) -> dict[str, Any]:
+    try:
+        return EnvSettingsSource(settings)()
+    except SettingsError as error:
+        raise UsageError(str(error)) from None
+
+
+def _without_effect(settings: type[DaemonSettings], given: Iterable[str]) -> Iterator[str]:
+    for name in given:
+        if reason := settings.model_fields[name].deprecated:
+            yield f"-{_flag(name)} has no effect: {reason}"
+
+
+def _unknown_variables(settings: type[DaemonSettings]) -> Iterator[str]:
+    prefix = settings.model_config["env_prefix"]
+    for variable in sorted(os.environ):
+        name = variable.removeprefix(prefix)
+        if (
+            name != variable
+            and name.lower() not in settings.model_fields
+            and not _SERVICE_VARIABLE.fullmatch(name)
+        ):
+            yield f"the environment variable {variable} is no setting: ignored"
+
+
+def _read_file(path: Path, settings: type[DaemonSettings]) -> dict[str, Any]:
+    import yaml  # noqa: PLC0415 - needed with a configuration file only
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"-config-file {path}: {reason}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"-config-file {path}: must be a list of `flag: value` lines")
+    names = {str(key): str(key).replace("-", "_") for key in content}
+    for key, name in names.items():
+        if name not in settings.model_fields or name in DaemonSettings.model_fields:
+            raise UsageError(f"-config-file {path}: {key!r} is no setting; see -h")
+    return {names[str(key)]: value for key, value in content.items()}
+
+
+def _explain(
+    error: ValidationError, values: Mapping[str, object], origins: Mapping[str, str]
+) -> str:
+    problems: Iterable[Any] = error.errors(include_url=False, include_context=False)
+    first = next(iter(problems))
+    message = str(first["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    if not first["loc"]:
+        return message
+    name = str(first["loc"][0])
+    origin = origins.get(name, "default")
+    source = "" if origin == "flag" else f" (from {origin})"
+    return f"-{_flag(name)}: {str(values.get(name, ''))!r} {message}{source}; see -h"

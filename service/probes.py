@@ -1,0 +1,137 @@
+"""The `-listen` server: probes for kubelet and metrics for Prometheus.
+
+prometheus_client's WSGI application on the standard library's server: no further dependency, a
+short-lived thread for each request, nothing in it can hold up the daemon's loop.
+"""
+
+import socket
+import socketserver
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+_REQUEST_SECONDS = 5
+_MOST_REQUESTS = 16
+_STOP_SECONDS = 0.2  # how long a stop may take; shorter wakes an idle daemon more often
+
+Probe: TypeAlias = Callable[[], str | None]
+"""Gives None when all is well, else one line that says what is not."""
+
+
+class ListenError(Exception):
+    """The address cannot be listened on: a daemon that nobody can probe does not start."""
+
+
+@contextmanager
+def serving(
+    listen: str, registry: CollectorRegistry, probes: Mapping[str, Probe]
+) -> Iterator[str | None]:
+    """Serve `/metrics` and one path for each probe while the block runs.
+
+    Gives the `host:port` in use (port 0 picks a free one), or None where `listen` is empty. Raises
+    `ListenError`.
+    """
+    if not listen:
+        yield None
+        return
+    host, port = split_address(listen)
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        server = _server_class(family)(address[:2], _Handler)
+    except (OSError, OverflowError) as error:
+        raise ListenError(
+            f"cannot listen on {listen}: {error}; give -listen another address, or none"
+        ) from None
+    server.set_app(_application(registry, probes))
+    thread = threading.Thread(target=server.serve_forever, args=(_STOP_SECONDS,), daemon=True)
+    thread.start()
+    try:
+        name = f"[{host}]" if ":" in host else host
+        yield f"{name}:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def split_address(listen: str) -> tuple[str, int]:
+    """Split `host:port`, `[v6]:port` or `:port`. Raises `ValueError`."""
+    host, colon, port = listen.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004 - the highest port
+        raise ValueError(f"{listen!r} is not host:port, such as 127.0.0.1:29998 or [::1]:29998")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _application(registry: CollectorRegistry, probes: Mapping[str, Probe]) -> "WSGIApplication":
+    metrics = make_wsgi_app(registry)
+
+    def answer(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if path == "/metrics":
+            body: Iterable[bytes] = metrics(environ, start_response)
+            return body
+        if path in probes:
+            problem = probes[path]()
+            status = "503 Service Unavailable" if problem else "200 OK"
+            text = f"{problem or 'ok'}\n"
+        else:
+            status, text = "404 Not Found", f"try {' '.join(['/metrics', *probes])}\n"
+        start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
+        return [text.encode()]
+
+    return answer
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = _REQUEST_SECONDS
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as the base names it
+        """Say nothing: a probe every few seconds is no news."""
+
+
+class _Server(socketserver.ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, *args: Any) -> None:  # noqa: ANN401 - handed on as they are
+        self._free = threading.BoundedSemaphore(_MOST_REQUESTS)
+        super().__init__(*args)
+
+    def server_bind(self) -> None:
+        # The base class asks DNS for the name of the address; nothing here needs it, and a node
+        # whose DNS hangs would not start.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+        self.setup_environ()
+
+    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as the base
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as the base
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as the base
+        """Drop it: a client that hung up is no event of the daemon's."""
+
+
+class _ServerV6(_Server):
+    address_family = socket.AF_INET6
+
+
+def _server_class(family: int) -> type[_Server]:
+    return _ServerV6 if family == socket.AF_INET6 else _Server

@@ -1,0 +1,83 @@
+"""Stopping on a signal, at once, wherever a synchronous loop stands."""
+
+import select
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+# A signal handler's exception can be swallowed where Python runs no caller (a finalizer, a
+# callback from C); the timer therefore fires again until the block is left.
+_REPEAT = 0.1
+_SOON = 1e-6
+
+
+class Stopped(BaseException):
+    """SIGTERM or SIGINT came while a bounded block ran: leave it, clean up, end."""
+
+
+class Stop:
+    """Set once, by a signal or by `set`; never cleared.
+
+    A pipe and `select` instead of `threading.Event`: setting an event from a signal handler can
+    meet the lock that the interrupted `wait` holds, and hang for ever.
+    """
+
+    def __init__(self) -> None:
+        self._reader, self._writer = socket.socketpair()
+        self._stopped = False
+        self._bounded = False
+
+    def install(self) -> None:
+        """Listen to SIGTERM, SIGINT and the timer of `bounded`; main thread only."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        signal.signal(signal.SIGALRM, self._on_timer)
+
+    def close(self) -> None:
+        """Give the signals their default meaning again and free the pipe."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
+            signal.signal(number, signal.SIG_DFL)
+        self._reader.close()
+        self._writer.close()
+
+    def set(self) -> None:
+        """Ask for the end; safe in a signal handler and from any thread."""
+        if not self._stopped:
+            self._stopped = True
+            self._writer.send(b"\0")
+
+    def is_set(self) -> bool:
+        """Tell whether the end was asked for."""
+        return self._stopped
+
+    def wait(self, seconds: float) -> bool:
+        """Wait at most this long; return at once, True, when the end is asked for."""
+        return bool(select.select([self._reader], [], [], max(0.0, seconds))[0])
+
+    @contextmanager
+    def bounded(self, seconds: float) -> Iterator[None]:
+        """Run a block for at most `seconds`, whatever it waits for; main thread only.
+
+        Raises `TimeoutError` inside the block when the time is up and `Stopped` when the end is
+        asked for. Only for blocks that may be left anywhere: a scrape, never a publication.
+        """
+        self._bounded = True
+        signal.setitimer(signal.ITIMER_REAL, max(_SOON, seconds), _REPEAT)
+        try:
+            if self._stopped:
+                raise Stopped
+            yield
+        finally:
+            self._bounded = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self.set()
+        if self._bounded:
+            signal.setitimer(signal.ITIMER_REAL, _SOON, _REPEAT)
+
+    def _on_timer(self, _number: int, _frame: FrameType | None) -> None:
+        if self._bounded:
+            raise Stopped if self._stopped else TimeoutError

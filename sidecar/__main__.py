@@ -1,0 +1,175 @@
+"""`xelink-sidecar`: settings in, one synchronous loop, a clean end."""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+
+from structlog.typing import FilteringBoundLogger
+
+from service.command import OK, run_command
+from service.flags import Loaded
+from service.logs import logger_to_stderr
+from service.probes import serving
+from service.stopping import Stop, Stopped
+from sidecar.classification import Outcome, Rules, Unknown
+from sidecar.loop import Policy, Sidecar, Target
+from sidecar.publisher import Publisher
+from sidecar.scrape import Credentials, Scraper
+from sidecar.scrape import Target as ScrapeTarget
+from sidecar.settings import SidecarSettings
+from sidecar.telemetry import Telemetry
+from sidecar.trust import TrustFiles
+
+NO_LINKS = 3
+UNKNOWN = 4
+NOT_PUBLISHED = 5
+
+# The loop is dead, and kubelet should restart us, after so many intervals without a tick.
+_MISSED_INTERVALS = 3
+
+
+class Printer:
+    """Stands in for the publisher with -dry-run: prints what would be written."""
+
+    def __init__(self) -> None:
+        self._content: bytes | None = None
+
+    def read(self) -> bytes | None:
+        """Give what was printed last."""
+        return self._content
+
+    def publish(self, content: bytes) -> None:
+        """Print the feature file."""
+        self._content = content
+        sys.stdout.write(content.decode())
+        sys.stdout.flush()
+
+    def withdraw(self) -> None:
+        """Forget it; what is printed is printed."""
+        self._content = None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run until SIGTERM or SIGINT, or once with -oneshot; give the exit code."""
+    return run_command(SidecarSettings, arguments, _run)
+
+
+def _run(loaded: Loaded[SidecarSettings]) -> int:
+    settings = loaded.settings
+    log = logger_to_stderr(settings.log_format, debug=settings.debug)
+    for warning in loaded.warnings:
+        log.warning(warning)
+    telemetry = Telemetry()
+    with ExitStack() as cleanup:
+        stop = Stop()
+        stop.install()
+        cleanup.callback(stop.close)
+        source = _scraper(settings, stop)
+        cleanup.callback(source.close)
+        sidecar = Sidecar(source, _target(settings, log), _policy(settings), telemetry, log)
+        alive = _Alive(
+            _MISSED_INTERVALS * settings.interval + settings.timeout, settings.startup_delay
+        )
+        probes = {"/healthz": alive.problem, "/readyz": sidecar.not_ready}
+        listen = "" if settings.oneshot else settings.listen
+        address = cleanup.enter_context(serving(listen, telemetry.registry, probes))
+        log.info("started", version=version("xelink"), source=source.url, listen=address or "none")
+        sidecar.resume(_now())
+        try:
+            outcome = _loop(settings, sidecar, stop, alive.beat)
+        except Stopped:
+            outcome = None
+        if settings.oneshot and outcome:
+            return _exit_code(outcome, published=sidecar.published)
+        sidecar.leave(settings.on_exit, _now())
+    return OK
+
+
+def _loop(
+    settings: SidecarSettings, sidecar: Sidecar, stop: Stop, beat: Callable[[], None]
+) -> Outcome | None:
+    delay = 0 if settings.oneshot else settings.startup_delay
+    while not stop.wait(delay):
+        outcome = sidecar.tick(_now, time.monotonic)
+        beat()
+        if settings.oneshot:
+            return outcome
+        delay = settings.interval
+    return None
+
+
+class _Alive:
+    """The loop's pulse, for /healthz."""
+
+    def __init__(self, patience: float, startup_delay: float) -> None:
+        self._patience = patience
+        self._last = time.monotonic() + startup_delay
+
+    def beat(self) -> None:
+        self._last = time.monotonic()
+
+    def problem(self) -> str | None:
+        silence = time.monotonic() - self._last
+        return f"the loop has not ticked for {silence:.0f} s" if silence > self._patience else None
+
+
+def _scraper(settings: SidecarSettings, stop: Stop) -> Scraper:
+    def sleep(seconds: float) -> None:
+        stop.wait(seconds)
+
+    target = ScrapeTarget(
+        settings.xpum_port,
+        trust=TrustFiles(settings.cert, settings.client_cert, settings.client_key)
+        if settings.cert
+        else None,
+        credentials=Credentials(settings.username, settings.password_file)
+        if settings.password_file
+        else None,
+        timeout=settings.timeout,
+        max_body=settings.max_body,
+    )
+    return Scraper(
+        target,
+        bounded=stop.bounded,
+        sleep=sleep,
+        monotonic=time.monotonic,
+        user_agent=f"{settings.PROGRAM}/{version('xelink')}",
+    )
+
+
+def _target(settings: SidecarSettings, log: FilteringBoundLogger) -> Target:
+    if settings.dry_run:
+        return Printer()
+    publisher = Publisher(settings.dst_file_path, settings.tmp_dir_prefix)
+    if removed := publisher.prepare():
+        log.info("removed what a killed predecessor left", names=" ".join(removed))
+    return publisher
+
+
+def _policy(settings: SidecarSettings) -> Policy:
+    return Policy(
+        Rules(settings.lane_count, settings.allow_subdeviceless_links),
+        1 if settings.oneshot else settings.confirmations,
+        settings.label_namespace,
+        settings.summary_labels,
+        timedelta(seconds=settings.life),
+    )
+
+
+def _exit_code(outcome: Outcome, *, published: bool) -> int:
+    if isinstance(outcome, Unknown):
+        return UNKNOWN
+    if not published:
+        return NOT_PUBLISHED
+    return OK if outcome.topology.links else NO_LINKS
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

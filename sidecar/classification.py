@@ -1,0 +1,136 @@
+"""What a scrape says: links, no links, or unknown with a reason. Pure.
+
+Failure is not absence: only self rows, which the exporter gives for every tile, prove that the
+matrix is there, and only then does the lack of an Xe Link mean that there is none.
+"""
+
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import TypeAlias
+
+from sidecar.exposition import Connection, Reading
+from topology.model import Gpu, Link, Tile, Topology
+
+
+class Reason(Enum):
+    """Why a scrape says nothing about the links."""
+
+    REFUSED = "refused"
+    RESET = "reset"
+    TIMEOUT = "timeout"
+    TLS = "tls"
+    UNAUTHORIZED = "unauthorized"
+    STATUS = "http-status"
+    PROTOCOL = "protocol"
+    TOO_LARGE = "too-large"
+    NO_ROWS = "no-topology-rows"
+    NO_SELF_ROWS = "no-self-rows"
+    NO_FABRIC_DATA = "no-fabric-data"
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """The scrape proves nothing: what is published still stands."""
+
+    reason: Reason
+    detail: str
+    kind: str = field(default="unknown", init=False)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The matrix was there: these are the links that pass, possibly none."""
+
+    topology: Topology
+    ambiguous: tuple[int, ...] = ()
+    """Device ids that rows give to two PCI addresses, or addresses given to two ids."""
+    skipped: int = 0
+    """Lines that could not be understood."""
+
+    @property
+    def kind(self) -> str:
+        """The class of the scrape: `links` or `no-links`."""
+        return "links" if self.topology.links else "no-links"
+
+
+Outcome: TypeAlias = Seen | Unknown
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which Xe Links are published."""
+
+    lane_count: int = 4
+    """Fewest lanes, in either direction."""
+    allow_subdeviceless_links: bool = False
+    """Whether links of one-tile GPUs, which are on no subdevice, count."""
+
+
+def classify(reading: Reading, rules: Rules) -> Outcome:
+    """Say what one exposition proves."""
+    if not reading.total:
+        if reading.foreign:
+            return Unknown(
+                Reason.NO_FABRIC_DATA,
+                "XPU Manager 2.x has no Xe Link topology in its metrics; links need 1.2 or 1.3",
+            )
+        return Unknown(
+            Reason.NO_ROWS,
+            "the answer has no xpum_topology_link rows: XPU Manager's topology call failed, or the"
+            " node has more than 32 tiles",
+        )
+    self_rows = {row.local for row in reading.rows if row.connection is Connection.SELF}
+    if not self_rows:
+        return Unknown(
+            Reason.NO_SELF_ROWS,
+            f"no self row among {reading.total} xpum_topology_link rows"
+            f" ({reading.skipped} of them not understood): the matrix is incomplete",
+        )
+    gpus, ambiguous = _id_map(reading)
+    tiles = {tile for row in reading.rows for tile in (row.local, row.remote)}
+    return Seen(Topology(_admit(reading, rules), gpus, tuple(tiles)), ambiguous, reading.skipped)
+
+
+def _admit(reading: Reading, rules: Rules) -> tuple[Link, ...]:
+    """Unite both directions; a pair passes when one direction does, as for the reference."""
+    lanes: dict[tuple[Tile, Tile], int] = {}
+    passing: set[tuple[Tile, Tile]] = set()
+    for row in reading.rows:
+        if row.connection is not Connection.XE_LINK:
+            continue
+        direction = row.local, row.remote
+        lanes[direction] = max(row.lanes, lanes.get(direction, 0))
+        if row.lanes >= rules.lane_count and (row.on_subdevice or rules.allow_subdeviceless_links):
+            passing.add((min(direction), max(direction)))
+    return tuple(
+        Link(one, other, lanes.get((one, other), 0), lanes.get((other, one), 0))
+        for one, other in passing
+    )
+
+
+def _id_map(reading: Reading) -> tuple[tuple[Gpu, ...], tuple[int, ...]]:
+    """Give the GPUs that the rows agree on, and the ids that they do not agree on."""
+    by_id: dict[int, set[str]] = {}
+    by_bdf: dict[str, set[int]] = {}
+    latest: dict[int, Gpu] = {}
+    for gpu in {row.gpu for row in reading.rows if row.gpu}:
+        by_id.setdefault(gpu.id, set()).add(gpu.bdf)
+        by_bdf.setdefault(gpu.bdf, set()).add(gpu.id)
+        latest[gpu.id] = max(gpu, latest.get(gpu.id, gpu), key=_completeness)
+    ambiguous = {device for device, bdfs in by_id.items() if len(bdfs) > 1} | {
+        device for devices in by_bdf.values() if len(devices) > 1 for device in devices
+    }
+    return (
+        tuple(
+            _with_ports(gpu, reading) for device, gpu in latest.items() if device not in ambiguous
+        ),
+        tuple(sorted(ambiguous)),
+    )
+
+
+def _completeness(gpu: Gpu) -> tuple[str, str, int]:
+    return gpu.card or "", gpu.uuid or "", -1 if gpu.numa is None else gpu.numa
+
+
+def _with_ports(gpu: Gpu, reading: Reading) -> Gpu:
+    return replace(gpu, ports=reading.ports.get(gpu.bdf))

@@ -1,0 +1,153 @@
+"""What is believed: a gain at once, a loss only when scrapes in a row agree on it. Pure.
+
+A scrape that overlaps another one, or comes just after a start, can miss a GPU's rows. So whatever
+is believed and not seen stays believed until it was missing from `confirmations` good scrapes in a
+row. Everything that can be lost is a level: presence of a link, tile or GPU (0 or 1), lanes of a
+direction, health of a GPU's ports. A level may rise at once; it falls to the best that was seen
+while it was missing.
+"""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+from topology.model import Gpu, Link, PortState, Topology
+
+
+class Kind(Enum):
+    """What can be lost."""
+
+    LINK = "link"
+    TILE = "tile"
+    GPU = "gpu"
+    LANES = "lanes"
+    PORTS = "ports"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Names one thing that can be lost, as `Kind` and what it belongs to."""
+
+    kind: Kind
+    of: Hashable
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """How often in a row a level was seen lower than believed, and the best that was seen."""
+
+    scrapes: int
+    best: int
+
+
+@dataclass(frozen=True)
+class Belief:
+    """The topology that is believed, and the losses that wait to be confirmed."""
+
+    topology: Topology
+    missing: Mapping[Key, Missing] = field(default_factory=dict)
+    moved: tuple[str, ...] = ()
+    """PCI addresses whose device id changed with the last scrape: older labels named others."""
+
+    def pending(self, kind: Kind) -> int:
+        """Count the losses of a kind that wait to be confirmed."""
+        return sum(key.kind is kind for key in self.missing)
+
+
+def believe(standing: Belief | None, seen: Topology, confirmations: int) -> Belief:
+    """Judge what a good scrape has seen in the light of what stands."""
+    if standing is None:
+        return Belief(seen)
+    if seen == standing.topology:
+        return Belief(standing.topology)
+    if moved := _moved(standing.topology, seen):
+        return Belief(seen, moved=moved)
+    believed, now = _levels(standing.topology), _levels(seen)
+    mentioned = {tile.device for tile in seen.tiles}
+    missing: dict[Key, Missing] = {}
+    settled = dict(now)
+    for key, level in believed.items():
+        current = now.get(key, 0)
+        if current >= level:
+            continue
+        if key.kind is Kind.PORTS and key not in now:
+            continue  # not told is not worse
+        if key.kind is Kind.GPU and key.of in mentioned:
+            settled[key] = level  # other GPUs still see it: only its own rows are late
+            continue
+        before = standing.missing.get(key, Missing(0, 0))
+        loss = Missing(before.scrapes + 1, max(before.best, current))
+        if loss.scrapes >= confirmations:
+            settled[key] = loss.best
+        else:
+            settled[key] = level
+            missing[key] = loss
+    return Belief(_topology(settled, standing.topology, seen), missing)
+
+
+def _moved(standing: Topology, seen: Topology) -> tuple[str, ...]:
+    before = {gpu.bdf: gpu.id for gpu in standing.gpus}
+    return tuple(
+        gpu.bdf
+        for gpu in seen.gpus
+        if before.get(gpu.bdf, gpu.id) != gpu.id
+        or (gpu.id in standing.by_id and standing.by_id[gpu.id].bdf != gpu.bdf)
+    )
+
+
+def _levels(topology: Topology) -> dict[Key, int]:
+    levels = {Key(Kind.TILE, tile): 1 for tile in topology.tiles}
+    for link in topology.links:
+        levels[Key(Kind.LINK, link.ends)] = 1
+        levels[Key(Kind.LANES, (link.a, link.b))] = link.lanes
+        levels[Key(Kind.LANES, (link.b, link.a))] = link.lanes_back
+    for gpu in topology.gpus:
+        levels[Key(Kind.GPU, gpu.id)] = 1
+        if gpu.ports:
+            levels[Key(Kind.PORTS, gpu.id)] = _HEALTH[gpu.ports]
+    return levels
+
+
+# From 1 upwards: a state, however bad, is more than none
+_HEALTH = {state: level for level, state in enumerate(reversed(PortState), start=1)}
+_STATE = {level: state for state, level in _HEALTH.items()}
+
+
+def _topology(levels: Mapping[Key, int], standing: Topology, seen: Topology) -> Topology:
+    def of(kind: Kind) -> set[Hashable]:
+        return {key.of for key, level in levels.items() if key.kind is kind and level}
+
+    ends = of(Kind.LINK)
+    tiles, devices = of(Kind.TILE), of(Kind.GPU)
+    return Topology(
+        links=tuple(
+            Link(
+                a,
+                b,
+                levels.get(Key(Kind.LANES, (a, b)), 0),
+                levels.get(Key(Kind.LANES, (b, a)), 0),
+            )
+            for a, b in {*standing.by_ends, *seen.by_ends}
+            if (a, b) in ends
+        ),
+        gpus=tuple(
+            _merge(standing.by_id.get(device), seen.by_id.get(device), levels)
+            for device in {*standing.by_id, *seen.by_id}
+            if device in devices
+        ),
+        tiles=tuple(tile for tile in {*standing.tiles, *seen.tiles} if tile in tiles),
+    )
+
+
+def _merge(standing: Gpu | None, seen: Gpu | None, levels: Mapping[Key, int]) -> Gpu:
+    """Take what the scrape tells of a GPU, and what stands where it tells nothing."""
+    newest, oldest = seen or standing, standing or seen
+    if newest is None or oldest is None:
+        raise AssertionError("a GPU that is neither seen nor believed")
+    return replace(
+        newest,
+        card=newest.card or oldest.card,
+        uuid=newest.uuid or oldest.uuid,
+        numa=oldest.numa if newest.numa is None else newest.numa,
+        ports=_STATE.get(levels.get(Key(Kind.PORTS, newest.id), 0), oldest.ports),
+    )

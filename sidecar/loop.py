@@ -1,0 +1,332 @@
+"""One tick: scrape, judge, publish what changed; and what the probes say of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from structlog.typing import FilteringBoundLogger
+
+from service.logs import Changes
+from sidecar.classification import Outcome, Reason, Rules, Seen, Unknown, classify
+from sidecar.debounce import Belief, Kind, believe
+from sidecar.exposition import Reading
+from sidecar.publisher import PublishError
+from sidecar.scrape import ScrapeError
+from sidecar.settings import OnExit
+from sidecar.telemetry import Telemetry
+from topology import features
+from topology.model import Tile
+from topology.publication import (
+    AbsentError,
+    Publication,
+    UnusableError,
+    UnwritableError,
+    read,
+    render,
+)
+
+_MOST_NAMED = 8
+
+
+class Source(Protocol):
+    """Where readings come from."""
+
+    @property
+    def trust_problem(self) -> str | None:
+        """Say why the files of the trust cannot be used."""
+
+    @property
+    def certificate_expiry(self) -> float | None:
+        """Give the end of the server's certificate, in seconds since 1970."""
+
+    def scrape(self) -> Reading:
+        """Fetch once. Raises `ScrapeError`."""
+
+
+class Target(Protocol):
+    """Where publications go."""
+
+    def read(self) -> bytes | None:
+        """Give what stands."""
+
+    def publish(self, content: bytes) -> None:
+        """Replace what stands. Raises `PublishError`."""
+
+    def withdraw(self) -> None:
+        """Remove what stands. Raises `PublishError`."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How what is seen becomes what is published."""
+
+    rules: Rules = field(default_factory=Rules)
+    confirmations: int = 2
+    namespace: str = "gpu.intel.com"
+    summary: bool = True
+    life: timedelta = timedelta(seconds=300)
+    """How long the labels outlive the last good scrape; zero: for ever."""
+
+
+class Sidecar:
+    """The loop's state: what is believed, what stands, what was said last."""
+
+    def __init__(
+        self,
+        source: Source,
+        target: Target,
+        policy: Policy,
+        telemetry: Telemetry,
+        log: FilteringBoundLogger,
+    ) -> None:
+        self._source = source
+        self._target = target
+        self._policy = policy
+        self._telemetry = telemetry
+        self._log = log
+        self._belief: Belief | None = None
+        self._believed_until: datetime | None = None
+        self._judged: tuple[Reading, Outcome] | None = None
+        self._publish_problem: str | None = None
+        self._changes = Changes()
+        self._written: tuple[Publication, bytes] | None = None
+        self.outcome: Outcome | None = None
+
+    def resume(self, now: datetime) -> None:
+        """Take what stands in the file as the last publication: a restart forgets nothing."""
+        content = self._target.read()
+        if content is None:
+            return
+        try:
+            standing = read(content, self._policy.namespace, now)
+        except AbsentError:
+            return
+        except UnusableError as error:
+            self._log.warning("what stands is not used", reason=str(error))
+            return
+        if standing.topology is not None:
+            self._belief = Belief(standing.topology)
+            self._believed_until = standing.expiry
+        self._telemetry.stands(_timestamp(standing.expiry))
+        self._telemetry.believed(self._belief)
+        self._log.info(
+            "what stands counts as the last publication",
+            **_facts(standing),
+            expires=_text(standing.expiry),
+        )
+
+    def tick(self, now: Callable[[], datetime], monotonic: Callable[[], float]) -> Outcome:
+        """Scrape once, and publish when that changes something or the expiry is due."""
+        started = monotonic()
+        outcome = self._scrape()
+        self._telemetry.scraped(outcome, monotonic() - started, now().timestamp())
+        self._telemetry.certificate(self._source.certificate_expiry)
+        self._say_trust()
+        self._say_outcome(outcome)
+        self._judge(outcome, now())
+        self.outcome = outcome
+        return outcome
+
+    def not_ready(self) -> str | None:
+        """Say why what is published is not what was last seen; None when it is."""
+        if self.outcome is None:
+            return "no scrape yet"
+        if isinstance(self.outcome, Unknown) and (
+            self.outcome.reason is not Reason.NO_FABRIC_DATA or self._belief is not None
+        ):
+            return f"last scrape unknown, {self.outcome.reason.value}: {self.outcome.detail}"
+        if self._publish_problem:
+            return f"not published: {self._publish_problem}"
+        if self._belief and self._belief.missing:
+            return f"a loss waits for confirmation: {_pending(self._belief)}"
+        return None
+
+    @property
+    def published(self) -> bool:
+        """Whether the last attempt to publish, if any, went well."""
+        return self._publish_problem is None
+
+    def leave(self, on_exit: OnExit, now: datetime) -> None:
+        """Do with the feature file what was asked for the end."""
+        content = self._target.read()
+        if content is None or on_exit is OnExit.EXPIRE:
+            self._log.info("stopped", labels="stay until they expire" if content else "none")
+            return
+        try:
+            if on_exit is OnExit.REMOVE:
+                self._target.withdraw()
+                self._telemetry.published("withdrawn", now.timestamp(), 0)
+                self._log.info("stopped", labels="removed")
+            else:
+                self._keep(content, now)
+        except (PublishError, UnusableError) as error:
+            self._log.error("stopped", labels="as they were", reason=str(error))
+
+    def _keep(self, content: bytes, now: datetime) -> None:
+        """Take the expiry away; but what has expired is not brought back to life."""
+        standing = read(content, self._policy.namespace, now)
+        if standing.expiry:
+            first = features.format_expiry(standing.expiry).encode() + b"\n"
+            self._target.publish(content.removeprefix(first))
+        self._log.info("stopped", labels="stay for ever")
+
+    def _scrape(self) -> Outcome:
+        try:
+            reading = self._source.scrape()
+        except ScrapeError as error:
+            return Unknown(error.reason, error.detail)
+        self._telemetry.read(reading)
+        # The reader gives the very same reading for the same bytes: nothing to judge anew.
+        if self._judged is None or self._judged[0] is not reading:
+            self._judged = reading, classify(reading, self._policy.rules)
+        return self._judged[1]
+
+    def _judge(self, outcome: Outcome, now: datetime) -> None:
+        if self._believed_until and self._believed_until < now:
+            self._belief = None  # what has expired stands no longer
+        if isinstance(outcome, Seen):
+            before = self._belief
+            self._belief = believe(before, outcome.topology, self._policy.confirmations)
+            self._telemetry.believed(self._belief)
+            self._say_doubts(outcome, self._belief)
+            self._publish(Publication(self._belief.topology), now, before)
+        elif outcome.reason is Reason.NO_FABRIC_DATA and not self._links_stand():
+            self._belief = None
+            if self._policy.summary:
+                self._publish(Publication(None), now, None)
+
+    def _links_stand(self) -> bool:
+        return self._belief is not None and bool(self._belief.topology.links)
+
+    def _publish(self, wanted: Publication, now: datetime, before: Belief | None) -> None:
+        content = self._target.read()
+        standing = features.parse(content, now).expiry if content is not None else None
+        try:
+            same = content is not None and (
+                self._written == (wanted, content)  # the usual case: nothing to render
+                or content == self._render(wanted.until(standing))
+            )
+            if same and not self._due(standing, now):
+                self._believed_until = standing
+                self._settle(None)
+                return
+            expiry = self._expiry(now)
+            content = self._render(wanted.until(expiry))
+            self._target.publish(content)
+        except (PublishError, UnwritableError) as error:
+            # What is believed is no better for it: it lives as long as if it had been written.
+            self._believed_until = self._believed_until or self._expiry(now)
+            self._telemetry.published("failed", now.timestamp(), 0)
+            self._settle(str(error))
+            return
+        self._written = wanted, content
+        self._believed_until = expiry
+        self._settle(None)
+        self._telemetry.published(
+            "renewed" if same else "changed", now.timestamp(), _timestamp(expiry)
+        )
+        if same:
+            self._log.debug("labels renewed", expires=_text(expiry))
+        else:
+            self._log.info(
+                "labels published",
+                **_facts(wanted),
+                **_difference(before, wanted),
+                expires=_text(expiry),
+            )
+
+    def _render(self, publication: Publication) -> bytes:
+        return render(publication, self._policy.namespace, summary=self._policy.summary)
+
+    def _expiry(self, now: datetime) -> datetime | None:
+        return now.replace(microsecond=0) + self._policy.life if self._policy.life else None
+
+    def _due(self, expiry: datetime | None, now: datetime) -> bool:
+        """Tell whether a third of the life is over, or the clock was set back."""
+        if not self._policy.life or expiry is None:
+            return bool(self._policy.life) != (expiry is not None)
+        left = expiry - now
+        return left <= self._policy.life * 2 / 3 or left > self._policy.life
+
+    def _settle(self, problem: str | None) -> None:
+        self._publish_problem = problem
+        if self._changes.of("publishing", problem):
+            if problem:
+                self._log.error("labels not published", reason=problem)
+            else:
+                self._log.info("labels can be published again")
+
+    def _say_outcome(self, outcome: Outcome) -> None:
+        if isinstance(outcome, Seen):
+            if self._changes.of("outcome", outcome.kind):
+                self._log.info("XPU Manager seen", **{"class": outcome.kind})
+        elif self._changes.of("outcome", outcome.reason):
+            self._log.warning(
+                "XPU Manager gave no usable answer: what is published stands",
+                reason=outcome.reason.value,
+                detail=outcome.detail,
+                expires=_text(self._believed_until),
+            )
+
+    def _say_trust(self) -> None:
+        problem = self._source.trust_problem
+        if self._changes.of("trust", problem):
+            if problem:
+                self._log.warning("the files of the trust cannot be used", reason=problem)
+            else:
+                self._log.info("the files of the trust can be used again")
+
+    def _say_doubts(self, outcome: Seen, belief: Belief) -> None:
+        if belief.moved:
+            self._log.warning(
+                "device ids moved: the labels before this named other GPUs",
+                gpus=" ".join(belief.moved),
+            )
+        if self._changes.of("ambiguous", outcome.ambiguous or None):
+            self._log.warning(
+                "rows disagree on the PCI address of device ids: left out of the id map",
+                ids=" ".join(map(str, outcome.ambiguous)) or "none any more",
+            )
+        if self._changes.of("skipped", outcome.skipped or None):
+            self._log.warning("rows that could not be understood", rows=outcome.skipped)
+        pending = _pending(belief)
+        if self._changes.of("pending", pending) and pending:
+            self._log.info("a loss waits for confirmation", missing=pending)
+
+
+def _pending(belief: Belief) -> str | None:
+    counts = {kind.value: belief.pending(kind) for kind in Kind}
+    return ", ".join(f"{kind} {count}" for kind, count in counts.items() if count) or None
+
+
+def _facts(publication: Publication) -> dict[str, object]:
+    topology = publication.topology
+    if topology is None:
+        return {"state": publication.state.value}
+    return {
+        "state": publication.state.value,
+        "links": len(topology.links),
+        "gpus": len(topology.neighbours),
+    }
+
+
+def _difference(before: Belief | None, wanted: Publication) -> dict[str, object]:
+    old = set(before.topology.by_ends) if before else set()
+    new = set(wanted.topology.by_ends) if wanted.topology else set()
+    return {"gained": _some(new - old), "lost": _some(old - new)} if before else {}
+
+
+def _some(ends: set[tuple[Tile, Tile]]) -> str:
+    """Name a few links; a log line is no place for hundreds."""
+    names = [f"{a}-{b}" for a, b in sorted(ends)]
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return " ".join(names[:_MOST_NAMED]) + more or "none"
+
+
+def _text(expiry: datetime | None) -> str:
+    return expiry.isoformat() if expiry else "never"
+
+
+def _timestamp(expiry: datetime | None) -> float:
+    return expiry.timestamp() if expiry else 0

@@ -1,0 +1,156 @@
+"""The feature file appears whole or not at all, readable for NFD, as one event.
+
+NFD looks at once only at the first event of a burst, and drops the rest. So the file is prepared
+in a permanent hidden directory on the same mount, which NFD does not watch, and one rename shows
+it. Directories are held by descriptors and links are never followed, so that nobody who can write
+there leads the daemon, which may run as root, out of them.
+"""
+
+import errno
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+STAGE = ".stage"
+_MODE = 0o644  # NFD's worker is another user than we are
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+# Go's os.MkdirTemp(prefix, "xpumsidecar"): what a killed reference sidecar leaves behind
+_REFERENCE_LEFTOVER = re.compile(r"xpumsidecar[0-9]+")
+
+
+class PublishError(Exception):
+    """Nothing was published: the file that stood still stands, the next tick tries again."""
+
+
+class Publisher:
+    """Writes, reads and removes one feature file."""
+
+    def __init__(self, path: Path, stage_parent: Path) -> None:
+        """Publish at `path`, preparing in `stage_parent`/.stage; both on one file system."""
+        self._path = path
+        self._stage = stage_parent / STAGE
+
+    def read(self) -> bytes | None:
+        """Give the file that stands; None where there is none or it cannot be read."""
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            return None
+        with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor has no path
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return None
+            with suppress(OSError):
+                return file.read()
+        return None
+
+    def publish(self, content: bytes) -> None:
+        """Put `content` in the place of what stands, in one step. Raises `PublishError`."""
+        with (
+            self._explained(),
+            _directory(self._path.parent) as target,
+            _directory(self._stage, create=True) as stage,
+        ):
+            name = f"{self._path.name}.{os.getpid()}"
+            _write(stage, name, content)
+            try:
+                os.rename(name, self._path.name, src_dir_fd=stage, dst_dir_fd=target)
+            except OSError:
+                with suppress(OSError):
+                    os.unlink(name, dir_fd=stage)
+                raise
+            os.fsync(target)
+        if self.read() != content:
+            raise PublishError(f"{self._path}: what was read back is not what was written")
+
+    def withdraw(self) -> None:
+        """Remove the file. Raises `PublishError`."""
+        with self._explained(), _directory(self._path.parent) as target:
+            with suppress(FileNotFoundError):
+                os.unlink(self._path.name, dir_fd=target)
+            os.fsync(target)
+
+    def prepare(self) -> list[str]:
+        """Make the stage, and remove what killed predecessors left, ours and the reference's.
+
+        To be called well before the first publication: making the stage is itself an event, and
+        NFD would drop the one that follows it. Gives the names of what was removed.
+        """
+        removed: list[str] = []
+        with suppress(OSError), _directory(self._stage, create=True) as stage:
+            for name in sorted(os.listdir(stage)):  # noqa: PTH208 - a descriptor has no path
+                with suppress(OSError):
+                    os.unlink(name, dir_fd=stage)
+                    removed.append(f"{STAGE}/{name}")
+        with suppress(OSError):
+            for entry in sorted(os.scandir(self._stage.parent), key=lambda entry: entry.name):
+                if _REFERENCE_LEFTOVER.fullmatch(entry.name) and entry.is_dir(
+                    follow_symlinks=False
+                ):
+                    with suppress(OSError):
+                        shutil.rmtree(entry.path)
+                        removed.append(entry.name)
+        return removed
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise PublishError(
+                f"{error.filename or self._path}: no such directory; is it mounted, and does NFD"
+                " run on this node?"
+            ) from error
+        except OSError as error:
+            hint = _HINTS.get(error.errno or 0)
+            raise PublishError(
+                f"{self._path}: {error.strerror or error}{f'; {hint}' if hint else ''}"
+            ) from error
+
+
+_HINTS = {
+    errno.EXDEV: "-tmp-dir-prefix must be on the same file system as -dst-file-path",
+    errno.EISDIR: "a directory stands where the file should be",
+    errno.ENOTDIR: "one of its parents, or the stage beside it, is no directory",
+    errno.ELOOP: "the stage beside it is a symbolic link: remove it",
+    errno.EROFS: "mount it read-write",
+    errno.EACCES: "this user may not write there",
+    errno.EPERM: "this user may not write there",
+    errno.ENOSPC: "the file system is full",
+}
+
+
+def _write(directory: int, name: str, content: bytes) -> None:
+    """Write a new, synced, readable file; leave none behind when that fails."""
+    with suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=directory)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(name, flags, _MODE, dir_fd=directory)
+    try:
+        with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor has no path
+            os.fchmod(descriptor, _MODE)  # whatever the umask
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(name, dir_fd=directory)
+        raise
+
+
+@contextmanager
+def _directory(path: Path, *, create: bool = False) -> Iterator[int]:
+    if create:
+        with suppress(FileExistsError):
+            os.mkdir(path, 0o755)  # noqa: PTH102 - its error names the path
+    # The directory of the feature file may be a link that the administrator made; the stage,
+    # which is ours, may not.
+    descriptor = os.open(path, _DIRECTORY | (os.O_NOFOLLOW if path.name == STAGE else 0))
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,159 @@
+"""The flags of `xelink-sidecar`: all of the reference sidecar's, and our own."""
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from service.flags import KlogSettings
+from service.probes import split_address
+from topology.features import namespace_problem
+from topology.publication import DEFAULT_NAMESPACE
+
+FEATURES_D = Path("/etc/kubernetes/node-feature-discovery/features.d")
+
+_DAY = 86400
+_SHORTEST_LIFE = 300
+_INTERVALS_IN_LIFE = 6
+
+
+class OnExit(Enum):
+    """What becomes of the feature file when the sidecar is stopped."""
+
+    EXPIRE = "expire"
+    REMOVE = "remove"
+    KEEP = "keep"
+
+
+def _namespace(value: str) -> str:
+    if problem := namespace_problem(value):
+        raise ValueError(problem)
+    return value
+
+
+def _address(value: str) -> str:
+    if value:
+        split_address(value)
+    return value
+
+
+def _file(value: Path) -> Path:
+    if not value.name:
+        raise ValueError("should be the path of a file")
+    return value
+
+
+def _empty_is_none(value: object) -> object:
+    return None if value == "" else value
+
+
+OptionalPath = Annotated[Path | None, BeforeValidator(_empty_is_none)]
+
+
+class SidecarSettings(KlogSettings):
+    """One field is one flag; the names of the reference mean what they mean there."""
+
+    model_config = SettingsConfigDict(env_prefix="XELINK_SIDECAR_")
+
+    PROGRAM: ClassVar[str] = "xelink-sidecar"
+    SUMMARY: ClassVar[str] = (
+        "publishes the Xe Links that XPU Manager sees as node labels, through NFD"
+    )
+
+    lane_count: int = Field(
+        4, ge=0, lt=10**9, description="fewest lanes, in either direction, of a link to publish"
+    )
+    interval: int = Field(10, ge=1, le=_DAY, description="seconds from one scrape to the next")
+    startup_delay: int = Field(
+        10, ge=0, le=_DAY, description="seconds before the first scrape; none with -oneshot"
+    )
+    label_namespace: Annotated[str, AfterValidator(_namespace)] = Field(
+        DEFAULT_NAMESPACE, description="namespace of the labels"
+    )
+    allow_subdeviceless_links: bool = Field(
+        default=False, description="publish links of one-tile GPUs, too (Max 1100)"
+    )
+    xpum_port: int = Field(29999, ge=1, le=65535, description="XPU Manager's port on 127.0.0.1")
+    cert: OptionalPath = Field(
+        None,
+        description="use HTTPS and verify XPU Manager against this PEM file: a CA, or XPU"
+        " Manager's own certificate; read again when it changes",
+    )
+    client_cert: OptionalPath = Field(
+        None, description="PEM file with the certificate to show to XPU Manager (mTLS)"
+    )
+    client_key: OptionalPath = Field(
+        None, description="PEM file with the key of -client-cert, where that does not hold it"
+    )
+    username: str = Field("", description="user for HTTP Basic; needs -password-file")
+    password_file: OptionalPath = Field(
+        None, description="file with the password of -username; read for each scrape"
+    )
+    timeout: float = Field(
+        30, gt=0, le=_DAY, description="seconds for one whole scrape, its retries included"
+    )
+    max_body: int = Field(
+        64 << 20, ge=1, description="longest answer in bytes; a longer one is not used"
+    )
+    confirmations: int = Field(
+        2,
+        ge=1,
+        le=1000,
+        description="good scrapes in a row that must agree before a loss (a link, a tile, a GPU)"
+        " is published; a gain counts at once",
+    )
+    tmp_dir_prefix: Path = Field(
+        FEATURES_D,
+        description="directory in which .stage is made, to prepare the file; on the file system of"
+        " -dst-file-path",
+    )
+    dst_file_path: Annotated[Path, AfterValidator(_file)] = Field(
+        FEATURES_D / "xpum-sidecar-labels.txt", description="the feature file that NFD reads"
+    )
+    summary_labels: bool = Field(
+        default=True, description="publish xe-links.count, .gpus, .group, .state and .hash, too"
+    )
+    expiry: int | None = Field(
+        None,
+        ge=0,
+        le=365 * _DAY,
+        description="seconds that the labels outlive the last good scrape; 0: for ever; without"
+        " it, 6 intervals but at least 300",
+    )
+    on_exit: OnExit = Field(
+        OnExit.EXPIRE,
+        description="what becomes of the labels when the sidecar is stopped: they stay until they"
+        " expire, go at once, or stay for ever",
+    )
+    oneshot: bool = Field(
+        default=False,
+        description="publish once and end; exit code 0: links, 3: no links, 4: XPU Manager gave no"
+        " usable answer, 5: the file could not be written",
+    )
+    dry_run: bool = Field(default=False, description="print the feature file instead of writing it")
+    listen: Annotated[str, AfterValidator(_address)] = Field(
+        "127.0.0.1:29998",
+        description="address of /healthz, /readyz and /metrics; empty for none",
+    )
+    use_https: bool = Field(
+        default=False, deprecated="-cert alone decides: with it HTTPS, without it HTTP"
+    )
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> "SidecarSettings":
+        if self.client_cert and not self.cert:
+            raise ValueError("-client-cert needs -cert: without it HTTP is used; see -h")
+        if self.client_key and not self.client_cert:
+            raise ValueError("-client-key needs -client-cert; see -h")
+        if bool(self.username) != bool(self.password_file):
+            raise ValueError("-username and -password-file need each other; see -h")
+        return self
+
+    @property
+    def life(self) -> int:
+        """Seconds that the labels outlive the last good scrape; 0 means for ever."""
+        if self.expiry is None:
+            return max(_INTERVALS_IN_LIFE * self.interval, _SHORTEST_LIFE)
+        return self.expiry

@@ -1,0 +1,162 @@
+"""A port that can be opened, shut and opened again, with a thread for each connection.
+
+TLS files are read again for each new connection, because XPU Manager serves a rotated certificate
+without a restart.
+"""
+
+import socket
+import ssl
+from collections.abc import Callable
+from contextlib import suppress
+from io import BufferedReader
+from pathlib import Path
+from threading import Condition, Thread, current_thread
+
+PATIENCE = 30.0  # seconds for a handshake, and for the first request of a connection
+
+_BACKLOG = 64
+
+Serve = Callable[[socket.socket, BufferedReader], bool]
+
+
+class Door:
+    """Listen on an address and give each request on each connection to `serve`.
+
+    `serve` reads one request, answers it and tells whether the connection goes on; what it raises
+    as `OSError` ends the connection, as a client that went away does. A door that is shut keeps
+    its port: clients are refused, and nobody else can take it.
+    """
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        tls: tuple[Path, Path] | None,
+        keep_alive: float,
+        serve: Serve,
+    ) -> None:
+        self.host, self.port = address
+        self.accepted = 0
+        self._tls_files = tls
+        self._tls: ssl.SSLContext | None = None
+        self._keep_alive = keep_alive
+        self._serve = serve
+        self._changed = Condition()
+        self._ended = False
+        self._held: socket.socket | None = None
+        self._listener: socket.socket | None = None
+        self._acceptor: Thread | None = None
+        self._connections: dict[Thread, socket.socket] = {}
+
+    def open(self) -> None:
+        """Listen, from now on or again; raises `OSError` for a port or TLS file not to be had."""
+        if self._tls_files and not self._tls:
+            self._tls = _load(self._tls_files)
+        with self._changed:
+            if self._ended or self._listener:
+                return
+            if self._held is None:
+                self._hold()
+            listener, self._held = self._held, None
+            if listener is None:
+                return
+            listener.listen(_BACKLOG)
+            self._listener = listener
+            self._acceptor = Thread(target=self._accept, args=[listener], name="simulator-door")
+            self._acceptor.start()
+
+    def shut(self) -> None:
+        """Refuse: stop listening and drop every connection but the caller's own."""
+        with self._changed:
+            listener, self._listener = self._listener, None
+            acceptor, self._acceptor = self._acceptor, None
+        if listener and acceptor:
+            listener.shutdown(socket.SHUT_RDWR)  # wakes the thread in accept()
+            acceptor.join()
+            listener.close()
+            if not self._ended:
+                self._hold()
+        with self._changed:
+            for thread, connection in self._connections.items():
+                if thread is not current_thread():
+                    _shut_down(connection)
+
+    def end(self) -> None:
+        """Shut for ever, let go of the port, and wait for every thread."""
+        with self._changed:
+            self._ended = True
+        self.shut()
+        if self._held:
+            self._held.close()
+            self._held = None
+        while thread := self._any_thread():
+            thread.join()
+
+    def _any_thread(self) -> Thread | None:
+        with self._changed:
+            return next(iter(self._connections), None)
+
+    def _hold(self) -> None:
+        """Own the port without listening on it."""
+        held = socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET)
+        try:
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            held.bind((self.host, self.port))
+        except OSError:
+            held.close()
+            raise
+        self.port = held.getsockname()[1]
+        self._held = held
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return  # `shut` woke us
+            with self._changed:
+                if self._listener is not listener:
+                    connection.close()
+                    return
+                thread = Thread(target=self._attend, args=[connection], name="simulator-guest")
+                self._connections[thread] = connection
+                self.accepted += 1
+                thread.start()
+
+    def _attend(self, connection: socket.socket) -> None:
+        try:
+            connection.settimeout(PATIENCE)
+            connection = self._secured(connection)
+            with connection.makefile("rb") as reader:
+                while self._serve(connection, reader):
+                    connection.settimeout(self._keep_alive)
+        except OSError:
+            pass  # the client went away, was too slow, or was shut out
+        finally:
+            with self._changed:
+                self._connections.pop(current_thread()).close()
+
+    def _secured(self, connection: socket.socket) -> socket.socket:
+        if not self._tls_files or not self._tls:
+            return connection
+        with suppress(OSError):  # in the middle of a rotation what was good before serves on
+            self._tls = _load(self._tls_files)
+        with self._changed:
+            secured = self._tls.wrap_socket(
+                connection, server_side=True, do_handshake_on_connect=False
+            )
+            self._connections[current_thread()] = secured
+        secured.do_handshake()
+        return secured
+
+
+def _load(files: tuple[Path, Path]) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(*files)
+    return context
+
+
+def _shut_down(connection: socket.socket) -> None:
+    with suppress(OSError):  # gone already
+        # Not the method of a TLS socket: that would take its state from the thread that uses it.
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)

@@ -1,0 +1,743 @@
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from device_plugin.devices import (
+    ByPath,
+    Card,
+    Device,
+    DeviceNode,
+    Inventory,
+    Monitoring,
+    Mount,
+    Offer,
+    Problem,
+    Reason,
+    Roots,
+    ScanError,
+    Withheld,
+    devices,
+    fingerprint,
+    mounts,
+    scan,
+)
+from device_plugin.simulator.node import Damage, Node, SimulatedGpu
+
+FIRST = "0000:29:00.0"
+SECOND = "0000:3a:00.0"
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    return Node.eight_max_1550(tmp_path)
+
+
+def look(
+    node: Node, allow: frozenset[int] = frozenset(), deny: frozenset[int] = frozenset()
+) -> Inventory:
+    return scan(Roots.under(node.root), allow, deny)
+
+
+def cards(inventory: Inventory) -> list[str]:
+    return [card.name for card in inventory.cards]
+
+
+# The scan
+
+
+def test_a_max_node_is_told_in_full(node: Node) -> None:
+    inventory = look(node)
+    dri = f"{node.root}/dev/dri"
+    assert inventory.cards[4] == Card(
+        name="card5",
+        bdf="0000:9a:00.0",
+        driver="i915",
+        device_id=0x0BD5,
+        numa=1,
+        tiles=2,
+        nodes=(
+            DeviceNode("/dev/dri/card5", f"{dri}/card5"),
+            DeviceNode("/dev/dri/renderD132", f"{dri}/renderD132"),
+        ),
+        by_path=(
+            Mount("/dev/dri/by-path/pci-0000:9a:00.0-card", f"{dri}/by-path/pci-0000:9a:00.0-card"),
+            Mount(
+                "/dev/dri/by-path/pci-0000:9a:00.0-render",
+                f"{dri}/by-path/pci-0000:9a:00.0-render",
+            ),
+        ),
+        mei=(DeviceNode("/dev/mei4", f"{node.root}/dev/mei4"),),
+    )
+    assert cards(inventory) == [f"card{number}" for number in range(1, 9)]
+    assert [card.numa for card in inventory.cards] == [0] * 4 + [1] * 4
+    assert {card.model for card in inventory.cards} == {"Data Center GPU Max 1550"}
+    assert all(card.healthy and not card.is_vf for card in inventory.cards)
+    assert not inventory.withheld
+    assert not inventory.problems
+
+
+def test_equal_nodes_are_equal_values(node: Node) -> None:
+    assert look(node) == look(node)
+    assert hash(look(node)) == hash(look(node))
+
+
+def test_cards_are_in_the_order_of_pci_addresses_read_as_numbers(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    for number, bdf in enumerate(
+        ("10000:01:00.0", "2000:01:00.0", "0000:ab:00.0", "0000:0c:01.0", "0000:0c:00.1")
+    ):
+        node.add(SimulatedGpu(bdf, number))
+    assert cards(look(node)) == ["card4", "card3", "card2", "card1", "card0"]
+
+
+def test_no_driver_loaded_is_a_node_without_gpus(tmp_path: Path) -> None:
+    assert look(Node(tmp_path)) == Inventory()
+
+
+def test_cards_of_others_are_none_of_ours(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.add(SimulatedGpu("0000:03:00.0", 0, driver="ast", vendor=0x1A03))
+    virtual = tmp_path / "sys/devices/virtual/drm/card1"
+    virtual.mkdir(parents=True)
+    (tmp_path / "sys/class/drm/card1").symlink_to(virtual)
+    platform = tmp_path / "sys/devices/platform/simple-framebuffer.0"
+    (platform / "drm/card2").mkdir(parents=True)
+    (platform / "drm/card2/device").symlink_to(platform)
+    (tmp_path / "sys/class/drm/card2").symlink_to(platform / "drm/card2")
+    (tmp_path / "sys/class/drm/card0-DP-1").mkdir()
+    inventory = look(node)
+    assert (inventory.cards, inventory.withheld, inventory.problems) == ((), (), ())
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda root: (root / "sys").rename(root / "gone"), id="no sysfs"),
+        pytest.param(
+            lambda root: (
+                (root / "sys/class/drm").rename(root / "gone")
+                and (root / "sys/class/drm").write_text("")
+            ),
+            id="the class is a file",
+        ),
+        pytest.param(
+            lambda root: (
+                (root / "sys/class/drm").rename(root / "gone")
+                and (root / "sys/class/drm").symlink_to("nowhere")
+            ),
+            id="the class leads nowhere",
+        ),
+    ],
+)
+def test_a_node_that_cannot_be_looked_at_is_an_error(node: Node, spoil: object) -> None:
+    assert callable(spoil)
+    spoil(node.root)
+    with pytest.raises(ScanError, match="sys"):
+        look(node)
+
+
+def test_control_nodes_are_skipped(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.add(SimulatedGpu(FIRST, 1, render=128, control=64))
+    (tmp_path / "dev/dri/controlD64").touch()
+    [card] = look(node).cards
+    assert [entry.container_path for entry in card.nodes] == [
+        "/dev/dri/card1",
+        "/dev/dri/renderD128",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("driver", "device_id", "tiles", "expected"),
+    [
+        pytest.param("i915", 0x0BD5, 2, 2, id="a GT is a tile on the Max series"),
+        pytest.param("i915", 0x56C0, 1, 1, id="one GT is one tile"),
+        pytest.param("i915", 0x7D55, 2, None, id="a second GT of a client GPU may be media"),
+        pytest.param("i915", 0x0BD5, 0, None, id="an old i915 tells no GTs"),
+        pytest.param("xe", 0x0BD5, 2, 2, id="xe tells tiles"),
+        pytest.param("xe", 0x7D55, 1, 1, id="xe tells tiles of any GPU"),
+    ],
+)
+def test_tiles_are_told_only_for_certain(
+    tmp_path: Path, driver: str, device_id: int, tiles: int, expected: int | None
+) -> None:
+    node = Node(tmp_path)
+    node.add(SimulatedGpu(FIRST, 1, driver=driver, device_id=device_id, tiles=tiles))
+    [card] = look(node).cards
+    assert card.tiles == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "numa", "problems"),
+    [
+        pytest.param("1\n", 1, 0, id="known"),
+        pytest.param("-1\n", None, 0, id="unknown to the kernel"),
+        pytest.param(None, None, 0, id="no file"),
+        pytest.param("4294967295\n", None, 1, id="no such node"),
+        pytest.param("-2\n", None, 1, id="negative"),
+        pytest.param("", None, 1, id="empty"),
+    ],
+)
+def test_an_unknown_numa_node_never_keeps_a_card_back(
+    node: Node, text: str | None, numa: int | None, problems: int
+) -> None:
+    path = node.damage(FIRST, "numa_node", Damage.MISSING)
+    if text is not None:
+        path.write_text(text)
+    inventory = look(node)
+    assert inventory.cards[0].numa == numa
+    assert len(inventory.cards) == 8
+    assert [problem.name for problem in inventory.problems] == ["card1"] * problems
+
+
+# What is not offered
+
+
+@pytest.mark.parametrize(
+    ("allow", "deny", "offered", "reason"),
+    [
+        pytest.param({0x0BD5}, set(), ["card1"], Reason.NOT_ALLOWED, id="allow"),
+        pytest.param(set(), {0x56C0}, ["card1"], Reason.DENIED, id="deny"),
+        pytest.param({0x56C0}, set(), ["card2"], Reason.NOT_ALLOWED, id="allow the other"),
+    ],
+)
+def test_device_ids_are_allowed_and_denied(
+    tmp_path: Path, allow: set[int], deny: set[int], offered: list[str], reason: Reason
+) -> None:
+    node = Node(tmp_path)
+    node.add(SimulatedGpu(FIRST, 1))
+    node.add(SimulatedGpu(SECOND, 2, device_id=0x56C0))
+    inventory = look(node, frozenset(allow), frozenset(deny))
+    assert cards(inventory) == offered
+    assert [withheld.reason for withheld in inventory.withheld] == [reason]
+    assert [card.name for card in inventory.monitored] == offered
+
+
+@pytest.mark.parametrize(
+    ("driver", "reason"),
+    [("vfio-pci", Reason.OTHER_DRIVER), (None, Reason.NO_DRIVER)],
+)
+def test_a_gpu_without_our_driver_is_told_and_is_no_problem(
+    node: Node, driver: str | None, reason: Reason
+) -> None:
+    node.rebind(FIRST, driver)
+    inventory = look(node)
+    assert cards(inventory) == [f"card{number}" for number in range(2, 9)]
+    assert inventory.withheld == (Withheld(FIRST, reason, None, driver),)
+    assert not inventory.problems
+    assert str(inventory.withheld[0]).startswith(f"GPU at {FIRST} is not offered: ")
+
+
+def test_a_card_of_another_driver_is_told_by_name(node: Node) -> None:
+    path = node.damage(FIRST, "driver", Damage.MISSING)
+    path.symlink_to("../../../bus/pci/drivers/nouveau")
+    [withheld] = look(node).withheld
+    expected = f"card1 at {FIRST} is not offered: its driver is not one of ours (nouveau)"
+    assert str(withheld) == expected
+
+
+def test_a_driver_that_made_no_card_is_told(node: Node) -> None:
+    (node.root / "sys/class/drm/card1").unlink()
+    [withheld] = look(node).withheld
+    assert (withheld.bdf, withheld.reason) == (FIRST, Reason.NO_CARD)
+
+
+def test_pci_functions_that_are_no_intel_gpus_are_not_mentioned(node: Node) -> None:
+    for bdf, vendor, kind in (
+        ("0000:01:00.0", "0x8086", "0x020000"),
+        ("0000:02:00.0", "0x10de", "0x030200"),
+        ("0000:04:00.0", "garbage", "0x030200"),
+        ("not-an-address", "0x8086", "0x030000"),
+    ):
+        device = node.root / "sys/bus/pci/devices" / bdf
+        device.mkdir()
+        (device / "vendor").write_text(vendor)
+        (device / "class").write_text(kind)
+    inventory = look(node)
+    assert not inventory.withheld
+    assert not inventory.problems
+
+
+def test_vfs_stand_in_for_their_physical_function(node: Node) -> None:
+    node.enable_vfs(FIRST, 2)
+    inventory = look(node)
+    assert [card.bdf for card in inventory.cards][:3] == ["0000:29:00.1", "0000:29:00.2", SECOND]
+    assert [card.physfn for card in inventory.cards][:3] == [FIRST, FIRST, None]
+    assert [card.is_vf for card in inventory.cards][:3] == [True, True, False]
+    [withheld] = inventory.withheld
+    assert (withheld.bdf, withheld.reason) == (FIRST, Reason.VFS_ON)
+    assert FIRST in [card.bdf for card in inventory.monitored]
+    node.disable_vfs(FIRST)
+    assert cards(look(node)) == [f"card{number}" for number in range(1, 9)]
+
+
+def test_vfs_that_are_passed_through_are_not_offered(node: Node) -> None:
+    node.enable_vfs(FIRST, 2, driver="vfio-pci")
+    inventory = look(node)
+    assert cards(inventory) == [f"card{number}" for number in range(2, 9)]
+    assert [withheld.reason for withheld in inventory.withheld] == [
+        Reason.VFS_ON,
+        Reason.OTHER_DRIVER,
+        Reason.OTHER_DRIVER,
+    ]
+
+
+# What breaks
+
+
+ESSENTIAL = ("vendor", "device", "driver", "sriov_numvfs", "drm", "drm/card1/device")
+# (what, how) after which nothing is unclear: the file still says the same, SR-IOV is not there,
+# the driver is none or another one, the card is not that of an Intel GPU
+HARMLESS = {
+    ("vendor", Damage.FILE),
+    ("vendor", Damage.MISSING),
+    ("device", Damage.FILE),
+    ("sriov_numvfs", Damage.MISSING),
+    ("driver", Damage.MISSING),
+    ("driver", Damage.UNREADABLE),
+    ("driver", Damage.DANGLING),
+    ("driver", Damage.LOOP),
+    ("drm/card1/device", Damage.MISSING),
+    ("drm/card1/device", Damage.DIRECTORY),
+}
+
+
+@pytest.mark.parametrize("damage", Damage, ids=lambda damage: damage.value)
+@pytest.mark.parametrize("name", ESSENTIAL)
+def test_a_broken_card_is_a_problem_and_hides_no_other(
+    node: Node, name: str, damage: Damage
+) -> None:
+    before = look(node)
+    node.damage(FIRST, name, damage)
+    inventory = look(node)
+    assert inventory.cards[-7:] == before.cards[1:]
+    if (name, damage) not in HARMLESS:
+        assert [problem.name for problem in inventory.problems] == ["card1"]
+        assert cards(inventory) == [f"card{number}" for number in range(2, 9)]
+        assert str(inventory.problems[0]).startswith("card1")
+    node.mend(FIRST)
+    assert look(node) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        pytest.param("vendor", Damage.UNREADABLE, "vendor: Input/output error", id="unreadable"),
+        pytest.param("vendor", Damage.DIRECTORY, "vendor: Is a directory", id="directory"),
+        pytest.param("vendor", Damage.DANGLING, "vendor: leads nowhere", id="dangling"),
+        pytest.param("vendor", Damage.NOT_TEXT, "vendor: not text", id="not text"),
+        pytest.param("vendor", Damage.HUGE, "vendor: longer than any attribute", id="huge"),
+        pytest.param("vendor", Damage.PIPE, "vendor: not a number, ''", id="pipe"),
+        pytest.param(
+            "vendor", Damage.NONSENSE, "vendor: not a number, '0xzz and more'", id="nonsense"
+        ),
+        pytest.param("driver", Damage.FILE, "driver: Invalid argument", id="no link"),
+        pytest.param("drm", Damage.MISSING, "it leads to no device", id="no drm"),
+        pytest.param("drm/card1/device", Damage.LOOP, "it leads to no device", id="loop"),
+        pytest.param("drm/card1/device", Damage.DANGLING, "it leads to no device", id="no device"),
+    ],
+)
+def test_a_problem_says_what_is_wrong(node: Node, name: str, damage: Damage, message: str) -> None:
+    node.damage(FIRST, name, damage)
+    assert [problem.message for problem in look(node).problems] == [message]
+
+
+def test_a_card_whose_link_leads_nowhere_is_a_problem(node: Node) -> None:
+    link = node.root / "sys/class/drm/card1"
+    link.unlink()
+    link.symlink_to("../../devices/gone")
+    assert look(node).problems == (Problem("card1", "it leads to no device"),)
+
+
+def test_two_cards_are_never_one_gpu(node: Node) -> None:
+    link = node.damage(SECOND, "drm/card2/device", Damage.MISSING)
+    link.symlink_to(node.device(FIRST))
+    inventory = look(node)
+    assert cards(inventory) == ["card1", *(f"card{number}" for number in range(3, 9))]
+    assert [str(problem) for problem in inventory.problems] == [
+        f"card2 at {FIRST}: it has the PCI address of card1"
+    ]
+
+
+def test_a_tree_without_links_tells_its_address_in_uevent(tmp_path: Path) -> None:
+    device = tmp_path / "sys/class/drm/card0/device"
+    device.mkdir(parents=True)
+    (device / "vendor").write_text("0x8086\n")
+    (device / "device").write_text("0x56c0\n")
+    (device / "driver").symlink_to("../drivers/xe")
+    roots = Roots.under(tmp_path)
+    assert scan(roots).problems == (Problem("card0", "it has no PCI address"),)
+    (device / "uevent").write_text("DRIVER=xe\nPCI_SLOT_NAME=0000:00:02.0\n")
+    [problem] = scan(roots).problems
+    assert str(problem) == "card0 at 0000:00:02.0: drm: No such file or directory"
+    (device / "drm/card7").mkdir(parents=True)
+    assert [problem.message for problem in scan(roots).problems] == [
+        "its driver names no device node of it"
+    ]
+    (device / "drm/card0").mkdir()
+    [card] = scan(roots).cards
+    assert (card.bdf, card.driver, card.model) == ("0000:00:02.0", "xe", "Data Center GPU Flex 170")
+    assert not card.healthy
+
+
+@pytest.mark.parametrize("minor", ["card1", "renderD128"])
+def test_a_card_whose_device_node_is_gone_is_unhealthy(node: Node, minor: str) -> None:
+    node.lose_node(FIRST, minor)
+    first, *others = look(node).cards
+    assert not first.healthy
+    assert first.missing == (f"/dev/dri/{minor}",)
+    assert len(first.nodes) == 2
+    assert len(first.present_nodes) == 1
+    assert all(card.healthy for card in others)
+    node.mend(FIRST)
+    assert look(node).cards[0].healthy
+
+
+def test_a_card_that_breaks_stays_known_as_unhealthy(node: Node) -> None:
+    before = look(node)
+    node.damage(FIRST, "device", Damage.UNREADABLE)
+    kept = look(node).keep_known(before)
+    assert kept.cards[0] == replace(before.cards[0], broken=True)
+    assert not kept.cards[0].healthy
+    assert kept.cards[1:] == before.cards[1:]
+    assert kept.monitored == before.monitored[1:]
+    again = look(node).keep_known(kept)
+    assert again == kept
+    node.mend(FIRST)
+    assert look(node).keep_known(kept) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda node: node.remove(FIRST), id="taken out"),
+        pytest.param(lambda node: node.rebind(FIRST, "vfio-pci"), id="given away"),
+        pytest.param(lambda node: node.enable_vfs(FIRST, 1), id="made of VFs"),
+        pytest.param(lambda node: node.rebind(FIRST, "xe"), id="another driver"),
+        pytest.param(lambda node: node.damage(FIRST, "numa_node", Damage.HUGE), id="still there"),
+    ],
+)
+def test_only_a_card_that_cannot_be_read_is_remembered(node: Node, change: object) -> None:
+    before = look(node)
+    assert callable(change)
+    change(node)
+    now = look(node)
+    assert now.keep_known(before) == now
+
+
+def test_another_gpu_under_the_name_of_a_broken_one_is_not_taken_for_it(node: Node) -> None:
+    before = look(node)
+    node.remove(FIRST)
+    node.add(SimulatedGpu("0000:2b:00.0", 1, render=128))
+    node.damage("0000:2b:00.0", "device", Damage.EMPTY)
+    assert cards(look(node).keep_known(before)) == [f"card{number}" for number in range(2, 9)]
+
+
+# By-path and MEI
+
+
+def test_only_a_cards_own_two_links_are_mounted(node: Node) -> None:
+    by_path = node.root / "dev/dri/by-path"
+    (by_path / f"pci-{FIRST}-platform-simple-framebuffer.0-card").symlink_to("../card1")
+    (by_path / f"pci-{SECOND}-render").unlink()
+    (by_path / f"pci-{SECOND}-render").symlink_to("../gone")
+    inventory = look(node)
+    assert [mount.container_path for card in inventory.cards[:2] for mount in card.by_path] == [
+        f"/dev/dri/by-path/pci-{FIRST}-card",
+        f"/dev/dri/by-path/pci-{FIRST}-render",
+        f"/dev/dri/by-path/pci-{SECOND}-card",
+    ]
+
+
+def test_by_path_mounts_follow_the_mode(node: Node) -> None:
+    inventory = look(node)
+    card = inventory.cards[0]
+    assert mounts(card, inventory, ByPath.SINGLE) == card.by_path
+    assert mounts(card, inventory, ByPath.NONE) == ()
+    assert mounts(card, inventory, ByPath.ALL) == (
+        Mount("/dev/dri/by-path", f"{node.root}/dev/dri/by-path", read_only=True),
+    )
+
+
+@pytest.mark.parametrize("mode", ByPath)
+def test_a_node_without_by_path_mounts_nothing(tmp_path: Path, mode: ByPath) -> None:
+    node = Node(tmp_path, by_path=False)
+    node.add(SimulatedGpu(FIRST, 1))
+    inventory = look(node)
+    assert mounts(inventory.cards[0], inventory, mode) == ()
+
+
+def test_mei_devices_are_those_of_the_gpu(node: Node) -> None:
+    (node.root / "dev/mei77").touch()
+    (node.device(FIRST) / "i915.mei-gsc.77/mei/mei77").mkdir(parents=True)
+    (node.device(FIRST) / "i915.mei-gsc.78/mei/mei78").mkdir(parents=True)
+    (node.device(FIRST) / "i915.mei-gsc.79").mkdir()
+    first, second, *_ = look(node).cards
+    assert {entry.container_path for entry in first.mei} == {"/dev/mei0", "/dev/mei77"}
+    assert {entry.container_path for entry in second.mei} == {"/dev/mei1"}
+
+
+# The devices that kubelet counts
+
+
+def test_a_gpu_is_one_device_by_default(node: Node) -> None:
+    inventory = look(node)
+    found = devices(inventory, Offer())
+    assert list(found) == ["gpu.intel.com/i915"]
+    first = inventory.cards[0]
+    assert found["gpu.intel.com/i915"][0] == Device(
+        "card1-0", first, healthy=True, numa=0, nodes=first.nodes, mounts=first.by_path
+    )
+    assert [device.id for device in found["gpu.intel.com/i915"]] == [
+        f"card{number}-0" for number in range(1, 9)
+    ]
+
+
+def test_shares_of_a_gpu_are_devices_with_the_same_nodes(node: Node) -> None:
+    node.lose_node(SECOND)
+    found = devices(look(node), Offer(shared=3))["gpu.intel.com/i915"]
+    assert [device.id for device in found][:4] == ["card1-0", "card1-1", "card1-2", "card2-0"]
+    assert len(found) == 24
+    assert found[0].nodes == found[2].nodes
+    assert [device.id for device in found if not device.healthy] == [
+        "card2-0",
+        "card2-1",
+        "card2-2",
+    ]
+
+
+def test_each_driver_has_its_resource(node: Node) -> None:
+    node.rebind(FIRST, "xe")
+    found = devices(look(node), Offer())
+    assert [device.id for device in found["gpu.intel.com/xe"]] == ["card1-0"]
+    assert len(found["gpu.intel.com/i915"]) == 7
+
+
+def test_a_gpu_is_shared_by_one_at_least() -> None:
+    with pytest.raises(ValueError, match="0 containers"):
+        Offer(shared=0)
+
+
+@pytest.mark.parametrize("mode", [None, *Monitoring])
+def test_no_gpus_are_no_resources(tmp_path: Path, mode: Monitoring | None) -> None:
+    assert devices(look(Node(tmp_path)), Offer(monitoring=mode)) == {}
+
+
+def test_monitoring_is_one_device_with_every_node_and_mei(node: Node) -> None:
+    node.rebind(FIRST, "xe")
+    found = devices(look(node), Offer(shared=5, monitoring=Monitoring.SINGLE))
+    [device] = found["gpu.intel.com/monitoring"]
+    assert (device.id, device.card, device.healthy, device.numa) == ("all", None, True, None)
+    assert {entry.container_path for entry in device.nodes} == {
+        *(f"/dev/dri/card{number}" for number in range(1, 9)),
+        *(f"/dev/dri/renderD{number}" for number in range(128, 136)),
+        *(f"/dev/mei{number}" for number in range(8)),
+    }
+    assert device.mounts == ()
+
+
+def test_split_monitoring_is_one_device_for_each_driver(node: Node) -> None:
+    node.rebind(FIRST, "xe")
+    found = devices(look(node), Offer(monitoring=Monitoring.SPLIT))
+    assert set(found) == {
+        "gpu.intel.com/i915",
+        "gpu.intel.com/i915_monitoring",
+        "gpu.intel.com/xe",
+        "gpu.intel.com/xe_monitoring",
+    }
+    [device] = found["gpu.intel.com/xe_monitoring"]
+    assert [entry.container_path for entry in device.nodes] == [
+        "/dev/dri/card1",
+        "/dev/dri/renderD128",
+        "/dev/mei0",
+    ]
+
+
+def test_monitoring_sees_the_physical_function_that_is_not_offered(node: Node) -> None:
+    node.enable_vfs(FIRST, 1)
+    [device] = devices(look(node), Offer(monitoring=Monitoring.SINGLE))["gpu.intel.com/monitoring"]
+    assert {"/dev/dri/card1", "/dev/mei0"} <= {entry.container_path for entry in device.nodes}
+
+
+def test_a_lost_node_is_not_handed_to_the_monitor(node: Node) -> None:
+    node.lose_node(FIRST)
+    [device] = devices(look(node), Offer(monitoring=Monitoring.SPLIT))[
+        "gpu.intel.com/i915_monitoring"
+    ]
+    assert device.healthy
+    assert "/dev/dri/card1" not in {entry.container_path for entry in device.nodes}
+
+
+# Roots and the fingerprint
+
+
+@pytest.mark.parametrize(
+    ("prefix", "sysfs"),
+    [("", "/sys"), ("/", "/sys"), ("/tmp/node", "/tmp/node/sys")],  # noqa: S108  # only a name
+)
+def test_a_prefix_is_put_before_both_roots(prefix: str, sysfs: str) -> None:
+    roots = Roots.under(prefix)
+    assert str(roots.sysfs) == sysfs
+    assert roots.devfs == roots.host_devfs == Path(sysfs).with_name("dev")
+
+
+def test_the_host_may_know_devfs_by_another_name(node: Node) -> None:
+    roots = replace(Roots.under(node.root), host_devfs=Path("/dev"))
+    card = scan(roots).cards[0]
+    assert card.nodes[0] == DeviceNode("/dev/dri/card1", "/dev/dri/card1")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda node: node.remove(FIRST), id="a card goes"),
+        pytest.param(lambda node: node.add(SimulatedGpu("0001:01:00.0", 9)), id="a card comes"),
+        pytest.param(lambda node: node.rebind(FIRST, "xe"), id="another driver"),
+        pytest.param(lambda node: node.rebind(FIRST, None), id="no driver"),
+        pytest.param(lambda node: node.enable_vfs(FIRST, 1, "vfio-pci"), id="VFs"),
+        pytest.param(lambda node: node.lose_node(FIRST, "renderD128"), id="a lost node"),
+        pytest.param(lambda node: node.renumber(FIRST, 20, 160), id="another number"),
+        pytest.param(lambda node: node.damage(FIRST, "driver", Damage.FILE), id="damage"),
+    ],
+)
+def test_the_fingerprint_changes_with_what_matters(node: Node, change: object) -> None:
+    roots = Roots.under(node.root)
+    before = fingerprint(roots)
+    assert fingerprint(roots) == before
+    assert callable(change)
+    change(node)
+    assert fingerprint(roots) != before
+
+
+def test_nothing_has_a_fingerprint_too(tmp_path: Path) -> None:
+    assert fingerprint(Roots.under(tmp_path / "nowhere")) == ()
+
+
+# Any node at all
+
+
+@st.composite
+def gpus(draw: st.DrawFn) -> list[SimulatedGpu]:
+    addresses = draw(
+        st.lists(
+            st.builds(
+                "{:04x}:{:02x}:{:02x}.{}".format,
+                st.sampled_from([0, 1, 0x10000]),
+                st.integers(0, 255),
+                st.integers(0, 31),
+                st.integers(0, 7),
+            ),
+            max_size=6,
+            unique=True,
+        )
+    )
+    numbers = draw(st.permutations(range(len(addresses))))
+    return [
+        SimulatedGpu(
+            bdf,
+            number,
+            driver=draw(st.sampled_from(["i915", "xe", "vfio-pci", None])),
+            device_id=draw(st.sampled_from([0x0BD5, 0x0BDA, 0x56C0])),
+            vendor=draw(st.sampled_from([0x8086, 0x8086, 0x1A03])),
+            numa=draw(st.none() | st.integers(0, 7)),
+            tiles=draw(st.integers(1, 2)),
+            render=draw(st.sampled_from([None, 128 + number])),
+            control=draw(st.sampled_from([None, 64 + number])),
+            mei=draw(st.sampled_from([(), (number,)])),
+            totalvfs=draw(st.sampled_from([0, 4])),
+        )
+        for bdf, number in zip(addresses, numbers, strict=True)
+    ]
+
+
+DAMAGED = (
+    *ESSENTIAL,
+    "uevent",
+    "class",
+    "numa_node",
+    "physfn",
+    "subsystem",
+    "tile0",
+    "i915.mei-gscfi.0",
+    "xe.mei-gscfi.1/mei",
+    "drm/card0",
+    "drm/card0/gt",
+    "drm/renderD128",
+)
+ANY_NODE = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@ANY_NODE
+@given(built=gpus(), by_path=st.booleans())
+def test_what_the_simulator_built_is_what_the_scan_finds(
+    built: list[SimulatedGpu],
+    by_path: bool,  # noqa: FBT001  # hypothesis gives it by name
+) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        node = Node(Path(root), by_path=by_path)
+        for gpu in built:
+            node.add(gpu)
+        inventory = look(node)
+        ours = [gpu for gpu in built if gpu.vendor == 0x8086]
+        offered = {gpu.bdf: gpu for gpu in ours if gpu.driver in {"i915", "xe"}}
+        assert {card.bdf for card in inventory.cards} == offered.keys()
+        assert {gpu.bdf for gpu in inventory.withheld} == {gpu.bdf for gpu in ours} - offered.keys()
+        assert not inventory.problems
+        for card in inventory.cards:
+            gpu = offered[card.bdf]
+            assert (card.number, card.driver, card.device_id, card.numa) == (
+                gpu.number,
+                gpu.driver,
+                gpu.device_id,
+                gpu.numa,
+            )
+            certain = gpu.driver == "xe" or gpu.device_id != 0x56C0 or gpu.tiles == 1
+            assert card.tiles == (gpu.tiles if certain else None)
+            assert {Path(entry.host_path).name for entry in card.nodes} == {*gpu.minors}
+            assert len(card.by_path) == (len(gpu.minors) if by_path else 0)
+            assert [entry.container_path for entry in card.mei] == [f"/dev/mei{n}" for n in gpu.mei]
+            assert card.healthy
+            assert all(Path(entry.host_path).exists() for entry in (*card.nodes, *card.mei))
+
+
+@ANY_NODE
+@given(
+    built=gpus(),
+    damages=st.lists(
+        st.tuples(st.integers(0, 5), st.sampled_from(DAMAGED), st.sampled_from(Damage)),
+        max_size=6,
+    ),
+    spoiled=st.none() | st.sampled_from(["dev", "dev/dri", "dev/dri/by-path", "sys/bus/pci"]),
+)
+def test_no_node_is_too_broken_to_be_looked_at(
+    built: list[SimulatedGpu], damages: list[tuple[int, str, Damage]], spoiled: str | None
+) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        node = Node(Path(root))
+        for gpu in built:
+            node.add(gpu)
+        before = {card.bdf: card for card in look(node).cards}
+        hurt = set()
+        for index, name, damage in damages:
+            if built:
+                bdf = built[index % len(built)].bdf
+                hurt.add(bdf)
+                try:
+                    node.damage(bdf, name, damage)
+                except OSError:  # earlier damage is in the way of this one
+                    continue
+        inventory = look(node)
+        whole = {bdf: card for bdf, card in before.items() if bdf not in hurt}
+        assert {card.bdf: card for card in inventory.cards} | whole == {
+            card.bdf: card for card in inventory.cards
+        }
+        assert {card.bdf for card in inventory.keep_known(Inventory()).cards} <= before.keys()
+        if spoiled and (node.root / spoiled).exists():
+            (node.root / spoiled).rename(node.root / "gone")
+            (node.root / spoiled).write_text("")
+        devices(look(node), Offer(shared=2, monitoring=Monitoring.SPLIT))
+        fingerprint(Roots.under(root))
