@@ -7,12 +7,11 @@ one operation of the interpreter. That makes 65,536 weights a matter of millisec
 
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import combinations, product
+from itertools import combinations
 
-from device_plugin.wishes import Fabric, union
+from device_plugin.wishes import Fabric, members, prefixes, union
 
 EXACT_LIMIT = 16
 """GPUs up to which the tables are built: 2**16 entries."""
@@ -22,52 +21,74 @@ _FIELD = 64
 # 120 pairs of at most 2**16 lanes need 23 bits, ports at most 2 * 16, NUMA nodes at most 16.
 _NUMA_BITS = 5
 _LANES_SHIFT = _NUMA_BITS + 6
-_LEVEL_SHIFT = _LANES_SHIFT + 23
-# Below this many sets that differ by more than equal GPUs, naming them beats walking the ranking.
-_FEW = 256
+_LANES_BITS = 23
+_LEVEL_SHIFT = _LANES_SHIFT + _LANES_BITS
+# Up to so many free GPUs the ranking is walked; beyond, up to so many sets are rather named.
+_WALK = 9
+_FEW = 2048
 
 
 @dataclass(frozen=True, slots=True)
 class Subsets:
-    """The tables of one node: subset to weight, subset to what it is worth when it is left.
+    """The tables of one node: what every subset is worth when chosen, and when left.
 
-    `ranking[k]` holds all subsets of k GPUs, the heaviest first, equals by PCI address.
-    `alike` are the sets of two or more GPUs that can be exchanged without changing any measure.
+    `ranking[k]` holds all subsets of k GPUs, the heaviest first, equals by PCI address. `alike` are
+    the sets of two or more GPUs that can be exchanged without changing any measure. `fresh[k]` is
+    the best set of k GPUs while the whole node is free.
     """
 
-    fabric: Fabric
     weights: tuple[int, ...]
-    lanes: tuple[int, ...]
-    groups: list[int]
-    ranking: list[list[int]]
+    left: list[int]
+    ranking: tuple[list[int], ...]
     alike: tuple[int, ...]
+    mirrored: tuple[int, ...]
+    fresh: list[int]
 
     @classmethod
     def of(cls, fabric: Fabric) -> "Subsets":
         """Weigh every subset of the node's GPUs; at most `EXACT_LIMIT` of them."""
         n = len(fabric)
         lanes = _lanes(fabric)
-        weights = _levels(fabric) << _LEVEL_SHIFT
-        weights += (lanes << _LANES_SHIFT) + (_ports(fabric) << _NUMA_BITS) + _numa(fabric)
-        table = _unpack(weights, n)
-        ranking = [sorted(masks, key=table.__getitem__, reverse=True) for masks in _by_size(n)]
-        return cls(fabric, table, _unpack(lanes, n), _groups(fabric), ranking, fabric.alike())
+        table = _levels(fabric) << _LEVEL_SHIFT
+        table += (lanes << _LANES_SHIFT) + (_ports(fabric) << _NUMA_BITS) + _numa(fabric)
+        weights = _unpack(table, n)
+        ranking = (sorted(masks, key=weights.__getitem__, reverse=True) for masks in _by_size(n))
+        groups = zip(_groups(fabric), _unpack(lanes, n), strict=True)
+        tables = cls(
+            weights=weights,
+            left=[count << _LANES_BITS | width for count, width in groups],
+            ranking=tuple(ranking),
+            alike=fabric.alike(),
+            mirrored=_mirrored(n),
+            fresh=[],
+        )
+        every = (1 << n) - 1
+        tables.fresh.extend([tables._search(every, 0, every, size) for size in range(n + 1)])
+        return tables
 
     def best(self, available: int, must: int, whole: int, size: int) -> int:
         """Find the best set of `size` GPUs of `available` that has all of `must`."""
-        ties = self._few(available, must, whole, size) or self._ranked(available, must, size)
+        if whole == len(self.weights) - 1 and not must:
+            return self.fresh[size]
+        return self._search(available, must, whole, size)
+
+    def rank(self, chosen: int, whole: int) -> tuple[int, int, int]:
+        """Rank a set among those of its size as the wishes do; more is better."""
+        return self.weights[chosen], self.left[whole & ~chosen], self.mirrored[chosen]
+
+    def _search(self, available: int, must: int, whole: int, size: int) -> int:
+        few = self._few(available, must, whole, size)
+        if few:
+            return max(few, key=lambda mask: self.rank(mask, whole))
+        ties = self._heaviest(available, must, size)
         if len(ties) == 1:
             return ties[0]
-        groups = self.groups
-        left = [groups[whole & ~mask] for mask in ties]
-        most = max(left)
-        if left.count(most) == 1:
-            return ties[left.index(most)]
-        ties = [mask for mask, kept in zip(ties, left, strict=True) if kept == most]
-        lanes = self.lanes
-        return max(ties, key=lambda mask: lanes[whole & ~mask])
+        table = self.left
+        left = [table[whole & ~mask] for mask in ties]
+        return ties[left.index(max(left))]
 
-    def _ranked(self, available: int, must: int, size: int) -> list[int]:
+    def _heaviest(self, available: int, must: int, size: int) -> list[int]:
+        """Walk the ranking to the heaviest sets that qualify; by PCI address."""
         ranking = self.ranking[size]
         # a set qualifies when it has all of `must` and nothing that is not available
         care = ~available | must
@@ -87,40 +108,42 @@ class Subsets:
         Of GPUs that are alike, and alike in the request, only the first ones need to be tried.
         """
         free = available & ~must
-        if free.bit_count() <= _FEW.bit_length():
+        if free.bit_count() <= _WALK:
             return []
-        kinds = [part for alike in self.alike for part in (alike & whole, alike & ~whole)]
-        kinds = [part & free for part in kinds if part & free]
-        lone = free & ~union(kinds)
-        kinds += [1 << i for i in range(len(self.fabric)) if lone >> i & 1]
+        kinds = [part & free for alike in self.alike for part in (alike & whole, alike & ~whole)]
+        kinds = [kind for kind in kinds if kind]
+        kinds += [1 << i for i in members(free & ~union(kinds))]
         choices = 1
         for kind in kinds:
             choices *= kind.bit_count() + 1
         if choices > _FEW:
             return []
-        sets = (sum(taken, must) for taken in product(*map(_prefixes, kinds)))
-        sized = sorted((mask for mask in sets if mask.bit_count() == size), key=_address)
+        open_ = size - must.bit_count()
+        # sets by how many GPUs they add to `must`
+        sets: list[list[int]] = [[must], *([] for _ in range(open_))]
+        for kind in kinds:
+            taken = list(prefixes(kind))[1:]
+            for count in range(open_, 0, -1):
+                for more, some in enumerate(taken[:count], start=1):
+                    sets[count] += [mask | some for mask in sets[count - more]]
         weights = self.weights
-        heaviest = max(weights[mask] for mask in sized)
-        return [mask for mask in sized if weights[mask] == heaviest]
+        heavy = [weights[mask] for mask in sets[open_]]
+        heaviest = max(heavy)
+        return [mask for mask, weight in zip(sets[open_], heavy, strict=True) if weight == heaviest]
 
 
-def _prefixes(kind: int) -> Iterator[int]:
-    taken = 0
-    yield taken
-    while taken != kind:
-        taken |= (kind ^ taken) & -(kind ^ taken)
-        yield taken
-
-
-def _address(mask: int) -> str:
-    """Order sets of one size by their lowest PCI address: '1' at each place sorts first."""
-    return f"{mask:016b}"[::-1].translate({48: 49, 49: 48})
+@cache
+def _mirrored(n: int) -> tuple[int, ...]:
+    """Give the set with the lower PCI addresses the higher number, among sets of one size."""
+    table = [0]
+    for v in range(n):
+        table += [mask | 1 << n - 1 - v for mask in table]
+    return tuple(table)
 
 
 @cache
 def _by_size(n: int) -> tuple[tuple[int, ...], ...]:
-    """Sets by size; equal sizes by lowest PCI address. The same for every node of n GPUs."""
+    """List sets by size, equal sizes by lowest PCI address: the same for every node of n GPUs."""
     bits = [1 << i for i in range(n)]
     return tuple(tuple(map(sum, combinations(bits, k))) for k in range(n + 1))
 
@@ -129,7 +152,9 @@ def _by_size(n: int) -> tuple[tuple[int, ...], ...]:
 def _having(n: int) -> tuple[int, ...]:
     """For each GPU, mark the subsets that it is in: one bit per subset."""
     every = (1 << (1 << n)) - 1
-    return tuple(every // ((1 << (2 << v)) - 1) * ((1 << (1 << v)) - 1 << (1 << v)) for v in range(n))
+    return tuple(
+        every // ((1 << (2 << v)) - 1) * ((1 << (1 << v)) - 1 << (1 << v)) for v in range(n)
+    )
 
 
 @cache
@@ -221,7 +246,9 @@ def _groups(fabric: Fabric) -> list[int]:
     step = len(fabric)
     table = [1]
     for v, links in enumerate(fabric.links):
-        table += [
-            without + (table[mask & links] << step) for mask, without in enumerate(table)
-        ] if v else [1 + (1 << step)]
+        table += (
+            [without + (table[mask & links] << step) for mask, without in enumerate(table)]
+            if v
+            else [1 + (1 << step)]
+        )
     return table

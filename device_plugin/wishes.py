@@ -165,6 +165,15 @@ def mask_of(indices: Iterable[int]) -> int:
     return union(1 << i for i in indices)
 
 
+def prefixes(mask: int) -> Iterator[int]:
+    """Grow a set from nothing to `mask`, the lowest PCI address first."""
+    taken = 0
+    yield taken
+    for i in members(mask):
+        taken |= 1 << i
+        yield taken
+
+
 def union(masks: Iterable[int]) -> int:
     """Unite sets."""
     united = 0
@@ -209,7 +218,7 @@ def linked_groups(links: Sequence[int], mask: int, known: dict[int, int] | None 
     def count_many(rest: int, inside: Mapping[int, int]) -> int:
         everywhere = mask_of(i for i, seen in inside.items() if seen | 1 << i == rest)
         if everywhere:
-            group = (1 + (1 << step)) ** everywhere.bit_count()
+            group = int((1 + (1 << step)) ** everywhere.bit_count())
             return group * count(rest ^ everywhere) if rest != everywhere else group
         part = edge = rest & -rest
         while edge:
@@ -224,7 +233,7 @@ def linked_groups(links: Sequence[int], mask: int, known: dict[int, int] | None 
 
 
 def group_counts(groups: int, step: int) -> tuple[tuple[int, int], ...]:
-    """Read the `groups_left` of a score on a node with `step` GPUs: (size, count), largest first."""
+    """Read `groups_left` of a node with `step` GPUs: (size, count), the largest first."""
     digits = ((size, groups >> (size - 1) * step & (1 << step) - 1) for size in range(step, 0, -1))
     return tuple((size, count) for size, count in digits if count)
 

@@ -33,6 +33,9 @@ _DEBUG_FROM = 4
 class UsageError(Exception):
     """The program was called wrongly: say this one line and end with exit code 2."""
 
+    def __init__(self, text: str) -> None:
+        super().__init__("".join(letter if letter.isprintable() else "?" for letter in text))
+
 
 class HelpWanted(Exception):  # noqa: N818 - a wish, no error
     """The user asks for help: print it and end with exit code 0."""
@@ -98,10 +101,11 @@ class Loaded(Generic[S]):
         import yaml  # noqa: PLC0415 - needed by one flag only
 
         lines: list[str] = []
-        for name, value in self.settings.model_dump(mode="json").items():
-            field = type(self.settings).model_fields[name]
-            if name in DaemonSettings.model_fields or field.deprecated:
+        values = self.settings.model_dump(mode="json")
+        for name in _listed(type(self.settings)):
+            if name in DaemonSettings.model_fields:
                 continue
+            value = values[name]
             text = yaml.safe_dump({_flag(name): value}, width=1000).strip()
             lines.append(f"{text:<44} # {self.origins.get(name, 'default')}".rstrip())
         return "\n".join(lines)
@@ -163,8 +167,7 @@ def parse(arguments: Sequence[str], settings: type[DaemonSettings]) -> dict[str,
 def help_text(settings: type[DaemonSettings]) -> str:
     """Write the help: every flag with what it does, what it takes and its default."""
     width = min(100, shutil.get_terminal_size().columns)
-    current = [name for name, field in settings.model_fields.items() if not field.deprecated]
-    own = sorted(current, key=lambda name: name in KlogSettings.model_fields)
+    own = _listed(settings)
     prefix = settings.model_config["env_prefix"]
     return "\n".join(
         [
@@ -199,9 +202,15 @@ def help_text(settings: type[DaemonSettings]) -> str:
 
 def flag_rows(settings: type[DaemonSettings]) -> Iterator[tuple[str, str, str]]:
     """Give flag, default and description of each setting, for the documentation."""
-    for name, field in settings.model_fields.items():
-        if not field.deprecated:
-            yield f"-{_flag(name)}", _default(field), field.description or ""
+    for name in _listed(settings):
+        field = settings.model_fields[name]
+        yield f"-{_flag(name)}", _default(field), field.description or ""
+
+
+def _listed(settings: type[DaemonSettings]) -> list[str]:
+    """Give the settings that mean something, the daemon's own before those of every daemon."""
+    current = [name for name, field in settings.model_fields.items() if not field.deprecated]
+    return sorted(current, key=lambda name: name in KlogSettings.model_fields)
 
 
 def _help_lines(name: str, field: FieldInfo, width: int) -> Iterator[str]:

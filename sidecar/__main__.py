@@ -79,7 +79,7 @@ def _run(loaded: Loaded[SidecarSettings]) -> int:
         log.info("started", version=version("xelink"), source=source.url, listen=address or "none")
         sidecar.resume(_now())
         try:
-            outcome = _loop(settings, sidecar, stop, alive.beat)
+            outcome = _loop(settings, sidecar, stop, alive.beat, log)
         except Stopped:
             outcome = None
         if settings.oneshot and outcome:
@@ -89,14 +89,26 @@ def _run(loaded: Loaded[SidecarSettings]) -> int:
 
 
 def _loop(
-    settings: SidecarSettings, sidecar: Sidecar, stop: Stop, beat: Callable[[], None]
+    settings: SidecarSettings,
+    sidecar: Sidecar,
+    stop: Stop,
+    beat: Callable[[], None],
+    log: FilteringBoundLogger,
 ) -> Outcome | None:
     delay = 0 if settings.oneshot else settings.startup_delay
     while not stop.wait(delay):
-        outcome = sidecar.tick(_now, time.monotonic)
-        beat()
-        if settings.oneshot:
-            return outcome
+        try:
+            outcome = sidecar.tick(_now, time.monotonic)
+        except Exception:
+            # A fault of ours must not end the daemon: what stands still stands. But without a
+            # beat /healthz fails before long, and kubelet starts us anew.
+            if settings.oneshot:
+                raise
+            log.exception("a tick failed: what is published stands")
+        else:
+            beat()
+            if settings.oneshot:
+                return outcome
         delay = settings.interval
     return None
 

@@ -248,10 +248,12 @@ def _parse(line: bytes, name: bytes) -> tuple[Mapping[bytes, bytes], bytes]:
     parts = line.split(b'"')
     end = parts.pop()
     keys = parts[0::2]
+    names = b"".join(keys)
     if (
         end.startswith(b"} ")
         and line.startswith(name + b"{")
-        and b" " not in b"".join(keys)
+        and b" " not in names
+        and names.count(b"=") == len(keys)
         and b"\\" not in line
     ):
         keys[0] = b"," + keys[0][len(name) + 1 :]

@@ -184,7 +184,7 @@ class Sidecar:
 
     def _judge(self, outcome: Outcome, now: datetime) -> None:
         if self._believed_until and self._believed_until < now:
-            self._belief = None  # what has expired stands no longer
+            self._belief = self._believed_until = None  # what has expired stands no longer
         if isinstance(outcome, Seen):
             before = self._belief
             self._belief = believe(before, outcome.topology, self._policy.confirmations)
@@ -192,7 +192,7 @@ class Sidecar:
             self._say_doubts(outcome, self._belief)
             self._publish(Publication(self._belief.topology), now, before)
         elif outcome.reason is Reason.NO_FABRIC_DATA and not self._links_stand():
-            self._belief = None
+            self._belief = self._believed_until = None
             if self._policy.summary:
                 self._publish(Publication(None), now, None)
 

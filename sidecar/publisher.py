@@ -41,12 +41,15 @@ class Publisher:
             descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
             return None
-        with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor has no path
+        try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 return None
-            with suppress(OSError):
+            with open(descriptor, "rb", closefd=False) as file:
                 return file.read()
-        return None
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)
 
     def publish(self, content: bytes) -> None:
         """Put `content` in the place of what stands, in one step. Raises `PublishError`."""

@@ -31,7 +31,7 @@ from sidecar.simulator.blueprint import Blueprint
 from sidecar.simulator.exchange import Exchange, Request
 from sidecar.simulator.exposition import render
 from sidecar.simulator.gpu import Pod, SimulatedGpu
-from sidecar.simulator.misbehaviours import MISBEHAVIOURS
+from sidecar.simulator.misbehaviours import MISBEHAVIOURS, misbehaviour
 from sidecar.simulator.node import SimulatedNode, parse_link
 from sidecar.simulator.server import Serving, Simulator
 
@@ -45,6 +45,7 @@ __all__ = [
     "SimulatedGpu",
     "SimulatedNode",
     "Simulator",
+    "misbehaviour",
     "parse_link",
     "render",
 ]

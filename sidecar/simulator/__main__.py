@@ -16,19 +16,23 @@ from sidecar.simulator.server import Serving, Simulator
 
 _EXAMPLES = """\
 examples:
-  %(prog)s                                    8 GPUs of 2 tiles, each plane meshed, on port 29999
-  %(prog)s --gpus 4 --tiles 1 --lanes 8       4 single-tile GPUs
-  %(prog)s --gpus 6 --wiring planes --cards shuffled
-                                              a blade with crossed planes, cards unlike ids
-  %(prog)s --igpu --id-gap 3                  an integrated GPU takes id 0, nobody has id 3
-  %(prog)s --model flex-170 --tiles 1         GPUs without Xe Link
-  %(prog)s --cert tls.crt --key tls.key --password-file secret --auth-sleep 2
-                                              HTTPS with credentials and the real sleeps
-  %(prog)s --port 0 --port-file /run/port --control
-                                              any free port, and a control to break things:
-  curl localhost:29999/control/help           what it can do
-  curl localhost:29999/control/cut -d '{"links": ["0.0-1.0"]}'
-  curl localhost:29999/control/misbehave -d '{"name": "hang", "seconds": 60}'
+  8 GPUs of 2 tiles, each plane meshed, on port 29999:
+    %(prog)s
+  4 single-tile GPUs:
+    %(prog)s --gpus 4 --tiles 1 --lanes 8
+  a blade with crossed planes, cards in another order than ids:
+    %(prog)s --gpus 6 --wiring planes --cards shuffled
+  an integrated GPU takes id 0, and nobody has id 3:
+    %(prog)s --igpu --id-gap 3
+  GPUs without Xe Link:
+    %(prog)s --gpus 8 --tiles 1 --model flex-170
+  HTTPS with credentials and the real sleeps before each 401:
+    %(prog)s --cert tls.crt --key tls.key --password-file secret --auth-sleep 2
+  any free port, and a control to break things while it runs:
+    %(prog)s --port 0 --port-file /run/port --control
+    curl localhost:29999/control/help
+    curl localhost:29999/control/cut -d '{"links": ["0.0-1.0"]}'
+    curl localhost:29999/control/misbehave -d '{"name": "hang", "seconds": 60}'
 """
 
 
@@ -43,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with _signals() as wanted:
         try:
             simulator = Simulator(node, serving).start()
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             sys.stderr.write(f"{parser.prog}: cannot serve: {error}\n")
             return 1
         try:

@@ -4,7 +4,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
-from types import MappingProxyType
+from types import MappingProxyType, UnionType
 from typing import Any, Protocol, get_origin
 
 from sidecar.simulator import misbehaviours
@@ -30,7 +30,7 @@ class Controlled(Protocol):
 
     def misbehave(
         self,
-        name: str,
+        what: str,
         *,
         times: int | None = None,
         seconds: float | None = None,
@@ -152,7 +152,7 @@ def _misbehave(
     seconds: float | None = None,
     **options: Any,  # noqa: ANN401 - JSON; checked by the misbehaviour's own table
 ) -> None:
-    """Misbehave until healed, or so many answers or seconds long; refuse needs the seconds."""
+    """Misbehave until healed, or so many answers or seconds long; `refuse` needs the seconds."""
     if name == misbehaviours.REFUSE and seconds is None:
         raise ValueError("refuse needs seconds: no call could heal it")
     simulator.misbehave(name, times=times, seconds=seconds, **options)
@@ -265,7 +265,7 @@ def _changed(node: SimulatedNode, name: str, arguments: dict[str, Any]) -> Simul
         raise TypeError('"links" is a list, as in ["0.0-1.0"]')
     for parameter in inspect.signature(CALLS[name]).parameters.values():
         value, kind = arguments.get(parameter.name), parameter.annotation
-        if parameter.name in arguments and not isinstance(value, get_origin(kind) or kind):
+        if parameter.name in arguments and not isinstance(value, _class(kind)):
             raise TypeError(f"{name}: {parameter.name} cannot be {value!r}")
     return CALLS[name](node, *links, **arguments)
 
@@ -275,6 +275,11 @@ def _arguments(body: bytes) -> dict[str, Any]:
     if not isinstance(arguments, dict):
         raise TypeError("arguments are a JSON object")
     return arguments
+
+
+def _class(kind: type | UnionType) -> type | UnionType:
+    """Give what `isinstance` takes for an annotation: `dict` for `dict[str, int]`."""
+    return kind if isinstance(kind, UnionType) else get_origin(kind) or kind
 
 
 def _told(act: Callable[..., object]) -> str:

@@ -23,8 +23,9 @@ class Door:
     """Listen on an address and give each request on each connection to `serve`.
 
     `serve` reads one request, answers it and tells whether the connection goes on; what it raises
-    as `OSError` ends the connection, as a client that went away does. A door that is shut keeps
-    its port: clients are refused, and nobody else can take it.
+    as `OSError` ends the connection, as a client that went away does. A door that is shut stays
+    bound to its port: clients are refused, and the system gives the port to nobody who asks for
+    any free one.
     """
 
     def __init__(

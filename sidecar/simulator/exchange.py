@@ -46,23 +46,31 @@ class Request:
         return self.version == "HTTP/1.1" and self.headers.get("connection", "").lower() != "close"
 
 
+@dataclass(frozen=True)
+class Moment:
+    """What holds when a worker takes a request; `healed` is set when the server behaves again."""
+
+    node: SimulatedNode
+    healed: Event = field(default_factory=Event)
+    scrape: int = 0
+    overlapping: bool = False
+
+
 class Exchange:
     """A request being answered: `answer` as the exporter would, or `send` any bytes at all.
 
     The connection ends after the exchange when `hang_up` or `reset` was called. `overlapping`
-    tells that another GET of the metrics was in flight when this one came.
+    tells that another GET of the metrics was being handled when this one came.
     """
 
-    def __init__(
-        self, connection: socket.socket, request: Request, node: SimulatedNode, healed: Event
-    ) -> None:
+    def __init__(self, connection: socket.socket, request: Request, moment: Moment) -> None:
         self.request = request
-        self.node = node
-        self.scrape = 0
-        self.overlapping = False
+        self.node = moment.node
+        self.scrape = moment.scrape
+        self.overlapping = moment.overlapping
         self.ends_here = not request.keeps_alive
         self._connection = connection
-        self._healed = healed
+        self._healed = moment.healed
 
     @cached_property
     def body(self) -> bytes:

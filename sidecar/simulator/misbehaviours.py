@@ -2,7 +2,7 @@
 
 A row is a function of an `Exchange` and of its own keyword options, each with a default whose
 type the option must have. It may answer well, send any bytes, wait, hang up or reset. To add one,
-write it with `@_misbehaviour` (its name is the function's, with hyphens; its docstring is what
+write it with `@misbehaviour` (its name is the function's, with hyphens; its docstring is what
 `GET /control` shows). `refuse` is the server's own, because nothing is exchanged then.
 """
 
@@ -24,10 +24,11 @@ Option: TypeAlias = bool | int | float | str
 REFUSE = "refuse"
 _ROW = b"xpum_topology_link{"
 _PIECE = 16_384
+_SLOWEST = 0.001  # bytes per second
 
 _table: dict[str, Misbehaviour] = {}
 
-# Names, then functions: read it to learn what there is, or add rows of your own to a copy.
+# Names, then functions; `misbehaviour` adds rows.
 MISBEHAVIOURS: Mapping[str, Misbehaviour] = MappingProxyType(_table)
 
 # What the health check says while the metrics fail for a reason of the daemon's own.
@@ -36,22 +37,34 @@ UNHEALTHY: Mapping[str, bytes] = MappingProxyType(
 )
 
 
-def bound(name: str, options: Mapping[str, Option]) -> Callable[[Exchange], None]:
-    """Give the misbehaviour with its options in place; raises `ValueError` for unknown ones."""
+def spelt(act: Misbehaviour) -> str:
+    """Give the name that a function has in the table."""
+    return act.__name__.strip("_").replace("_", "-")
+
+
+def named(name: str) -> Misbehaviour:
+    """Find a row of the table; raises `ValueError`."""
     if name not in _table:
         raise ValueError(f"unknown misbehaviour {name!r}; there are: {', '.join(sorted(_table))}")
+    return _table[name]
+
+
+def bound(act: Misbehaviour, options: Mapping[str, Option]) -> Callable[[Exchange], None]:
+    """Give the misbehaviour with its options in place; raises `ValueError` for unknown ones."""
     known = {
         parameter.name: parameter.default
-        for parameter in inspect.signature(_table[name]).parameters.values()
+        for parameter in inspect.signature(act).parameters.values()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
     for option, value in options.items():
         if option not in known:
-            raise ValueError(f"{name} takes {', '.join(known) or 'no options'}; not {option!r}")
+            raise ValueError(
+                f"{spelt(act)} takes {', '.join(known) or 'no options'}; not {option!r}"
+            )
         wanted = type(known[option])
         if not isinstance(value, (int, float) if wanted is float else wanted):
-            raise ValueError(f"{name}: {option} must be of type {wanted.__name__}")  # noqa: TRY004 - one exception for one decision
-    return partial(_table[name], **options)
+            raise ValueError(f"{spelt(act)}: {option} must be of type {wanted.__name__}")  # noqa: TRY004 - one exception for one decision
+    return partial(act, **options)
 
 
 def describe() -> dict[str, str]:
@@ -71,77 +84,78 @@ def _options(act: Misbehaviour) -> str:
     return f"({', '.join(told)}) " if told else ""
 
 
-def _misbehaviour(act: Misbehaviour) -> Misbehaviour:
-    _table[act.__name__.replace("_", "-")] = act
+def misbehaviour(act: Misbehaviour) -> Misbehaviour:
+    """Add a row to the table."""
+    _table[spelt(act)] = act
     return act
 
 
 # --- Answers in good form that are no exposition ---
 
 
-@_misbehaviour
+@misbehaviour
 def status(exchange: Exchange, *, code: int = 503, body: str = "", kind: str = HTML) -> None:
     """Answer with this status code and body."""
     exchange.answer(body.encode(), code, kind)
 
 
-@_misbehaviour
+@misbehaviour
 def daemon_down(exchange: Exchange) -> None:
     """Answer 500 with a body that is a Prometheus comment: xpumd is down or has just restarted."""
     exchange.answer(DAEMON_DOWN, 500)
 
 
-@_misbehaviour
+@misbehaviour
 def no_devices(exchange: Exchange) -> None:
     """Answer 500 with a body that is a Prometheus comment: Level Zero found no device."""
     exchange.answer(NO_DEVICES, 500)
 
 
-@_misbehaviour
+@misbehaviour
 def unauthorized(exchange: Exchange, *, sleep: float = 0.0) -> None:
     """Answer 401, whatever the credentials, after sleeping so many seconds."""
     exchange.wait(sleep)
     exchange.unauthorized()
 
 
-@_misbehaviour
+@misbehaviour
 def redirect(exchange: Exchange, *, location: str = "/login", code: int = 302) -> None:
     """Point to another address."""
     exchange.answer(b"", code, HTML, location=location)
 
 
-@_misbehaviour
+@misbehaviour
 def no_content(exchange: Exchange) -> None:
     """Answer 204, which has no body."""
     exchange.send(exchange.head(204))
 
 
-@_misbehaviour
+@misbehaviour
 def empty(exchange: Exchange) -> None:
     """Answer 200 with a body of no bytes."""
     exchange.answer(b"")
 
 
-@_misbehaviour
+@misbehaviour
 def comments_only(exchange: Exchange) -> None:
     """Answer 200 with the comment block alone."""
     lines = exchange.body.split(b"\n")
     exchange.answer(b"\n".join(line for line in lines if line.startswith(b"#")))
 
 
-@_misbehaviour
+@misbehaviour
 def text_html(exchange: Exchange) -> None:
     """Give the good answer with the content type of 1.2.x."""
     exchange.answer(exchange.body, kind=HTML)
 
 
-@_misbehaviour
+@misbehaviour
 def zipped(exchange: Exchange) -> None:
     """Give the good answer as gzip that nobody asked for."""
     exchange.answer(gzip.compress(exchange.body, 1), content_encoding="gzip")
 
 
-@_misbehaviour
+@misbehaviour
 def chunked(exchange: Exchange) -> None:
     """Give the good answer in chunks, without Content-Length."""
     exchange.send(exchange.head(content_type=TEXT, transfer_encoding="chunked"))
@@ -152,7 +166,7 @@ def chunked(exchange: Exchange) -> None:
     exchange.send(b"0\r\n\r\n")
 
 
-@_misbehaviour
+@misbehaviour
 def race(exchange: Exchange, *, device: int = 0) -> None:
     """Lose one GPU's own topology rows whenever GETs overlap, else answer well."""
     node = exchange.node.hide(device) if exchange.overlapping else exchange.node
@@ -162,21 +176,21 @@ def race(exchange: Exchange, *, device: int = 0) -> None:
 # --- Time ---
 
 
-@_misbehaviour
+@misbehaviour
 def delay(exchange: Exchange, *, by: float = 5.0) -> None:
     """Give the good answer after so many seconds, as a cold daemon does."""
     exchange.wait(by)
     exchange.answer(exchange.body)
 
 
-@_misbehaviour
+@misbehaviour
 def hang(exchange: Exchange) -> None:
     """Take the request and never answer."""
     exchange.wait()
     exchange.hang_up()
 
 
-@_misbehaviour
+@misbehaviour
 def hang_in_body(exchange: Exchange, *, after: int = 1000) -> None:
     """Send the head and so many bytes of the body, then nothing more."""
     exchange.send(_whole_head(exchange) + exchange.body[:after])
@@ -184,13 +198,13 @@ def hang_in_body(exchange: Exchange, *, after: int = 1000) -> None:
     exchange.hang_up()
 
 
-@_misbehaviour
+@misbehaviour
 def drip_headers(exchange: Exchange, *, rate: float = 10.0) -> None:
     """Send the answer a byte at a time from its first one, so many bytes per second."""
     _drip(exchange, _whole_head(exchange) + exchange.body, rate)
 
 
-@_misbehaviour
+@misbehaviour
 def drip_body(exchange: Exchange, *, rate: float = 10.0) -> None:
     """Send the head at once and the body a byte at a time, so many bytes per second."""
     exchange.send(_whole_head(exchange))
@@ -200,7 +214,7 @@ def drip_body(exchange: Exchange, *, rate: float = 10.0) -> None:
 def _drip(exchange: Exchange, data: bytes, rate: float) -> None:
     for at in range(len(data)):
         exchange.send(data[at : at + 1])
-        if exchange.wait(1 / rate):
+        if exchange.wait(1 / max(rate, _SLOWEST)):
             exchange.hang_up()
             return
 
@@ -208,33 +222,33 @@ def _drip(exchange: Exchange, data: bytes, rate: float) -> None:
 # --- Broken HTTP ---
 
 
-@_misbehaviour
+@misbehaviour
 def reset(exchange: Exchange) -> None:
     """Reset the connection instead of an answer."""
     exchange.reset()
 
 
-@_misbehaviour
+@misbehaviour
 def reset_in_body(exchange: Exchange, *, after: int = 1000) -> None:
     """Reset the connection after so many bytes of the body."""
     exchange.send(_whole_head(exchange) + exchange.body[:after])
     exchange.reset()
 
 
-@_misbehaviour
+@misbehaviour
 def close(exchange: Exchange) -> None:
     """Close the connection without a byte."""
     exchange.hang_up()
 
 
-@_misbehaviour
+@misbehaviour
 def not_http(exchange: Exchange) -> None:
     """Answer something that is no HTTP."""
     exchange.hang_up()
     exchange.send(b"SSH-2.0-OpenSSH_9.9\r\n")
 
 
-@_misbehaviour
+@misbehaviour
 def cut(exchange: Exchange, *, announced: str = "whole", share: float = 0.5) -> None:
     """Stop in the middle of a topology row, this share of the rows in, and close.
 
@@ -257,7 +271,7 @@ def _cut(body: bytes, share: float) -> bytes:
     return body[: at + len(_ROW) + 60]
 
 
-@_misbehaviour
+@misbehaviour
 def wrong_length(exchange: Exchange, *, by: int = 100) -> None:
     """Promise so many bytes more than come, then close; fewer where negative."""
     exchange.hang_up()
@@ -266,7 +280,7 @@ def wrong_length(exchange: Exchange, *, by: int = 100) -> None:
     exchange.send(head + exchange.body)
 
 
-@_misbehaviour
+@misbehaviour
 def endless(exchange: Exchange) -> None:
     """Send the good body again and again without an end."""
     exchange.hang_up()
@@ -275,7 +289,7 @@ def endless(exchange: Exchange) -> None:
         exchange.send(exchange.body + b"\n")
 
 
-@_misbehaviour
+@misbehaviour
 def endless_headers(exchange: Exchange) -> None:
     """Send header after header without an end."""
     exchange.hang_up()
@@ -287,31 +301,31 @@ def endless_headers(exchange: Exchange) -> None:
 # --- A body that is no text, or no exposition ---
 
 
-@_misbehaviour
+@misbehaviour
 def garbage(exchange: Exchange, *, size: int = 100_000) -> None:
     """Answer 200 with random bytes."""
     exchange.answer(random.Random(size).randbytes(size))  # noqa: S311 - garbage, not secrets
 
 
-@_misbehaviour
+@misbehaviour
 def nul(exchange: Exchange) -> None:
     """Put a NUL after every brace of the good body."""
     exchange.answer(exchange.body.replace(b"{", b"{\0"))
 
 
-@_misbehaviour
+@misbehaviour
 def utf16(exchange: Exchange) -> None:
     """Answer with the good body as UTF-16."""
     exchange.answer(exchange.body.decode().encode("utf-16"))
 
 
-@_misbehaviour
+@misbehaviour
 def bad_utf8(exchange: Exchange) -> None:
     """Put a byte that is no UTF-8 into every vendor's name."""
     exchange.answer(exchange.body.replace(b"Intel(R)", b"Intel\xae"))
 
 
-@_misbehaviour
+@misbehaviour
 def bad_row(exchange: Exchange) -> None:
     """Spoil the last topology row: its value is no number."""
     body = exchange.body
@@ -320,7 +334,7 @@ def bad_row(exchange: Exchange) -> None:
     exchange.answer(body[:end] + b"x" + body[end:])
 
 
-@_misbehaviour
+@misbehaviour
 def html(exchange: Exchange) -> None:
     """Answer 200 with somebody else's page, as a proxy does."""
     exchange.answer(b"<!doctype html>\n<title>Sign in</title>\n<h1>Sign in</h1>\n", kind=HTML)

@@ -6,18 +6,28 @@ from base64 import b64encode
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from http.client import HTTPException, parse_headers
 from io import BufferedReader
 from pathlib import Path
 from threading import Condition, Event, Timer, current_thread
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 from sidecar.simulator import control
 from sidecar.simulator.blueprint import Blueprint
 from sidecar.simulator.door import PATIENCE, Door
-from sidecar.simulator.exchange import HTML, Exchange, Request
-from sidecar.simulator.misbehaviours import REFUSE, UNHEALTHY, Option, bound
+from sidecar.simulator.exchange import HTML, Exchange, Moment, Request
+from sidecar.simulator.misbehaviours import (
+    MISBEHAVIOURS,
+    REFUSE,
+    UNHEALTHY,
+    Misbehaviour,
+    Option,
+    bound,
+    named,
+    spelt,
+)
 from sidecar.simulator.node import SimulatedNode
 
 METRICS = "/metrics"
@@ -28,6 +38,9 @@ _LONGEST_LINE = 65_536
 _LONGEST_BODY = 1_000_000
 _MOST_DOUBLINGS = 7  # 2, 4, ... 256 s where the first sleep is 2 s
 _REMEMBERED = 1000
+
+
+Act: TypeAlias = Callable[[Exchange], None]
 
 
 @dataclass(frozen=True)
@@ -69,7 +82,7 @@ class _Incident:
 
     name: str
     options: Mapping[str, Option]
-    act: Callable[[Exchange], None] | None
+    act: Act
     left: int | None
 
 
@@ -113,7 +126,7 @@ class Simulator:
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        self._settle()
+        self._settle(None)
         self._door.end()
 
     def __enter__(self) -> Self:
@@ -140,7 +153,7 @@ class Simulator:
 
     def misbehave(
         self,
-        name: str,
+        what: str | Misbehaviour,
         *,
         times: int | None = None,
         seconds: float | None = None,
@@ -148,26 +161,27 @@ class Simulator:
     ) -> None:
         """Misbehave on every GET of the metrics until healed, or so many times or seconds long.
 
-        `refuse` stops listening and drops all other connections; it cannot count requests.
-        Raises `ValueError` for names and options that there are not.
+        `what` is a name in `MISBEHAVIOURS`, a function like those there, or `refuse`, which stops
+        listening and drops all other connections, and cannot count requests. Raises `ValueError`
+        for what there is not, and then nothing has changed.
         """
-        if times is not None and (name == REFUSE or times < 1):
+        if times is not None and (what == REFUSE or times < 1):
             raise ValueError("times must be 1 or more, and a refused connection is not counted")
-        if name == REFUSE and options:
-            raise ValueError("refuse takes no options")
-        act = None if name == REFUSE else bound(name, options)
-        self.heal()
-        with self._changed:
-            self._incident = _Incident(name, options, act, times)
-            if seconds is not None and not self._stopping:
-                self._timer = Timer(seconds, self._heal_in_time)
-                self._timer.start()
+        if seconds is not None and not seconds > 0:
+            raise ValueError("seconds must be more than 0")
+        act = _behave if what == REFUSE else named(what) if isinstance(what, str) else what
+        name = what if isinstance(what, str) else spelt(what)
+        self._settle(_Incident(name, options, bound(act, options), times))
+        if seconds is not None:
+            self._start_timer(seconds)
         if name == REFUSE:
             self._door.shut()
+        else:
+            self._door.open()
 
     def heal(self) -> None:
         """Behave again, and let go of every exchange that hangs."""
-        self._settle()
+        self._settle(None)
         self._door.open()
 
     @property
@@ -253,9 +267,10 @@ class Simulator:
 
     # --- Incidents ---
 
-    def _settle(self) -> None:
+    def _settle(self, incident: _Incident | None) -> None:
+        """Let go of what hangs, and of what would heal it later, in favor of this."""
         with self._changed:
-            self._incident = None
+            self._incident = incident
             self._healed.set()
             if not self._stopping:
                 self._healed = Event()
@@ -263,6 +278,12 @@ class Simulator:
         if timer and timer is not current_thread():
             timer.cancel()
             timer.join()
+
+    def _start_timer(self, seconds: float) -> None:
+        with self._changed:
+            if not self._stopping:
+                self._timer = Timer(seconds, self._heal_in_time)
+                self._timer.start()
 
     def _heal_in_time(self) -> None:
         with self._changed:
@@ -280,71 +301,79 @@ class Simulator:
             return False  # no HTTP: gunicorn hangs up as well
         if request is None:
             return False
-        with self._changed:
-            exchange = Exchange(connection, request, self._node, self._healed)
-        self._route(exchange)
-        return not (exchange.ends_here or self._stopping)
+        goes_on = self._route(connection, request)
+        return goes_on and not self._stopping
 
-    def _route(self, exchange: Exchange) -> None:
-        path, method = exchange.request.path, exchange.request.method
-        if self.serving.control and path.startswith((CONTROL, CONTROL + "/")):
+    def _route(self, connection: socket.socket, request: Request) -> bool:
+        """Answer a request; tell whether the connection goes on."""
+        exchange = Exchange(connection, request, Moment(self._node))
+        if self.serving.control and f"{request.path}/".startswith(f"{CONTROL}/"):
             self._control(exchange)
-        elif path not in (METRICS, HEALTH):
+        elif request.path not in (METRICS, HEALTH):
             exchange.not_found()
-        elif method not in ("GET", "HEAD"):
+        elif request.method not in ("GET", "HEAD"):
             exchange.not_allowed()
-        elif path == HEALTH:
-            self._with_worker(self._health, exchange)
+        elif not self._take_worker():
+            return False
         else:
-            self._count(exchange)
             try:
-                self._with_worker(self._metrics, exchange)
+                if request.path == HEALTH:
+                    self._health(exchange)
+                else:
+                    exchange = self._metrics(connection, request)
             finally:
-                with self._changed:
-                    self._in_flight -= 1
-                    self._answers += 1
-                    self._changed.notify_all()
+                self._free_worker()
+        return not exchange.ends_here
 
-    def _count(self, exchange: Exchange) -> None:
+    def _take_worker(self) -> bool:
         with self._changed:
-            exchange.overlapping = self._in_flight > 0
-            exchange.scrape = self._requests
+            self._changed.wait_for(lambda: self._free or self._stopping)
+            self._free -= 1
+            return not self._stopping
+
+    def _free_worker(self) -> None:
+        with self._changed:
+            self._free += 1
+            self._changed.notify_all()
+
+    def _metrics(self, connection: socket.socket, request: Request) -> Exchange:
+        admitted = self._admits(request)
+        # In one step, so that who waits for the request finds it misbehaved to, and heals that.
+        with self._changed:
+            moment = Moment(self._node, self._healed, self._requests, self._in_flight > 0)
+            act = self._take_misbehaviour() if admitted else self._refuse_in_time()
             self._requests += 1
             self._in_flight += 1
             self._busiest = max(self._busiest, self._in_flight)
-            self._seen.append(exchange.request)
+            self._seen.append(request)
             self._changed.notify_all()
-
-    def _with_worker(self, handle: Callable[[Exchange], None], exchange: Exchange) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._free or self._stopping)
-            if self._stopping:
-                exchange.hang_up()
-                return
-            self._free -= 1
+        exchange = Exchange(connection, request, moment)
         try:
-            handle(exchange)
+            exchange.wait(self.serving.latency)
+            act(exchange)
         finally:
             with self._changed:
-                self._free += 1
+                self._in_flight -= 1
+                self._answers += 1
                 self._changed.notify_all()
+        return exchange
 
-    def _metrics(self, exchange: Exchange) -> None:
-        if not self._admitted(exchange.request):
-            with self._changed:
-                doublings = min(self._failures, _MOST_DOUBLINGS)
-                self._failures += 1
-            exchange.wait(self.serving.auth_sleep * 2**doublings)
-            exchange.unauthorized()
-            return
-        exchange.wait(self.serving.latency)
-        act = self._take_misbehaviour()
-        if act:
-            act(exchange)
-        else:
-            exchange.answer(exchange.body)
+    def _refuse_in_time(self) -> Act:
+        sleep = self.serving.auth_sleep * 2 ** min(self._failures, _MOST_DOUBLINGS)
+        self._failures += 1
+        return partial(MISBEHAVIOURS["unauthorized"], sleep=sleep)
 
-    def _admitted(self, request: Request) -> bool:
+    def _take_misbehaviour(self) -> Act:
+        incident = self._incident
+        if incident is None:
+            return _behave
+        if incident.left is not None:
+            incident.left -= 1
+            if not incident.left:
+                self._incident = None
+        return incident.act
+
+    def _admits(self, request: Request) -> bool:
         if self.serving.password is None:
             return True
         wanted = b64encode(f"{self.serving.username}:{self.serving.password}".encode()).decode()
@@ -353,17 +382,6 @@ class Simulator:
             self._failures = 0
             return True
         return False
-
-    def _take_misbehaviour(self) -> Callable[[Exchange], None] | None:
-        with self._changed:
-            incident = self._incident
-            if incident is None:
-                return None
-            if incident.left is not None:
-                incident.left -= 1
-                if not incident.left:
-                    self._incident = None
-            return incident.act
 
     def _health(self, exchange: Exchange) -> None:
         body = UNHEALTHY.get(self.misbehaviour or "")
@@ -388,6 +406,10 @@ class Simulator:
             exchange.answer_json(control.describe() if name else self.state())
         else:
             exchange.answer_json({"error": "GET /control, GET /control/help, POST a call"}, 405)
+
+
+def _behave(exchange: Exchange) -> None:
+    exchange.answer(exchange.body)
 
 
 def _read(connection: socket.socket, reader: BufferedReader) -> Request | None:

@@ -7,24 +7,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from device_plugin.devices import (
-    ByPath,
     Card,
-    Device,
     DeviceNode,
     Inventory,
-    Monitoring,
     Mount,
-    Offer,
     Problem,
     Reason,
     Roots,
     ScanError,
     Withheld,
-    devices,
     fingerprint,
-    mounts,
     scan,
 )
+from device_plugin.offers import ByPath, Device, Monitoring, Offer, devices, mounts
 from device_plugin.simulator.node import Damage, Node, SimulatedGpu
 
 FIRST = "0000:29:00.0"

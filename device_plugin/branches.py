@@ -1,0 +1,280 @@
+"""Branch and bound over sets of GPUs, for nodes whose subsets are too many for a table.
+
+GPUs that are alike are interchangeable, so of each kind only the first ones are tried.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from device_plugin.wishes import Fabric, linked_groups, mask_of, members, union
+
+PER_LANE = 1 << 16
+"""Worth of one lane. A GPU's ports are worth at most 2: lanes come before."""
+
+PORTS_BEST = 2
+
+
+class ExpiredError(Exception):
+    """The time is up: what was found so far is the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terrain:
+    """What a search looks up, made once per snapshot.
+
+    `alike` are sets of GPUs that can be exchanged, `rows` the worth of each pair, `widest` for each
+    GPU (worth, bit) of its links from the widest down, `homes` the GPUs of each NUMA node's bit.
+    """
+
+    fabric: Fabric
+    alike: tuple[int, ...]
+    rows: tuple[tuple[int, ...], ...]
+    widest: tuple[tuple[tuple[int, int], ...], ...]
+    own: tuple[int, ...]
+    homes: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, fabric: Fabric) -> "Terrain":
+        """Prepare a search on this node."""
+        rows = tuple(tuple(max(0, width) * PER_LANE for width in row) for row in fabric.lanes)
+        homes: dict[int, int] = {}
+        for i, node in enumerate(fabric.numa):
+            homes[node] = homes.get(node, 0) | 1 << i
+        return cls(
+            fabric=fabric,
+            alike=fabric.alike(),
+            rows=rows,
+            widest=tuple(
+                tuple(sorted(((row[j], 1 << j) for j in members(links)), reverse=True))
+                for row, links in zip(rows, fabric.links, strict=True)
+            ),
+            own=tuple(PORTS_BEST - cost for cost in fabric.ports_cost),
+            homes=tuple(homes.items()),
+        )
+
+
+@dataclass(slots=True)
+class Task:
+    """One request: `size` GPUs of `available`, with all of `must`; `whole` are untouched so far."""
+
+    terrain: Terrain
+    available: int
+    must: int
+    whole: int
+    size: int
+    clock: Callable[[], float]
+    end: float = 0.0
+    known: dict[int, int] = field(default_factory=dict)
+
+    def tick(self) -> None:
+        """Look at the clock; raise when the time is up."""
+        if self.clock() >= self.end:
+            raise ExpiredError
+
+    def kinds(self, within: int) -> list[int]:
+        """Split the free GPUs of `within` into sets whose members are alike for this request."""
+        free = within & ~self.must
+        parts = [
+            part & free
+            for alike in self.terrain.alike
+            for part in (alike & self.whole, alike & ~self.whole)
+        ]
+        parts = [part for part in parts if part]
+        return parts + [1 << i for i in members(free & ~union(parts))]
+
+    def left(self, chosen: int, within: int) -> tuple[int, int]:
+        """Measure what is left of `within`: linked groups and lanes."""
+        left = self.whole & within & ~chosen
+        fabric = self.terrain.fabric
+        groups = linked_groups(fabric.links, left, self.known)
+        return groups, sum(width for width in fabric.lanes_within(left) if width > 0)
+
+
+class _Branch(NamedTuple):
+    """A partial set: GPUs chosen, GPUs that may follow, worth so far, NUMA nodes touched."""
+
+    chosen: int
+    candidates: int
+    worth: int
+    nodes: int
+
+
+# A kind of candidates: minus twice what each can add at most, whether it brings a NUMA node, the
+# first of them, how many they are. A plain tuple: a search makes many thousands.
+_Entry = tuple[int, bool, int, int]
+
+
+def _bound(ranked: Iterable[tuple[int, int]], open_: int) -> int | None:
+    """Add up twice the most that `open_` candidates can add; None when there are too few.
+
+    `ranked` are (minus twice what each can add, how many of them), the best first.
+    """
+    most = 0
+    for lost, count in ranked:
+        if count >= open_:
+            return most - lost * open_
+        most -= lost * count
+        open_ -= count
+    return None if open_ else most
+
+
+class Branches:
+    """Branch and bound for the most lanes, then ports, NUMA nodes and what is left.
+
+    The bound: of the lanes between two GPUs that are still to be chosen, each gets one half, and
+    no GPU gets more than its widest ones. `links` are the links that count, by GPU; sets must be
+    all `linked` by them, or `connected`, or neither. Each better set is appended to `found`.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        links: Sequence[int],
+        found: list[int],
+        *,
+        linked: bool = False,
+        connected: bool = False,
+    ) -> None:
+        self._task, self._links, self._found = task, links, found
+        self._linked, self._connected = linked, connected
+        self._fabric = task.terrain.fabric
+        self._rows, self._widest = task.terrain.rows, task.terrain.widest
+        self._own, self._homes = task.terrain.own, task.terrain.homes
+        self._kind = [0] * len(self._fabric)
+        for kind in task.kinds(task.available):
+            for i in members(kind):
+                self._kind[i] = kind
+        self._most = (-1, 0)
+        self._left: tuple[int, ...] = ()
+
+    def run(self, within: int) -> None:
+        """Search sets of GPUs in `within`; better ones are appended to what was found."""
+        near, worth, nodes, chosen = [0] * len(self._rows), 0, 0, 0
+        candidates = within & ~self._task.must
+        for i in members(self._task.must):
+            worth += near[i] + self._own[i]
+            near = [a + b for a, b in zip(near, self._rows[i], strict=True)]
+            nodes |= self._fabric.numa[i]
+            chosen |= 1 << i
+            if self._linked:
+                candidates &= self._links[i]
+        # Sets of one NUMA node first: where lanes do not decide, the best one cuts off the rest.
+        for node, home in self._homes:
+            if not nodes & ~node and candidates & ~home:
+                self._branch(_Branch(chosen, candidates & home, worth, nodes), near)
+        self._branch(_Branch(chosen, candidates, worth, nodes), near)
+
+    def _branch(self, at: _Branch, near: list[int]) -> None:
+        task = self._task
+        task.tick()
+        chosen, candidates, worth, nodes = at
+        open_ = task.size - chosen.bit_count()
+        if not open_:
+            self._offer(chosen, worth, nodes)
+            return
+        edge = candidates
+        if self._connected and chosen:
+            edge = union(self._links[i] for i in members(chosen))
+        ranked = self._rank(at, near, open_)
+        while ranked:
+            bound = _bound([(lost, count) for lost, _, _, count in ranked], open_)
+            if bound is None or self._hopeless(2 * worth + bound, nodes, candidates, open_):
+                return
+            i = next((first for _, _, first, _ in ranked if edge >> first & 1), None)
+            if i is None:
+                return
+            row, kind = self._rows[i], self._kind[i]
+            rest = candidates & ~(1 << i)
+            child = _Branch(
+                chosen | 1 << i,
+                rest & self._links[i] if self._linked else rest,
+                worth + near[i] + self._own[i],
+                nodes | self._fabric.numa[i],
+            )
+            if open_ == 1 or self._worth_a_look(child, ranked, row, open_ - 1):
+                self._branch(child, [a + b for a, b in zip(near, row, strict=True)])
+            candidates &= ~kind
+            if self._connected and chosen:
+                candidates &= self._fabric.reach(chosen & -chosen, chosen | candidates)
+                ranked = [entry for entry in ranked if candidates >> entry[2] & 1]
+            else:
+                ranked = [entry for entry in ranked if entry[2] != i]
+
+    def _worth_a_look(
+        self, child: _Branch, ranked: list[_Entry], row: Sequence[int], open_: int
+    ) -> bool:
+        """Bound a branch by what its parent knows, before it ranks its own candidates.
+
+        The GPU that was added brings nobody more than the lanes to it: they count in full now and
+        not by half, and there is one place less to fill.
+        """
+        near = []
+        for lost, _, first, _ in ranked:
+            alike = self._kind[first] & child.candidates
+            if alike:
+                some = (alike & -alike).bit_length() - 1
+                near.append((lost - row[some], alike.bit_count()))
+        near.sort()
+        bound = _bound(near, open_)
+        return bound is not None and not self._hopeless(
+            2 * child.worth + bound, child.nodes, child.candidates, open_
+        )
+
+    def _hopeless(self, bound: int, nodes: int, candidates: int, open_: int) -> bool:
+        """Tell whether nothing as good as the best can come: `bound` is twice the worth."""
+        most, saved = self._most
+        if bound != 2 * most:
+            return bound < 2 * most
+        return -self._fewest_nodes(nodes, candidates, open_) < saved
+
+    def _fewest_nodes(self, nodes: int, candidates: int, open_: int) -> int:
+        """Bound the NUMA nodes of a set from below: fill the nodes it touches, then the largest."""
+        homes = self._homes
+        open_ -= sum((home & candidates).bit_count() for node, home in homes if node & nodes)
+        fewest = nodes.bit_count()
+        if open_ > 0:
+            others = ((home & candidates).bit_count() for node, home in homes if not node & nodes)
+            for size in sorted(others, reverse=True):
+                fewest, open_ = fewest + 1, open_ - size
+                if open_ <= 0:
+                    break
+        return fewest
+
+    def _rank(self, at: _Branch, near: Sequence[int], open_: int) -> list[_Entry]:
+        """Rank the kinds of candidates by the most that one of them can add."""
+        ranked = []
+        candidates = at.candidates
+        rest = candidates
+        while rest:
+            i = (rest & -rest).bit_length() - 1
+            alike = self._kind[i] & rest
+            rest ^= alike
+            near_by = candidates & self._links[i]
+            widest = [width for width, bit in self._widest[i] if bit & near_by][: open_ - 1]
+            if self._linked and len(widest) < open_ - 1:
+                continue  # too few links to be in the group
+            lost = -2 * (near[i] + self._own[i]) - sum(widest)
+            strange = not self._fabric.numa[i] & at.nodes
+            ranked.append((lost, strange, i, alike.bit_count()))
+        ranked.sort()
+        return ranked
+
+    def _offer(self, chosen: int, worth: int, nodes: int) -> None:
+        most = (worth, -nodes.bit_count())
+        if most < self._most:
+            return
+        if self._connected and self._fabric.reach(chosen & -chosen, chosen) != chosen:
+            return
+        left: tuple[int, ...] = ()
+        if most == self._most:
+            left = self._remainder(chosen)
+            if left <= (self._left or self._remainder(self._found[-1])):
+                return
+        self._most, self._left = most, left
+        self._found.append(chosen)
+
+    def _remainder(self, chosen: int) -> tuple[int, ...]:
+        task, n = self._task, len(self._rows)
+        address = mask_of(n - 1 - i for i in members(chosen))
+        return (*task.left(chosen, task.available), address)

@@ -1,0 +1,122 @@
+"""Why these GPUs and not others: for people, never inside an RPC.
+
+It ranks the sets that lost, names the wish on which each lost, and tells what the next Pod finds.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from heapq import nlargest
+from itertools import combinations
+
+from device_plugin.allocation import Preference, Preferences
+from device_plugin.wishes import WISHES, Fabric, Score, Wish, group_counts, members
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """One set of GPUs measured by every wish, and what it leaves.
+
+    `left` are the cards that stay whole, `groups_left` how many sets of how many of them are all
+    linked, as (size, count) from the largest size down.
+    """
+
+    cards: tuple[str, ...]
+    score: Score
+    left: tuple[str, ...]
+    groups_left: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A set that was not chosen: the first wish in which it differs, and both measures.
+
+    With the policy `topology` it is worse there; other policies do not ask the wishes.
+    """
+
+    account: Account
+    decided: Wish
+    chosen_measure: int
+    measure: int
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A choice with its runners-up, the best first.
+
+    `complete` tells that every possible set was ranked; otherwise the runners-up are the best of
+    those that differ in one GPU. `decided` is the wish that put the first runner-up behind, None
+    when there was nothing to choose.
+    """
+
+    preference: Preference
+    account: Account
+    runners_up: tuple[Alternative, ...]
+    complete: bool
+
+    @property
+    def decided(self) -> Wish | None:
+        """The wish that decided."""
+        return self.runners_up[0].decided if self.runners_up else None
+
+
+def account(fabric: Fabric, chosen: int, whole: int) -> Account:
+    """Measure a set of GPUs, when those in `whole` were untouched before."""
+    score = fabric.score(chosen, whole)
+    return Account(
+        cards=fabric.cards(chosen),
+        score=score,
+        left=fabric.cards(whole & ~chosen),
+        groups_left=group_counts(score.groups_left, len(fabric)),
+    )
+
+
+def explain(
+    preferences: Preferences,
+    available: Iterable[str],
+    must: Iterable[str],
+    size: int,
+    *,
+    runners_up: int = 5,
+) -> Explanation:
+    """Choose as `Preferences.prefer` does, and account for it.
+
+    Raises `RequestError` as that does. Takes up to some seconds on the largest nodes.
+    """
+    available, must = list(available), list(must)
+    preference = preferences.prefer(available, must, size)
+    request = preferences.read(available, must, size)
+    fabric, whole, chosen = preferences.fabric, request.whole, preference.gpus
+    subsets = preferences.subsets
+    free = request.gpus & ~request.must
+    taken = chosen & ~request.must
+    if subsets:
+        bits = [1 << i for i in members(free)]
+        others = [request.must + sum(some) for some in combinations(bits, taken.bit_count())]
+    else:
+        others = [
+            chosen & ~(1 << out) | 1 << into
+            for out in members(taken)
+            for into in members(free & ~chosen)
+        ]
+    best = nlargest(
+        runners_up,
+        (other for other in others if other != chosen),
+        key=lambda other: subsets.rank(other, whole) if subsets else fabric.score(other, whole),
+    )
+    own = account(fabric, chosen, whole)
+    return Explanation(
+        preference=preference,
+        account=own,
+        runners_up=tuple(_alternative(own, account(fabric, other, whole)) for other in best),
+        complete=subsets is not None,
+    )
+
+
+def _alternative(chosen: Account, other: Account) -> Alternative:
+    """Find the first wish in which the two differ; two sets always differ in their addresses."""
+    differing = (
+        Alternative(other, wish, own, its)
+        for wish, own, its in zip(WISHES, chosen.score, other.score, strict=True)
+        if own != its
+    )
+    return next(differing)

@@ -1,0 +1,166 @@
+"""What sysfs tells of a GPU's PCI function, of which nothing is taken for granted.
+
+A `device` is the function's directory, reached through a card (`class/drm/card0/device`) or the
+bus (`bus/pci/devices/0000:29:00.0`).
+"""
+
+import os
+import re
+import stat
+from pathlib import Path
+
+_INTEL = 0x8086
+_DISPLAY_CLASS = 0x03  # PCI base class of every display controller, 3D-only GPUs included
+_ATTRIBUTE_LIMIT = 4096  # bytes: sysfs never gives more than a page
+_NUMA_LIMIT = 1024  # the kernel's largest MAX_NUMNODES
+_MAX_SERIES = range(0x0BD0, 0x0C00)
+
+_TILE = {kind: re.compile(rf"{kind}[0-9]{{1,2}}", re.ASCII) for kind in ("tile", "gt")}
+_NUMBER = {
+    10: re.compile(r"[0-9]{1,10}", re.ASCII),
+    16: re.compile(r"0x[0-9a-f]{4,8}", re.ASCII),
+}
+# domain ":" bus ":" device "." function, lower case; a VMD domain has more than four digits
+BDF = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", re.ASCII)
+
+
+class BrokenError(Exception):
+    """One card cannot be read well enough to be offered: the others still can."""
+
+
+def is_intel(device: Path) -> bool:
+    """Tell whether this is Intel's; a card without a PCI function (a virtual one) is nobody's.
+
+    Raises `BrokenError`.
+    """
+    if not os.path.lexists(device) and is_directory(device.parent):
+        return False
+    if not is_directory(device):
+        raise BrokenError("it leads to no device")
+    return number(device / "vendor", 16) == _INTEL
+
+
+def address(device: Path) -> str:
+    """Give the PCI address: the name of the directory that `device` leads to, or of its uevent.
+
+    Raises `BrokenError`.
+    """
+    try:
+        name = device.resolve(strict=True).name
+    except (OSError, RuntimeError) as error:  # RuntimeError: Python's word for a loop of links
+        raise BrokenError("it leads to no device") from error
+    if BDF.fullmatch(name):
+        return name
+    for line in (read(device / "uevent") or "").splitlines():
+        key, _, value = line.partition("=")
+        if key == "PCI_SLOT_NAME" and BDF.fullmatch(value):
+            return value
+    raise BrokenError("it has no PCI address")
+
+
+def numa(device: Path) -> int | None:
+    """Give the NUMA node, None where the platform does not tell it. Raises `BrokenError`."""
+    text = read(device / "numa_node")
+    if text is None or text == "-1":
+        return None
+    node = parse(text, 10, "numa_node")
+    if node >= _NUMA_LIMIT:
+        raise BrokenError(f"numa_node: no such node, {node}")
+    return node
+
+
+def tiles(device: Path, card: str, driver: str, device_id: int) -> int | None:
+    """Count tiles: xe has a directory for each, i915 one for each GT; None where it is not told.
+
+    A GT is a tile on the Max series; on client GPUs the media engine has a GT of its own, so that
+    more than one says nothing of tiles there.
+    """
+    xe = driver == "xe"
+    directory, kind = (device, "tile") if xe else (device / "drm" / card / "gt", "gt")
+    try:
+        found = sum(1 for entry in listing(directory) if _TILE[kind].fullmatch(entry))
+    except OSError:
+        return None
+    certain = xe or found == 1 or device_id in _MAX_SERIES
+    return found if found and certain else None
+
+
+def is_intel_display(function: Path) -> bool:
+    """Tell whether this is a GPU of Intel's, by class and vendor. Raises `BrokenError`."""
+    kind = number(function / "class", 16) or 0
+    return kind >> 16 == _DISPLAY_CLASS and number(function / "vendor", 16) == _INTEL
+
+
+def read(attribute: Path) -> str | None:
+    """Give an attribute's text without its line end, None when there is no such attribute.
+
+    Raises `BrokenError`.
+    """
+    try:
+        # Not blocking: a pipe in an attribute's place would hold the scan for ever.
+        descriptor = os.open(attribute, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            content = os.read(descriptor, _ATTRIBUTE_LIMIT + 1)
+        finally:
+            os.close(descriptor)
+        text = content.decode("ascii").strip()
+    except FileNotFoundError as error:
+        if os.path.lexists(attribute):
+            raise BrokenError(f"{attribute.name}: leads nowhere") from error
+        return None
+    except OSError as error:
+        raise BrokenError(f"{attribute.name}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise BrokenError(f"{attribute.name}: not text") from error
+    if len(content) > _ATTRIBUTE_LIMIT:
+        raise BrokenError(f"{attribute.name}: longer than any attribute")
+    return text
+
+
+def parse(text: str, base: int, name: str) -> int:
+    """Read a number of base 10 or 16 as the kernel prints it. Raises `BrokenError`."""
+    if not _NUMBER[base].fullmatch(text):
+        raise BrokenError(f"{name}: not a number, {text[:20]!r}")
+    return int(text, base)
+
+
+def number(attribute: Path, base: int) -> int | None:
+    """Give an attribute's number, None when there is no such attribute. Raises `BrokenError`."""
+    text = read(attribute)
+    return None if text is None else parse(text, base, attribute.name)
+
+
+def link_name(link: Path) -> str | None:
+    """Give the last name of a symlink's target, which need not exist; None without a symlink.
+
+    Raises `BrokenError`.
+    """
+    try:
+        name = link.readlink().name
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise BrokenError(f"{link.name}: {error.strerror}") from error
+    return os.fsencode(name).decode("ascii", "backslashreplace")
+
+
+def listing(directory: Path) -> list[str]:
+    """Give the names in a directory in natural order; raises `OSError`."""
+    names = [entry.name for entry in directory.iterdir()]
+    return sorted(names, key=lambda name: (len(name), name))
+
+
+def is_directory(path: Path) -> bool:
+    """Tell whether a directory is there, also behind links; what cannot be looked at is none."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def is_node(path: Path) -> bool:
+    """Tell whether something that may be a device node is there, also behind links."""
+    try:
+        return not stat.S_ISDIR(path.stat().st_mode)
+    except OSError:
+        return False

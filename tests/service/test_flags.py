@@ -1,0 +1,250 @@
+"""The flags of a daemon, on the sidecar's own settings: the reference's arguments must work."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.command import run_command
+from service.flags import HelpWanted, UsageError, flag_rows, help_text, load, parse
+from sidecar.settings import OnExit, SidecarSettings
+
+REFERENCE_FLAGS = {
+    "lane-count": "4",
+    "interval": "10",
+    "startup-delay": "10",
+    "label-namespace": "gpu.intel.com",
+    "allow-subdeviceless-links": "",
+    "cert": "",
+    "xpum-port": "29999",
+    "tmp-dir-prefix": "/etc/kubernetes/node-feature-discovery/features.d",
+    "dst-file-path": "/etc/kubernetes/node-feature-discovery/features.d/xpum-sidecar-labels.txt",
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("XELINK_")]:
+        monkeypatch.delenv(name)
+
+
+def settings(*arguments: str) -> SidecarSettings:
+    return load(SidecarSettings, arguments).settings
+
+
+def usage_error(*arguments: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        load(SidecarSettings, arguments)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_the_flags_and_defaults_of_the_reference_are_ours() -> None:
+    rows = {flag.removeprefix("-"): default for flag, default, _ in flag_rows(SidecarSettings)}
+    assert {name: rows[name] for name in REFERENCE_FLAGS} == REFERENCE_FLAGS
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["-lane-count", "8"], ["-lane-count=8"], ["--lane-count", "8"], ["--lane-count=8"]],
+)
+def test_every_form_of_a_flag_works(arguments: list[str]) -> None:
+    assert settings(*arguments).lane_count == 8
+
+
+@pytest.mark.parametrize("value", ["true", "1", "t", "T", "TRUE", "True"])
+def test_go_s_true(value: str) -> None:
+    assert settings(f"-allow-subdeviceless-links={value}").allow_subdeviceless_links
+
+
+@pytest.mark.parametrize("value", ["false", "0", "f", "F", "FALSE", "False"])
+def test_go_s_false(value: str) -> None:
+    assert not settings(f"--summary-labels={value}").summary_labels
+
+
+def test_a_bare_boolean_is_true_and_takes_no_value() -> None:
+    assert settings("-dry-run", "-oneshot").dry_run
+    assert "'false'" in usage_error("-dry-run", "false")
+
+
+def test_the_last_of_equal_flags_counts() -> None:
+    assert settings("-interval=5", "--interval", "7").interval == 7
+
+
+def test_a_value_may_look_like_a_flag() -> None:
+    assert settings("-dst-file-path", "-odd").dst_file_path == Path("-odd")
+
+
+def test_klog_s_verbosity_is_ours_and_the_rest_of_it_is_told() -> None:
+    loaded = load(
+        SidecarSettings,
+        ["-v=2", "-logtostderr", "-stderrthreshold=INFO", "--log_dir=/x", "-use-https"],
+    )
+    assert not loaded.settings.debug
+    assert [warning.split()[0] for warning in loaded.warnings] == [
+        "-logtostderr",
+        "-stderrthreshold",
+        "-log-dir",
+        "-use-https",
+    ]
+    assert settings("-v", "4").debug
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["-nonsense"], ["-nonsense", "-h"]),
+        (["-lane"], ["-lane"]),  # no abbreviations: -lane is not -lane-count
+        (["-lane-count", "many"], ["-lane-count", "'many'", "integer"]),
+        (["-lane-count", "-1"], ["-lane-count", "'-1'", "greater than or equal to 0"]),
+        (["-interval", "0"], ["-interval", "'0'", "greater than or equal to 1"]),
+        (["-startup-delay=-1"], ["-startup-delay", "'-1'", "greater than or equal to 0"]),
+        (["-xpum-port=70000"], ["-xpum-port", "'70000'", "65535"]),
+        (["-timeout=0"], ["-timeout", "'0'", "greater than 0"]),
+        (["-on-exit=explode"], ["-on-exit", "'explode'", "expire", "remove", "keep"]),
+        (["-log-format", "xml"], ["-log-format", "'xml'", "text", "json"]),
+        (["-label-namespace=GPU"], ["-label-namespace", "GPU", "lower-case"]),
+        (["-label-namespace=kubernetes.io"], ["-label-namespace", "belongs to Kubernetes"]),
+        (["-listen", "29998"], ["-listen", "'29998'", "host:port"]),
+        (["-listen", "127.0.0.1:99999"], ["-listen", "host:port"]),
+        (["-dst-file-path="], ["-dst-file-path", "path of a file"]),
+        (["-cert"], ["-cert needs a value"]),
+        (["-client-cert=x"], ["-client-cert needs -cert"]),
+        (["-cert=x", "-client-key=y"], ["-client-key needs -client-cert"]),
+        (["-username=x"], ["-username and -password-file"]),
+        (["stray"], ["'stray'", "flags"]),
+        (["--", "stray"], ["'stray'"]),
+        (["-"], ["'-'"]),
+        (["---interval=1"], ["--interval"]),
+        (["-=1"], ["there is no flag -"]),
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_call_is_one_line_with_flag_value_and_what_is_allowed(
+    arguments: list[str], parts: list[str]
+) -> None:
+    text = usage_error(*arguments)
+    assert [part for part in parts if part not in text] == []
+
+
+@pytest.mark.parametrize("flag", ["-h", "--h", "-help", "--help"])
+def test_help_is_asked_for_in_four_ways(flag: str) -> None:
+    with pytest.raises(HelpWanted):
+        parse(["-interval", "5", flag], SidecarSettings)
+
+
+def test_help_names_every_flag_with_its_default() -> None:
+    text = help_text(SidecarSettings)
+    assert [flag for flag, _, _ in flag_rows(SidecarSettings) if f"  {flag}" not in text] == []
+    assert "(default 29999)" in text
+    assert "-logtostderr" in text
+
+
+def test_flag_environment_file_default_in_this_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("lane-count: 1\ninterval: 1\nxpum_port: 1\n")
+    monkeypatch.setenv("XELINK_SIDECAR_LANE_COUNT", "2")
+    monkeypatch.setenv("XELINK_SIDECAR_INTERVAL", "2")
+    monkeypatch.setenv("XELINK_SIDECAR_CONFIG_FILE", str(file))
+    loaded = load(SidecarSettings, ["-lane-count=3"])
+    found = loaded.settings
+    assert (found.lane_count, found.interval, found.xpum_port, found.confirmations) == (3, 2, 1, 2)
+    printed = [line.split() for line in loaded.print_config().splitlines()]
+    assert printed[0] == ["lane-count:", "3", "#", "flag"]
+    assert ["interval:", "2", "#", "environment", "XELINK_SIDECAR_INTERVAL"] in printed
+    assert ["xpum-port:", "1", "#", "file", str(file)] in printed
+    assert ["confirmations:", "2", "#", "default"] in printed
+
+
+def test_what_is_printed_is_a_configuration_file(tmp_path: Path) -> None:
+    loaded = load(SidecarSettings, ["-expiry=60", "-on-exit=keep", "-listen=", "-timeout=2.5"])
+    file = tmp_path / "config.yaml"
+    file.write_text(loaded.print_config())
+    again = settings("-config-file", str(file))
+    assert again.model_dump(exclude={"config_file"}) == loaded.settings.model_dump(
+        exclude={"config_file"}
+    )
+    assert again.on_exit is OnExit.KEEP
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("lanes: 4\n", "'lanes' is no setting"),
+        ("config-file: x\n", "'config-file' is no setting"),
+        ("[1, 2]\n", "flag: value"),
+        ("a: b: c\n", "mapping values"),
+        ("interval: soon\n", "file"),
+    ],
+)
+def test_a_wrong_file_is_one_line(tmp_path: Path, content: str, part: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(content)
+    assert part in usage_error("-config-file", str(file))
+
+
+def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    assert "No such file" in usage_error("-config-file", str(tmp_path / "nothing"))
+
+
+def test_a_wrong_variable_is_one_line_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XELINK_SIDECAR_INTERVAL", "0")
+    assert "XELINK_SIDECAR_INTERVAL" in usage_error()
+
+
+def test_variables_that_are_no_setting_are_told_but_not_those_of_kubernetes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XELINK_SIDECAR_LANES", "3")
+    monkeypatch.setenv("XELINK_SIDECAR_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("XELINK_SIDECAR_PORT", "tcp://10.0.0.1:80")
+    assert load(SidecarSettings, []).warnings == (
+        "the environment variable XELINK_SIDECAR_LANES is no setting: ignored",
+    )
+
+
+def test_empty_paths_are_none() -> None:
+    assert settings("-cert=", "-password-file=").cert is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "life"),
+    [([], 300), (["-interval=60"], 360), (["-expiry=42"], 42), (["-expiry=0"], 0)],
+)
+def test_the_life_of_the_labels(arguments: list[str], life: int) -> None:
+    assert settings(*arguments).life == life
+
+
+@given(st.lists(st.text(max_size=12), max_size=5))
+def test_any_arguments_give_settings_or_one_line(arguments: list[str]) -> None:
+    with suppress(HelpWanted, UsageError):
+        parse(arguments, SidecarSettings)
+
+
+def test_what_cannot_be_printed_does_not_break_the_line() -> None:
+    assert "-a?b" in usage_error("-a\nb")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "output"),
+    [
+        (["-h"], 0, "xelink-sidecar: publishes"),
+        (["-version"], 0, "xelink-sidecar 0."),
+        (["-print-config"], 0, "lane-count: 4"),
+        (["-interval=0"], 2, ""),
+    ],
+)
+def test_exit_codes_of_what_is_answered_at_once(
+    arguments: list[str], code: int, output: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def never(_: object) -> int:
+        raise AssertionError
+
+    assert run_command(SidecarSettings, arguments, never) == code
+    assert output in capsys.readouterr().out

@@ -1,0 +1,171 @@
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar.debounce import Belief, Kind, believe
+from tests.strategies import topologies
+from topology.labels import links_text, parse_links
+from topology.model import Gpu, Link, PortState, Tile, Topology
+
+
+def gpu(device: int, bus: int | None = None, **facts: object) -> Gpu:
+    address = f"0000:{device + 16 if bus is None else bus:02x}:00.0"
+    return Gpu(device, address, **facts)  # type: ignore[arg-type]  # facts of any type, by name
+
+
+def topology(links: str = "", gpus: Sequence[Gpu] = (), tiles: Sequence[Tile] = ()) -> Topology:
+    return Topology(parse_links(links), tuple(gpus), tuple(tiles))
+
+
+def run(first: Topology, *scrapes: Topology, confirmations: int = 2) -> list[str]:
+    """Give the believed links after each of the scrapes that follow the first."""
+    belief = believe(None, first, confirmations)
+    texts = []
+    for scrape in scrapes:
+        belief = believe(belief, scrape, confirmations)
+        texts.append(links_text(belief.topology.links))
+    return texts
+
+
+ALL = topology("0.0-1.0_0.0-2.0_1.0-2.0")
+LESS = topology("0.0-1.0_0.0-2.0")
+NONE = topology()
+
+
+@pytest.mark.parametrize(
+    ("scrapes", "believed"),
+    [
+        pytest.param([LESS], ["0.0-1.0_0.0-2.0_1.0-2.0"], id="one scrape proves no loss"),
+        pytest.param([LESS, LESS], [links_text(ALL.links), links_text(LESS.links)], id="two do"),
+        pytest.param([LESS, ALL, LESS], [links_text(ALL.links)] * 3, id="but only in a row"),
+        pytest.param([NONE, NONE], [links_text(ALL.links), ""], id="no links is a loss, too"),
+        pytest.param(
+            [NONE, LESS],
+            [links_text(ALL.links), links_text(LESS.links)],
+            id="they must agree on each thing, not on all",
+        ),
+    ],
+)
+def test_a_loss_must_be_seen_in_scrapes_in_a_row(
+    scrapes: list[Topology], believed: list[str]
+) -> None:
+    assert run(ALL, *scrapes) == believed
+
+
+def test_a_gain_counts_at_once() -> None:
+    assert run(LESS, ALL) == [links_text(ALL.links)]
+    assert run(NONE, ALL, confirmations=5) == [links_text(ALL.links)]
+
+
+def test_a_gain_and_a_loss_in_one_scrape_are_judged_apart() -> None:
+    seen = topology("0.0-1.0_0.0-3.0")
+    assert run(LESS, seen, seen) == ["0.0-1.0_0.0-2.0_0.0-3.0", "0.0-1.0_0.0-3.0"]
+
+
+@pytest.mark.parametrize("confirmations", [1, 2, 3, 7])
+def test_the_number_of_confirmations_is_as_asked(confirmations: int) -> None:
+    believed = run(ALL, *[NONE] * confirmations, confirmations=confirmations)
+    assert believed == [links_text(ALL.links)] * (confirmations - 1) + [""]
+
+
+def test_a_gpu_whose_id_moved_is_a_new_truth_at_once() -> None:
+    standing = Belief(topology("0.0-1.0_1.0-2.0", [gpu(0), gpu(1), gpu(2)]))
+    shifted = topology("0.0-1.0", [gpu(0), gpu(1, bus=18)])
+    belief = believe(standing, shifted, confirmations=5)
+    assert belief.topology == shifted
+    assert belief.moved == ("0000:12:00.0",)
+    assert not belief.missing
+
+
+def test_another_gpu_under_an_id_is_a_new_truth_at_once() -> None:
+    standing = Belief(topology("0.0-1.0", [gpu(0), gpu(1)]))
+    replaced = topology("", [gpu(0), gpu(1, bus=99)])
+    assert believe(standing, replaced, 5).topology == replaced
+
+
+def test_a_lost_gpu_and_its_tiles_wait_like_links() -> None:
+    tiles = [Tile(0, 0), Tile(1, 0)]
+    standing = Belief(topology("0.0-1.0", [gpu(0), gpu(1)]))
+    thinner = topology("", [gpu(0)], tiles[:1])
+    once = believe(standing, thinner, 2)
+    assert once.topology == standing.topology
+    assert {kind: once.pending(kind) for kind in Kind} == {
+        Kind.LINK: 1,
+        Kind.TILE: 1,
+        Kind.GPU: 1,
+        Kind.LANES: 0,
+        Kind.PORTS: 0,
+    }
+    assert believe(once, thinner, 2).topology == thinner
+
+
+def test_a_gpu_that_others_still_see_is_not_lost() -> None:
+    standing = Belief(topology("0.0-1.0", [gpu(0), gpu(1, card="card2")]))
+    belief = standing
+    for _ in range(5):
+        belief = believe(belief, topology("0.0-1.0", [gpu(0)]), 2)
+        assert belief.topology.gpus == standing.topology.gpus
+
+
+def test_lanes_fall_to_the_best_that_was_seen_while_they_were_fewer() -> None:
+    def lanes(forth: int, back: int) -> Topology:
+        return Topology((Link(Tile(0, 0), Tile(1, 0), forth, back),))
+
+    belief = believe(None, lanes(16, 16), 3)
+    for seen, believed in [
+        (lanes(8, 16), lanes(16, 16)),
+        (lanes(12, 16), lanes(16, 16)),
+        (lanes(4, 16), lanes(12, 16)),
+        (lanes(20, 0), lanes(20, 16)),
+    ]:
+        belief = believe(belief, seen, 3)
+        assert belief.topology == believed
+
+
+def test_worse_ports_wait_and_ports_that_are_not_told_stay() -> None:
+    def ports(state: PortState | None) -> Topology:
+        return topology("", [gpu(0, ports=state)], [Tile(0, 0)])
+
+    belief = believe(None, ports(PortState.HEALTHY), 2)
+    for seen, believed in [
+        (PortState.FAILED, PortState.HEALTHY),
+        (None, PortState.HEALTHY),
+        (PortState.FAILED, PortState.HEALTHY),
+        (PortState.FAILED, PortState.FAILED),
+        (None, PortState.FAILED),
+        (PortState.HEALTHY, PortState.HEALTHY),
+    ]:
+        belief = believe(belief, ports(seen), 2)
+        assert belief.topology.gpus[0].ports is believed
+
+
+def test_facts_that_one_scrape_does_not_tell_stay() -> None:
+    standing = Belief(topology("", [gpu(0, card="card1", uuid="u", numa=1)], [Tile(0, 0)]))
+    seen = topology("", [gpu(0, card="card3")], [Tile(0, 0)])
+    assert believe(standing, seen, 2).topology.gpus == (gpu(0, card="card3", uuid="u", numa=1),)
+
+
+@given(topologies, st.integers(1, 4))
+def test_what_is_seen_first_is_believed(seen: Topology, confirmations: int) -> None:
+    assert believe(None, seen, confirmations).topology == seen
+
+
+@given(topologies, topologies, st.integers(1, 4))
+def test_what_is_seen_often_enough_is_believed(
+    standing: Topology, seen: Topology, confirmations: int
+) -> None:
+    belief = believe(None, standing, confirmations)
+    for _ in range(confirmations):
+        belief = believe(belief, seen, confirmations)
+    assert belief.topology.by_ends.keys() == seen.by_ends.keys()
+    assert belief.topology.tiles == seen.tiles
+    assert not [key for key in belief.missing if key.kind is not Kind.PORTS]
+
+
+@given(topologies, topologies)
+def test_one_scrape_takes_no_link_away_unless_ids_moved(standing: Topology, seen: Topology) -> None:
+    belief = believe(Belief(standing), seen, 2)
+    if not belief.moved:
+        assert belief.topology.by_ends.keys() == standing.by_ends.keys() | seen.by_ends.keys()

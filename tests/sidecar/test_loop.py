@@ -1,0 +1,427 @@
+"""Whole ticks: a source that says what the test wants, a real file, a clock of the test's own."""
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import structlog
+from prometheus_client import generate_latest
+from structlog.testing import LogCapture
+
+from sidecar.classification import Outcome, Reason
+from sidecar.exposition import Reading
+from sidecar.loop import Policy, Sidecar
+from sidecar.publisher import Publisher
+from sidecar.scrape import ScrapeError
+from sidecar.settings import OnExit
+from sidecar.telemetry import Telemetry
+from tests.sidecar.bodies import body, both, read_body, row, self_rows
+from topology import features
+from topology.publication import read
+
+NS = "gpu.intel.com"
+START = datetime(2026, 11, 20, 10, 0, tzinfo=UTC)
+TILES = ("0.0", "1.0", "2.0")
+MESH = [*both("0.0", "1.0"), *both("0.0", "2.0"), *both("1.0", "2.0")]
+CUT = [*both("0.0", "1.0"), *both("0.0", "2.0")]
+DOWN = ScrapeError(Reason.REFUSED, "connection refused")
+FOREIGN = b"hw_status 1\n"
+
+
+class Scenario:
+    """A sidecar with everything around it in the hands of the test."""
+
+    def __init__(self, directory: Path, policy: Policy | None = None) -> None:
+        self.path = directory / "labels.txt"
+        self.publisher = Publisher(self.path, directory)
+        self.publisher.prepare()
+        self.policy = policy or Policy()
+        self.now = START
+        self.trust_problem: str | None = None
+        self.certificate_expiry: float | None = None
+        self._next: Reading | ScrapeError = DOWN
+        self.restart()
+
+    def restart(self) -> None:
+        self.logs = LogCapture()
+        log = structlog.wrap_logger(None, processors=[self.logs])
+        self.telemetry = Telemetry()
+        self.sidecar = Sidecar(self, self.publisher, self.policy, self.telemetry, log)
+        self.sidecar.resume(self.now)
+
+    def scrape(self) -> Reading:
+        if isinstance(self._next, ScrapeError):
+            raise self._next
+        return self._next
+
+    def tick(self, answer: Sequence[str] | bytes | ScrapeError, seconds: float = 10) -> Outcome:
+        """Let time pass, then scrape links, a whole body, or a failure."""
+        self.now += timedelta(seconds=seconds)
+        if isinstance(answer, ScrapeError):
+            self._next = answer
+        else:
+            rows = [*self_rows(*TILES), *answer] if not isinstance(answer, bytes) else answer
+            self._next = read_body(rows if isinstance(rows, bytes) else body(rows))
+        return self.sidecar.tick(lambda: self.now, self.now.timestamp)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What NFD publishes at this instant, without the namespace."""
+        if not self.path.exists():
+            return {}
+        found = features.parse(self.path.read_bytes(), self.now).labels
+        return {name.removeprefix(f"{NS}/"): value for name, value in found.items()}
+
+    @property
+    def links(self) -> str | None:
+        return self.labels.get("xe-links")
+
+    def events(self, *levels: str) -> list[str]:
+        return [
+            entry["event"]
+            for entry in self.logs.entries
+            if not levels or entry["log_level"] in levels
+        ]
+
+    def metric(self, name: str) -> float:
+        for line in generate_latest(self.telemetry.registry).decode().splitlines():
+            if line.startswith(f"xelink_sidecar_{name} "):
+                return float(line.rpartition(" ")[2])
+        raise AssertionError(f"no metric {name}")
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scenario:
+    return Scenario(tmp_path)
+
+
+ALL = "0.0-1.0_0.0-2.0_1.0-2.0"
+LESS = "0.0-1.0_0.0-2.0"
+
+
+def test_the_first_good_scrape_is_published_at_once(scene: Scenario) -> None:
+    assert scene.tick(MESH).kind == "links"
+    assert scene.labels == {
+        "xe-links": ALL,
+        "xe-links.count": "3",
+        "xe-links.gpus": "3",
+        "xe-links.group": "3",
+        "xe-links.state": "links",
+        "xe-links.hash": scene.labels["xe-links.hash"],
+    }
+    assert scene.sidecar.not_ready() is None
+
+
+def test_an_outage_keeps_the_labels_until_they_expire(scene: Scenario) -> None:
+    scene.tick(MESH)
+    content = scene.path.read_bytes()
+    for _ in range(30):
+        scene.tick(DOWN)
+        assert scene.links == ALL
+    scene.tick(DOWN)
+    assert scene.links is None
+    assert scene.path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(DOWN, id="refused"),
+        pytest.param(b"", id="empty"),
+        pytest.param(b"xpum_power_watts 1\n", id="no topology"),
+        pytest.param(body(MESH), id="no self rows"),
+        pytest.param(FOREIGN, id="XPU Manager 2"),
+        pytest.param(b"\xff\x00" * 99, id="garbage"),
+    ],
+)
+def test_what_proves_nothing_changes_nothing(scene: Scenario, answer: bytes | ScrapeError) -> None:
+    scene.tick(MESH)
+    content = scene.path.read_bytes()
+    for _ in range(5):
+        assert scene.tick(answer).kind == "unknown"
+    assert scene.path.read_bytes() == content
+    assert "last scrape unknown" in str(scene.sidecar.not_ready())
+
+
+def test_no_links_at_the_source_are_published_only_when_confirmed(scene: Scenario) -> None:
+    scene.tick(MESH)
+    scene.tick([])
+    assert scene.links == ALL
+    assert "waits for confirmation" in str(scene.sidecar.not_ready())
+    scene.tick([])
+    assert (scene.links, scene.labels["xe-links.state"]) == ("", "none")
+    assert scene.sidecar.not_ready() is None
+
+
+def test_a_lost_link_is_published_after_agreeing_scrapes_whatever_fails_between(
+    scene: Scenario,
+) -> None:
+    scene.tick(MESH)
+    scene.tick(CUT)
+    assert scene.links == ALL
+    assert scene.metric('pending_losses{kind="link"}') == 1
+    scene.tick(DOWN)
+    assert scene.links == ALL
+    scene.tick(CUT)
+    assert scene.links == LESS
+    scene.tick(MESH)
+    assert scene.links == ALL
+
+
+def test_the_file_is_renewed_at_a_third_of_its_life_and_not_before(scene: Scenario) -> None:
+    scene.tick(MESH)
+    written = scene.path.stat().st_mtime_ns
+    for _ in range(9):
+        scene.tick(MESH)
+    assert scene.path.stat().st_mtime_ns == written
+    scene.tick(MESH)
+    assert scene.path.stat().st_mtime_ns != written
+    assert (
+        scene.metric("expiry_timestamp_seconds") == (scene.now + timedelta(seconds=300)).timestamp()
+    )
+    assert scene.events("info").count("labels published") == 1
+
+
+def test_scrapes_that_go_on_keep_the_labels_for_ever(scene: Scenario) -> None:
+    for _ in range(200):
+        scene.tick(MESH)
+        assert scene.links == ALL
+
+
+def test_a_clock_that_was_set_back_is_noticed(scene: Scenario) -> None:
+    scene.tick(MESH)
+    scene.tick(MESH, seconds=-86400)
+    assert read(scene.path.read_bytes(), NS, scene.now).expiry == scene.now + timedelta(seconds=300)
+
+
+def test_a_clock_that_jumps_ahead_costs_at_most_one_tick(scene: Scenario) -> None:
+    scene.tick(MESH)
+    scene.tick(MESH, seconds=86400)
+    assert scene.links == ALL
+
+
+def test_a_restart_rewrites_nothing_and_forgets_nothing(scene: Scenario) -> None:
+    scene.tick(MESH)
+    content, written = scene.path.read_bytes(), scene.path.stat().st_mtime_ns
+    scene.restart()
+    scene.tick(MESH)
+    assert scene.path.stat().st_mtime_ns == written
+    scene.restart()
+    scene.tick(CUT)
+    assert scene.path.read_bytes() == content
+    assert scene.links == ALL
+
+
+def test_after_its_expiry_nothing_stands_and_the_first_scrape_counts(scene: Scenario) -> None:
+    scene.tick(MESH)
+    scene.now += timedelta(seconds=301)
+    scene.restart()
+    assert "what stands is not used" in scene.events("warning")
+    scene.tick(CUT)
+    assert scene.links == LESS
+
+
+def test_an_outage_longer_than_the_life_forgets_what_was_believed(scene: Scenario) -> None:
+    scene.tick(MESH)
+    scene.tick(DOWN, seconds=301)
+    scene.tick(CUT)
+    assert scene.links == LESS
+
+
+def test_a_file_of_the_reference_counts_as_the_last_publication(scene: Scenario) -> None:
+    scene.path.write_text(f"{NS}/xe-links={ALL}\n")
+    scene.restart()
+    scene.tick(CUT)
+    assert scene.links == ALL
+    scene.tick(CUT)
+    assert scene.links == LESS
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"garbage\n", b"gpu.intel.com/xe-links=0.0-1\n", b"\xff" * 70000]
+)
+def test_a_file_that_says_nothing_is_replaced(scene: Scenario, content: bytes) -> None:
+    scene.path.write_bytes(content)
+    scene.restart()
+    scene.tick(CUT)
+    assert scene.links == LESS
+
+
+@pytest.mark.parametrize("damage", ["remove", "truncate", "append"])
+def test_a_file_that_others_touched_is_mended_at_the_next_tick(
+    scene: Scenario, damage: str
+) -> None:
+    scene.tick(MESH)
+    content = scene.path.read_bytes()
+    if damage == "remove":
+        scene.path.unlink()
+    elif damage == "truncate":
+        scene.path.write_bytes(content[:30])
+    else:
+        scene.path.write_bytes(content + b"gpu.intel.com/xe-links9=Z\n")
+    scene.tick(MESH)
+    assert scene.links == ALL
+
+
+def test_ids_that_moved_are_a_new_truth_at_once_with_a_warning(scene: Scenario) -> None:
+    scene.tick(MESH)
+    moved = [
+        row("0.0", "0.0", "0.0", 0),
+        row("1.0", "1.0", "0.0", 0, bdf="0000:12:00.0"),
+        row("0.0", "1.0"),
+    ]
+    scene.tick(body(moved))
+    assert scene.links == "0.0-1.0"
+    assert any("device ids moved" in event for event in scene.events("warning"))
+
+
+def test_a_source_without_fabric_data_publishes_only_its_state(scene: Scenario) -> None:
+    scene.tick(FOREIGN)
+    assert scene.labels == {"xe-links.state": "no-fabric-data"}
+    assert scene.sidecar.not_ready() is None
+    for _ in range(50):
+        scene.tick(FOREIGN)
+        assert scene.labels == {"xe-links.state": "no-fabric-data"}
+    scene.tick(MESH)
+    assert scene.links == ALL
+
+
+def test_a_source_that_loses_its_fabric_data_lets_the_labels_expire_first(scene: Scenario) -> None:
+    scene.tick(MESH)
+    scene.tick(FOREIGN)
+    assert scene.links == ALL
+    scene.tick(FOREIGN, seconds=301)
+    assert scene.labels == {"xe-links.state": "no-fabric-data"}
+
+
+def test_without_summary_labels_a_source_without_fabric_data_publishes_nothing(
+    tmp_path: Path,
+) -> None:
+    scene = Scenario(tmp_path, Policy(summary=False))
+    scene.tick(FOREIGN)
+    assert not scene.path.exists()
+    scene.tick(MESH)
+    assert scene.labels == {"xe-links": ALL}
+
+
+def test_without_an_expiry_the_labels_stay(tmp_path: Path) -> None:
+    scene = Scenario(tmp_path, Policy(life=timedelta(0)))
+    scene.tick(MESH)
+    written = scene.path.stat().st_mtime_ns
+    scene.tick(MESH, seconds=10**7)
+    scene.tick(DOWN, seconds=10**7)
+    assert scene.links == ALL
+    assert scene.path.stat().st_mtime_ns == written
+
+
+def test_a_change_of_the_flags_is_published(scene: Scenario) -> None:
+    scene.tick(MESH)
+    scene.policy = Policy(summary=False, life=timedelta(0))
+    scene.restart()
+    scene.tick(MESH)
+    assert scene.labels == {"xe-links": ALL}
+    assert b"expiry" not in scene.path.read_bytes()
+
+
+def test_what_cannot_be_written_is_said_once_counted_and_tried_again(
+    scene: Scenario, tmp_path: Path
+) -> None:
+    scene.path.mkdir()
+    for _ in range(3):
+        scene.tick(MESH)
+    assert scene.events("error") == ["labels not published"]
+    assert scene.metric('publications_total{outcome="failed"}') == 3
+    assert "not published" in str(scene.sidecar.not_ready())
+    scene.path.rmdir()
+    scene.tick(MESH)
+    assert scene.links == ALL
+    assert scene.events("info")[-2:] == ["labels can be published again", "labels published"]
+    assert list((tmp_path / ".stage").iterdir()) == []
+
+
+def test_quiet_ticks_say_nothing(scene: Scenario) -> None:
+    scene.tick(MESH)
+    said = len(scene.events("info", "warning", "error"))
+    for _ in range(50):
+        scene.tick(MESH)
+    scene.tick(DOWN)
+    for _ in range(20):
+        scene.tick(ScrapeError(Reason.REFUSED, f"another text {_}"))
+    assert len(scene.events("info", "warning", "error")) == said + 1
+
+
+def test_trust_that_breaks_and_heals_is_said(scene: Scenario) -> None:
+    scene.tick(MESH)
+    scene.trust_problem = "half written"
+    scene.certificate_expiry = 12345.0
+    scene.tick(MESH)
+    scene.tick(MESH)
+    scene.trust_problem = None
+    scene.tick(MESH)
+    assert [event for event in scene.events() if "trust" in event] == [
+        "the files of the trust cannot be used",
+        "the files of the trust can be used again",
+    ]
+    assert scene.metric("certificate_expiry_timestamp_seconds") == 12345
+
+
+def test_rows_that_are_not_understood_are_counted_and_said(scene: Scenario) -> None:
+    scene.tick([*MESH, "xpum_topology_link{}"])
+    assert scene.metric("rows_skipped_total") == 1
+    assert scene.metric("rows_total") == len(TILES) + len(MESH) + 1
+    assert "rows that could not be understood" in scene.events("warning")
+
+
+def test_rows_that_disagree_on_an_address_are_said(scene: Scenario) -> None:
+    scene.tick([*MESH, row("0.0", "0.0", "0.0", bdf="0000:99:00.0")])
+    assert any("rows disagree" in event for event in scene.events("warning"))
+    assert scene.links == ALL
+
+
+def test_metrics_show_what_is_believed(scene: Scenario) -> None:
+    port = 'xpum_xelink_port_status{device_id="0",pci_bdf="0000:10:00.0"} 1.0'
+    scene.tick([*both("0.0", "1.0", 16, 8), port])
+    expected = {"links": 1, "lanes": 8, "tiles": 3, "gpus": 3}
+    assert {name: scene.metric(name) for name in expected} == expected
+    assert scene.metric('port_state{pci_bdf="0000:10:00.0",state="degraded"}') == 1
+    assert scene.metric('port_state{pci_bdf="0000:10:00.0",state="healthy"}') == 0
+    assert scene.metric('scrapes_total{class="links",reason=""}') == 1
+    assert scene.metric("last_good_scrape_timestamp_seconds") == scene.now.timestamp()
+    scene.tick(DOWN)
+    assert scene.metric('scrapes_total{class="unknown",reason="refused"}') == 1
+
+
+@pytest.mark.parametrize(
+    ("on_exit", "now", "later"),
+    [(OnExit.EXPIRE, ALL, None), (OnExit.REMOVE, None, None), (OnExit.KEEP, ALL, ALL)],
+)
+def test_what_becomes_of_the_labels_at_the_end(
+    scene: Scenario, on_exit: OnExit, now: str | None, later: str | None
+) -> None:
+    scene.tick(MESH)
+    raw = features.parse(scene.path.read_bytes(), scene.now).features
+    scene.sidecar.leave(on_exit, scene.now)
+    assert scene.links == now
+    scene.now += timedelta(days=1)
+    assert scene.links == later
+    if on_exit is OnExit.KEEP:
+        assert features.parse(scene.path.read_bytes(), scene.now).features == raw
+
+
+def test_what_has_expired_is_not_kept_at_the_end(scene: Scenario) -> None:
+    scene.tick(MESH)
+    scene.now += timedelta(days=1)
+    scene.sidecar.leave(OnExit.KEEP, scene.now)
+    assert scene.links is None
+
+
+def test_the_id_map_travels_with_the_labels(scene: Scenario) -> None:
+    scene.tick(MESH)
+    raw = features.parse(scene.path.read_bytes(), scene.now).features
+    assert [entry["pci"] for entry in json.loads(raw[f"{NS}/xe-links.id-map"])] == [
+        "0000:10:00.0",
+        "0000:11:00.0",
+        "0000:12:00.0",
+    ]
