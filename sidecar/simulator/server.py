@@ -10,7 +10,7 @@ from functools import partial
 from http.client import HTTPException, parse_headers
 from io import BufferedReader
 from pathlib import Path
-from threading import Condition, Event, Timer, current_thread
+from threading import Condition, Event, Lock, Timer, current_thread
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
@@ -99,6 +99,7 @@ class Simulator:
         self.first_node = node or Blueprint().build()
         self._node = self.first_node
         self._changed = Condition()
+        self._turning = Lock()
         self._healed = Event()
         self._incident: _Incident | None = None
         self._timer: Timer | None = None
@@ -211,7 +212,7 @@ class Simulator:
 
     @property
     def requests(self) -> int:
-        """How many requests for the metrics have come."""
+        """How many requests for the metrics a worker has taken."""
         return self._requests
 
     @property
@@ -226,7 +227,7 @@ class Simulator:
 
     @property
     def busiest(self) -> int:
-        """How many requests for the metrics were in flight at once, at most."""
+        """How many requests for the metrics were handled at once, at most."""
         return self._busiest
 
     @property
@@ -236,14 +237,14 @@ class Simulator:
             return tuple(self._seen)
 
     def wait_for_request(self, total: int | None = None, timeout: float = 10.0) -> None:
-        """Wait until so many requests for the metrics have come in all; by default one more.
+        """Wait until workers have taken so many requests for the metrics in all; or one more.
 
         Raises `TimeoutError`.
         """
         self._wait_for(lambda: self._requests, total, timeout)
 
     def wait_for_answer(self, total: int | None = None, timeout: float = 10.0) -> None:
-        """Wait until so many requests for the metrics are done with; by default one more."""
+        """Wait until so many requests for the metrics are done with in all; or one more."""
         self._wait_for(lambda: self._answers, total, timeout)
 
     def _wait_for(self, now: Callable[[], int], total: int | None, timeout: float) -> None:
@@ -397,7 +398,8 @@ class Simulator:
         name = exchange.request.path.removeprefix(CONTROL).strip("/")
         if method == "POST":
             try:
-                control.call(self, name, exchange.request.body)
+                with self._turning:  # a call makes the next node of the one before
+                    control.call(self, name, exchange.request.body)
             except control.ControlError as error:
                 exchange.answer_json({"error": str(error)}, 400)
                 return

@@ -101,6 +101,7 @@ def test_a_connection_serves_again_while_it_is_kept_alive(xpum: Simulator) -> No
     with connected(xpum) as client:
         for _ in range(3):
             assert ask(client)[0].status == 200
+    xpum.wait_for_answer(3)
     assert (xpum.connections, xpum.requests, xpum.answers) == (1, 3, 3)
 
 

@@ -1,0 +1,89 @@
+"""Our programs as real processes, watched through their logs: no sleeping, no polling."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from queue import Queue
+from threading import Thread
+from types import TracebackType
+from typing import Self
+
+PATIENCE = 20.0
+
+
+class Running:
+    """A program of ours that runs; its log lines are events to wait for."""
+
+    def __init__(self, module: str, *arguments: str, env: dict[str, str] | None = None) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(env or {})},
+        )
+        self.lines: list[str] = []
+        self._queue: Queue[str | None] = Queue()
+        self._reader = Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr
+        for line in self.process.stderr:
+            self._queue.put(line.rstrip("\n"))
+        self._queue.put(None)
+
+    def wait_for(self, text: str) -> str:
+        """Give the next log line with this text."""
+        while (line := self._queue.get(timeout=PATIENCE)) is not None:
+            self.lines.append(line)
+            if text in line:
+                return line
+        raise AssertionError(f"ended without {text!r}: {self.lines}")
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal and give the exit code."""
+        self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait for the end; give the exit code. What was logged is in `lines` then."""
+        code = self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        while (line := self._queue.get(timeout=PATIENCE)) is not None:
+            self.lines.append(line)
+        self._queue.put(None)
+        return code
+
+    @property
+    def output(self) -> str:
+        """What it printed, once it has ended."""
+        assert self.process.stdout
+        return self.process.stdout.read()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        for stream in (self.process.stdout, self.process.stderr):
+            assert stream
+            stream.close()
+
+
+@contextmanager
+def running(module: str, *arguments: str, **env: str) -> Iterator[Running]:
+    """Run `python -m module` while the block runs."""
+    with Running(module, *arguments, env=env) as process:
+        yield process

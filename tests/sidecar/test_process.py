@@ -1,0 +1,237 @@
+"""The sidecar as an administrator runs it: a process with flags, signals and exit codes."""
+
+import json
+import re
+import signal
+import socket
+import stat
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from sidecar.simulator import Blueprint, Simulator
+from tests.processes import Running, running
+from topology import features
+from topology.publication import read
+
+NS = "gpu.intel.com"
+NODE = Blueprint(gpus=3, tiles=2).build()
+LINKS = "0.0-1.0_0.0-2.0_0.1-1.1_0.1-2.1_1.0-2.0_1.1-2.1"
+
+
+@pytest.fixture
+def xpum() -> Iterator[Simulator]:
+    with Simulator(NODE) as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    return tmp_path / "xpum-sidecar-labels.txt"
+
+
+def arguments(xpum: Simulator, labels: Path, *more: str) -> list[str]:
+    return [
+        f"-xpum-port={xpum.port}",
+        "-tmp-dir-prefix",
+        str(labels.parent),
+        "--dst-file-path",
+        str(labels),
+        "-startup-delay=0",
+        "-interval=1",
+        "-listen=127.0.0.1:0",
+        *more,
+    ]
+
+
+def published(labels: Path) -> dict[str, str]:
+    found = features.parse(labels.read_bytes(), datetime.now(UTC)).labels
+    return {name.removeprefix(f"{NS}/"): value for name, value in found.items()}
+
+
+def address(process: Running) -> str:
+    match = re.search(r"listen=(\S+)", process.wait_for("event=started"))
+    assert match
+    return f"http://{match[1]}"
+
+
+def get(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - our own address
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_labels_appear_whole_readable_and_stay_when_it_is_stopped(
+    xpum: Simulator, labels: Path
+) -> None:
+    with running("sidecar", *arguments(xpum, labels), http_proxy="http://127.0.0.1:9") as process:
+        process.wait_for("labels published")
+        assert published(labels)["xe-links"] == LINKS
+        assert stat.S_IMODE(labels.stat().st_mode) == 0o644
+        assert process.stop() == 0
+    assert published(labels)["xe-links"] == LINKS
+
+
+@pytest.mark.parametrize(
+    ("on_exit", "stays", "expires"),
+    [("expire", True, True), ("remove", False, False), ("keep", True, False)],
+)
+def test_what_is_asked_for_the_end_is_done(
+    xpum: Simulator,
+    labels: Path,
+    on_exit: str,
+    stays: bool,  # noqa: FBT001 - a column
+    expires: bool,  # noqa: FBT001 - a column
+) -> None:
+    with running("sidecar", *arguments(xpum, labels, f"-on-exit={on_exit}")) as process:
+        process.wait_for("labels published")
+        assert process.stop(signal.SIGINT) == 0
+    assert labels.exists() is stays
+    if stays:
+        assert (read(labels.read_bytes(), NS, datetime.now(UTC)).expiry is not None) is expires
+
+
+@pytest.mark.parametrize("where", ["startup delay", "interval", "hanging scrape", "retry"])
+def test_a_signal_ends_it_within_a_second_wherever_it_is(
+    xpum: Simulator, labels: Path, where: str
+) -> None:
+    delay = "60" if where == "startup delay" else "0"
+    more = [f"-startup-delay={delay}", "-interval=60", "-timeout=60"]
+    if where == "hanging scrape":
+        xpum.misbehave("hang")
+    if where == "retry":
+        xpum.misbehave("refuse")
+    with running("sidecar", *arguments(xpum, labels, *more)) as process:
+        process.wait_for("event=started")
+        if where == "interval":
+            process.wait_for("labels published")
+        if where == "hanging scrape":
+            xpum.wait_for_request(1)
+        started = time.monotonic()
+        assert process.stop() == 0
+        assert time.monotonic() - started < 1
+        assert "event=stopped" in process.lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "code"),
+    [("links", 0), ("no links", 3), ("unknown", 4), ("unwritable", 5)],
+)
+def test_oneshot_tells_the_class_by_its_exit_code(
+    xpum: Simulator, labels: Path, prepare: str, code: int
+) -> None:
+    if prepare == "no links":
+        xpum.node = Blueprint(gpus=2, wiring="none").build()
+    elif prepare == "unknown":
+        xpum.misbehave("daemon-down")
+    elif prepare == "unwritable":
+        labels.mkdir()
+    with running("sidecar", *arguments(xpum, labels, "-oneshot")) as process:
+        assert process.wait() == code
+    if code == 0:
+        assert published(labels)["xe-links"] == LINKS
+
+
+def test_oneshot_publishes_a_loss_at_once(xpum: Simulator, labels: Path) -> None:
+    for node, links in [(NODE, LINKS), (NODE.cut("0.0-1.0"), LINKS.removeprefix("0.0-1.0_"))]:
+        xpum.node = node
+        with running("sidecar", *arguments(xpum, labels, "-oneshot")) as process:
+            assert process.wait() == 0
+        assert published(labels)["xe-links"] == links
+
+
+def test_dry_run_prints_the_file_and_writes_nothing(xpum: Simulator, labels: Path) -> None:
+    with running("sidecar", *arguments(xpum, labels, "-dry-run", "-oneshot")) as process:
+        assert process.wait() == 0
+        printed = process.output
+    assert list(labels.parent.iterdir()) == []
+    assert f"{NS}/xe-links={LINKS}\n" in printed
+
+
+def test_flags_environment_and_file_reach_the_labels(xpum: Simulator, labels: Path) -> None:
+    config = labels.parent / "config.yaml"
+    config.write_text("label-namespace: from.file\nsummary-labels: false\n")
+    more = ["-config-file", str(config), "-oneshot"]
+    env = {"XELINK_SIDECAR_LANE_COUNT": "5", "XELINK_SIDECAR_LABEL_NAMESPACE": "from.environment"}
+    with running("sidecar", *arguments(xpum, labels, *more), **env) as process:
+        assert process.wait() == 3
+    assert features.parse(labels.read_bytes(), datetime.now(UTC)).labels == {
+        "from.environment/xe-links": ""
+    }
+
+
+def test_probes_and_metrics_tell_what_happens(xpum: Simulator, labels: Path) -> None:
+    with running("sidecar", *arguments(xpum, labels)) as process:
+        url = address(process)
+        process.wait_for("labels published")
+        xpum.wait_for_answer(xpum.answers + 1)
+        assert get(f"{url}/healthz") == (200, "ok\n")
+        assert get(f"{url}/readyz") == (200, "ok\n")
+        assert "xelink_sidecar_links 6.0" in get(f"{url}/metrics")[1]
+        xpum.misbehave("daemon-down")
+        process.wait_for("no usable answer")
+        xpum.wait_for_answer(xpum.answers + 1)
+        code, text = get(f"{url}/readyz")
+        assert (code, text) == (
+            503,
+            "last scrape unknown, http-status: 500 #nodata: due to unexpected failure\n",
+        )
+        assert get(f"{url}/healthz")[0] == 200
+
+
+def test_an_address_that_is_taken_is_one_line(xpum: Simulator, labels: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"-listen=127.0.0.1:{taken.getsockname()[1]}"
+        with running("sidecar", *arguments(xpum, labels, listen)) as process:
+            assert process.wait() == 1
+            assert len(process.lines) == 1
+            assert "cannot listen on" in process.lines[0]
+
+
+def test_logs_are_json_when_asked_for(xpum: Simulator, labels: Path) -> None:
+    with running("sidecar", *arguments(xpum, labels, "-log-format=json", "-oneshot")) as process:
+        assert process.wait() == 0
+        entries = [json.loads(line) for line in process.lines]
+    assert [entry["event"] for entry in entries] == [
+        "started",
+        "XPU Manager seen",
+        "labels published",
+    ]
+    assert entries[-1]["links"] == 6
+
+
+def test_a_wrong_call_is_one_line_and_exit_code_2() -> None:
+    with running("sidecar", "-interval=never") as process:
+        assert process.wait() == 2
+        (line,) = process.lines
+    assert line.startswith("xelink-sidecar: -interval: 'never' should be a valid integer")
+
+
+def test_a_rollout_changes_nothing(xpum: Simulator, labels: Path) -> None:
+    with running("sidecar", *arguments(xpum, labels)) as process:
+        process.wait_for("labels published")
+        written = labels.stat().st_mtime_ns, labels.read_bytes()
+        process.stop()
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        with running("sidecar", *arguments(xpum, labels)) as process:
+            process.wait_for("counts as the last publication")
+            xpum.wait_for_answer(xpum.answers + 2)
+            process.stop(number)
+        assert (labels.stat().st_mtime_ns, labels.read_bytes()) == written
+
+
+def test_what_the_reference_left_is_removed(xpum: Simulator, labels: Path) -> None:
+    leftover = labels.parent / "xpumsidecar1234567890"
+    leftover.mkdir()
+    (leftover / "labels.txt").touch()
+    with running("sidecar", *arguments(xpum, labels, "-oneshot")) as process:
+        assert process.wait() == 0
+    assert not leftover.exists()
