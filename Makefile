@@ -43,7 +43,7 @@ bench: $(READY) ## measure, as ratios from one run
 	@for bench in bench/*.py; do $(BIN)/python $$bench || exit 1; done
 
 wheel: $(READY) ## the installable wheel, in dist/
-	$(BIN)/python -m build --wheel --no-isolation --outdir dist
+	$(BIN)/python -m build --wheel --no-isolation --outdir $(or $(OUT),dist)
 
 clean: ## everything that was built
 	rm -rf $(VENV) dist build .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

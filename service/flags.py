@@ -210,7 +210,8 @@ def flag_rows(settings: type[DaemonSettings]) -> Iterator[tuple[str, str, str]]:
 def _listed(settings: type[DaemonSettings]) -> list[str]:
     """Give the settings that mean something, the daemon's own before those of every daemon."""
     current = [name for name, field in settings.model_fields.items() if not field.deprecated]
-    return sorted(current, key=lambda name: name in KlogSettings.model_fields)
+    shared = (KlogSettings.model_fields, DaemonSettings.model_fields)
+    return sorted(current, key=lambda name: sum(name in fields for fields in shared))
 
 
 def _help_lines(name: str, field: FieldInfo, width: int) -> Iterator[str]:

@@ -41,13 +41,13 @@ def serving(
     if not listen:
         yield None
         return
-    host, port = split_address(listen)
     try:
+        host, port = split_address(listen)
         family, _, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         server = _server_class(family)(address[:2], _Handler)
-    except (OSError, OverflowError) as error:
+    except (OSError, ValueError) as error:  # ValueError: a name that cannot be encoded
         raise ListenError(
             f"cannot listen on {listen}: {error}; give -listen another address, or none"
         ) from None
@@ -114,10 +114,14 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
         self.setup_environ()
 
     def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as the base
-        if self._free.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
+        if not self._free.acquire(blocking=False):
             self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread can be had
+            self._free.release()
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as the base
         try:

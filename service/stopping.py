@@ -12,6 +12,10 @@ from types import FrameType
 _REPEAT = 0.1
 _SOON = 1e-6
 
+# Functions that enter and leave a block, or may interrupt one that does: an exception there would
+# lose the way out, and the timer would fire in the midst of something else.
+_EDGES = frozenset({"__enter__", "__exit__", "bounded", "_on_signal"})
+
 
 class Stopped(BaseException):
     """SIGTERM or SIGINT came while a bounded block ran: leave it, clean up, end."""
@@ -78,6 +82,6 @@ class Stop:
         if self._bounded:
             signal.setitimer(signal.ITIMER_REAL, _SOON, _REPEAT)
 
-    def _on_timer(self, _number: int, _frame: FrameType | None) -> None:
-        if self._bounded:
+    def _on_timer(self, _number: int, frame: FrameType | None) -> None:
+        if self._bounded and frame and frame.f_code.co_name not in _EDGES:
             raise Stopped if self._stopped else TimeoutError

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(loaded: Loaded[SidecarSettings]) -> int:
     settings = loaded.settings
     log = logger_to_stderr(settings.log_format, debug=settings.debug)
-    for warning in loaded.warnings:
+    for warning in (*loaded.warnings, *settings.doubts):
         log.warning(warning)
     telemetry = Telemetry()
     with ExitStack() as cleanup:

@@ -11,9 +11,8 @@ from service.logs import Changes
 from sidecar.classification import Outcome, Reason, Rules, Seen, Unknown, classify
 from sidecar.debounce import Belief, Kind, believe
 from sidecar.exposition import Reading
-from sidecar.publisher import PublishError
+from sidecar.publisher import OnExit, PublishError
 from sidecar.scrape import ScrapeError
-from sidecar.settings import OnExit
 from sidecar.telemetry import Telemetry
 from topology import features
 from topology.model import Tile
@@ -66,7 +65,7 @@ class Policy:
     namespace: str = "gpu.intel.com"
     summary: bool = True
     life: timedelta = timedelta(seconds=300)
-    """How long the labels outlive the last good scrape; zero: for ever."""
+    """How long the labels live unless they are renewed; zero: for ever."""
 
 
 class Sidecar:

@@ -13,14 +13,24 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from enum import Enum
 from pathlib import Path
 
 STAGE = ".stage"
+_MOST = 1 << 20  # bytes to read of what somebody else may have put in its place
 _MODE = 0o644  # NFD's worker is another user than we are
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 # Go's os.MkdirTemp(prefix, "xpumsidecar"): what a killed reference sidecar leaves behind
 _REFERENCE_LEFTOVER = re.compile(r"xpumsidecar[0-9]+")
+
+
+class OnExit(Enum):
+    """What becomes of the feature file when the sidecar is stopped."""
+
+    EXPIRE = "expire"
+    REMOVE = "remove"
+    KEEP = "keep"
 
 
 class PublishError(Exception):
@@ -45,7 +55,7 @@ class Publisher:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 return None
             with open(descriptor, "rb", closefd=False) as file:
-                return file.read()
+                return file.read(_MOST)
         except OSError:
             return None
         finally:
@@ -103,23 +113,20 @@ class Publisher:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError as error:
-            raise PublishError(
-                f"{error.filename or self._path}: no such directory; is it mounted, and does NFD"
-                " run on this node?"
-            ) from error
         except OSError as error:
+            directories = os.fspath(self._path.parent), os.fspath(self._stage)
+            place = error.filename if error.filename in directories else self._path
             hint = _HINTS.get(error.errno or 0)
             raise PublishError(
-                f"{self._path}: {error.strerror or error}{f'; {hint}' if hint else ''}"
+                f"{place}: {error.strerror or error}{f'; {hint}' if hint else ''}"
             ) from error
 
 
 _HINTS = {
+    errno.ENOENT: "is it mounted, and does NFD run on this node?",
     errno.EXDEV: "-tmp-dir-prefix must be on the same file system as -dst-file-path",
     errno.EISDIR: "a directory stands where the file should be",
-    errno.ENOTDIR: "one of its parents, or the stage beside it, is no directory",
-    errno.ELOOP: "the stage beside it is a symbolic link: remove it",
+    errno.ENOTDIR: "remove the file or link that stands where a directory should be",
     errno.EROFS: "mount it read-write",
     errno.EACCES: "this user may not write there",
     errno.EPERM: "this user may not write there",

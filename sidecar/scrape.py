@@ -2,7 +2,7 @@
 
 import ssl
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,27 +68,22 @@ class _Login:
     def __init__(self, credentials: Credentials | None, monotonic: Callable[[], float]) -> None:
         self._credentials = credentials
         self._monotonic = monotonic
-        self._password: str | None = None
+        self._sent: bytes | None = None
+        self._refused: bytes | None = None
         self._refusals = 0
         self._not_before = 0.0
 
     def auth(self) -> httpx.Auth | None:
         """Give what to send. Raises `ScrapeError` while it is too early to try again."""
-        password: str | None = None
-        if self._credentials:
-            file = self._credentials.password_file
-            try:
-                password = file.read_text(encoding="utf-8").rstrip("\r\n")
-            except (OSError, UnicodeDecodeError) as error:
-                raise ScrapeError(Reason.UNAUTHORIZED, f"-password-file {file}: {error}") from error
+        password = _password(self._credentials.password_file) if self._credentials else None
         left = self._not_before - self._monotonic()
-        if self._refusals and left > 0 and password == self._password:
+        if self._refusals and left > 0 and password == self._refused:
             raise ScrapeError(
                 Reason.UNAUTHORIZED,
                 f"refused {self._refusals} times; not asked again for {left:.0f} s, or until the"
                 " password changes",
             )
-        self._password = password
+        self._sent = password
         if self._credentials is None or password is None:
             return None
         return httpx.BasicAuth(self._credentials.username, password)
@@ -96,13 +91,30 @@ class _Login:
     def accepted(self) -> None:
         self._refusals = 0
 
-    def refused(self, detail: str) -> str:
+    def refused(self) -> str:
         """Wait longer before the next try; give the advice for the user."""
         wait = min(_BACKOFF_MOST, _BACKOFF_FIRST * 2**self._refusals)
         self._refusals += 1
+        self._refused = self._sent
         self._not_before = self._monotonic() + wait
         advice = "check" if self._credentials else "give"
-        return f"{detail}; {advice} -username and -password-file; asked again in {wait:.0f} s"
+        return f"{advice} -username and -password-file; asked again in {wait:.0f} s"
+
+    def unanswered(self) -> None:
+        """Take silence after a refusal for another: the server sleeps ever longer before it."""
+        if self._refusals and self._sent == self._refused:
+            self.refused()
+
+
+def _password(file: Path) -> bytes:
+    try:
+        password = file.read_bytes().rstrip(b"\r\n")
+    except OSError as error:
+        detail = error.strerror or str(error)
+        raise ScrapeError(Reason.UNAUTHORIZED, f"-password-file {file}: {detail}") from error
+    if not password:
+        raise ScrapeError(Reason.UNAUTHORIZED, f"-password-file {file}: there is none in it")
+    return password
 
 
 class Scraper:
@@ -153,13 +165,19 @@ class Scraper:
         """Fetch the metrics once. Raises `ScrapeError`."""
         auth = self._login.auth()
         try:
-            with self._bounded(self._target.timeout), _translated():
+            with self._bounded(self._target.timeout), _translated(plain=not self._trust):
                 return self._retrying(auth)
-        except TimeoutError:
+        except TimeoutError as error:
             self.close()
-            raise ScrapeError(
-                Reason.TIMEOUT, f"no whole answer within {self._target.timeout:g} s"
-            ) from None
+            self._login.unanswered()
+            within = f"within {self._target.timeout:g} s"
+            if self._trust and isinstance(error.__cause__, httpx.ConnectTimeout):
+                raise ScrapeError(
+                    Reason.TLS,
+                    f"no TLS handshake {within}: XPU Manager hangs, or speaks no HTTPS on this"
+                    " port (-cert)",
+                ) from None
+            raise ScrapeError(Reason.TIMEOUT, f"no whole answer {within}") from None
         except ScrapeError:
             self.close()
             raise
@@ -199,11 +217,11 @@ class Scraper:
         return self._reader.read(sieve)
 
     def _check(self, response: httpx.Response) -> None:
+        if response.status_code == _UNAUTHORIZED:
+            advice = self._login.refused()  # before its body is read, which may fail
+            raise ScrapeError(Reason.UNAUTHORIZED, f"{_told(response)}; {advice}")
         if response.status_code != _OK:
-            detail = f"{response.status_code} {_first_line(response)}".strip()
-            if response.status_code == _UNAUTHORIZED:
-                raise ScrapeError(Reason.UNAUTHORIZED, self._login.refused(detail))
-            raise ScrapeError(Reason.STATUS, detail)
+            raise ScrapeError(Reason.STATUS, _told(response))
         self._login.accepted()
         if encoding := response.headers.get("Content-Encoding"):
             raise ScrapeError(Reason.PROTOCOL, f"content encoding {encoding!r} was not asked for")
@@ -256,7 +274,7 @@ def _hung_up() -> Iterator[None]:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def _translated(*, plain: bool) -> Iterator[None]:
     """Turn what can go wrong on the way into the reason that the operator is told."""
     try:
         yield
@@ -270,7 +288,8 @@ def _translated() -> Iterator[None]:
         causes = tuple(_causes(error))
         for kind, reason in _REASONS:
             if cause := next((cause for cause in causes if isinstance(cause, kind)), None):
-                raise ScrapeError(reason, _say(cause)) from error
+                hint = _RESET_HINT if plain and reason is Reason.RESET else ""
+                raise ScrapeError(reason, f"{_say(cause)}{hint}") from error
         raise ScrapeError(Reason.PROTOCOL, _say(error)) from error
 
 
@@ -278,10 +297,14 @@ def _translated() -> Iterator[None]:
 _REASONS = (
     (ssl.SSLError, Reason.TLS),
     (ConnectionRefusedError, Reason.REFUSED),
+    (ConnectionResetError, Reason.RESET),
     (httpx.ConnectError, Reason.REFUSED),
     (httpx.NetworkError, Reason.RESET),
     (_HungUpError, Reason.RESET),
 )
+
+# A server that expects TLS just drops who speaks plain HTTP.
+_RESET_HINT = "; XPU Manager restarts, or speaks HTTPS on this port (-cert)"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -292,25 +315,44 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _say(error: BaseException) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"{error.verify_message}{_TLS_ADVICE.get(error.verify_code, '')}"
+        return error.verify_message.rstrip(".") + _CERTIFICATE_ADVICE.get(error.verify_code, "")
     if isinstance(error, ssl.SSLError):
-        return f"{error.reason or error}; does XPU Manager speak HTTPS on this port?"
+        return f"{error.reason or error}; {_TLS_ADVICE.get(error.reason, _NO_TLS)}"
     return " ".join(str(error).split()) or type(error).__name__
 
 
 # By OpenSSL's X509_V_ERR codes
-_TLS_ADVICE = {
+_NOT_ITS_CA = "; the file of -cert does not contain its CA"
+_CERTIFICATE_ADVICE = {
+    7: _NOT_ITS_CA,  # a CA of the same name signed it
+    9: "; wait, or set the clock",
     10: "; renew it",
     18: "; the file of -cert does not contain it",
-    19: "; the file of -cert does not contain its CA",
-    20: "; the file of -cert does not contain its CA",
+    19: _NOT_ITS_CA,
+    20: _NOT_ITS_CA,
+    26: "; its extendedKeyUsage must allow serverAuth",
     62: "; it needs a subjectAltName for the host",
     64: f"; it needs subjectAltName=IP:{HOST}",
 }
 
+# By OpenSSL's names of reasons
+_NO_TLS = "does XPU Manager speak HTTPS on this port?"
+_TLS_ADVICE = {
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": "does XPU Manager ask for a -client-cert?",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "XPU Manager asks for a -client-cert",
+    "SSLV3_ALERT_BAD_CERTIFICATE": "XPU Manager does not accept the -client-cert",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "renew the -client-cert",
+    "TLSV1_ALERT_UNKNOWN_CA": "XPU Manager does not know the CA of the -client-cert",
+    "TLSV1_ALERT_PROTOCOL_VERSION": "XPU Manager must offer TLS 1.2 or later",
+    "UNSUPPORTED_PROTOCOL": "XPU Manager must offer TLS 1.2 or later",
+}
 
-def _first_line(response: httpx.Response) -> str:
-    """Give the beginning of an error's body, which often says what is wrong."""
-    beginning = next(response.iter_raw(_DETAIL_LIMIT), b"").decode(errors="replace")
-    line = beginning.strip().partition("\n")[0].strip()
-    return "".join(letter if letter.isprintable() else "?" for letter in line)[:_DETAIL_LIMIT]
+
+def _told(response: httpx.Response) -> str:
+    """Give the status and the beginning of an error's body, which often says what is wrong."""
+    beginning = b""
+    with suppress(httpx.HTTPError):  # the status is known, whatever becomes of the body
+        beginning = next(response.iter_raw(_DETAIL_LIMIT), b"")
+    line = beginning.decode(errors="replace").strip().partition("\n")[0].strip()
+    text = "".join(letter if letter.isprintable() else "?" for letter in line)[:_DETAIL_LIMIT]
+    return f"{response.status_code} {text}".strip()

@@ -1,6 +1,5 @@
 """The flags of `xelink-sidecar`: all of the reference sidecar's, and our own."""
 
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -9,6 +8,7 @@ from pydantic_settings import SettingsConfigDict
 
 from service.flags import KlogSettings
 from service.probes import split_address
+from sidecar.publisher import OnExit
 from topology.features import namespace_problem
 from topology.publication import DEFAULT_NAMESPACE
 
@@ -17,14 +17,7 @@ FEATURES_D = Path("/etc/kubernetes/node-feature-discovery/features.d")
 _DAY = 86400
 _SHORTEST_LIFE = 300
 _INTERVALS_IN_LIFE = 6
-
-
-class OnExit(Enum):
-    """What becomes of the feature file when the sidecar is stopped."""
-
-    EXPIRE = "expire"
-    REMOVE = "remove"
-    KEEP = "keep"
+_LEAST_INTERVALS = 3
 
 
 def _namespace(value: str) -> str:
@@ -119,8 +112,8 @@ class SidecarSettings(KlogSettings):
         None,
         ge=0,
         le=365 * _DAY,
-        description="seconds that the labels outlive the last good scrape; 0: for ever; without"
-        " it, 6 intervals but at least 300",
+        description="life of the labels in seconds, renewed after a third of it while scrapes"
+        " succeed; 0: for ever; without it, 6 intervals but at least 300",
     )
     on_exit: OnExit = Field(
         OnExit.EXPIRE,
@@ -152,8 +145,17 @@ class SidecarSettings(KlogSettings):
         return self
 
     @property
+    def doubts(self) -> tuple[str, ...]:
+        """What is allowed, and still is hardly meant."""
+        short = (
+            f"-expiry={self.life} is less than {_LEAST_INTERVALS} intervals of {self.interval} s:"
+            " labels may expire before they are renewed"
+        )
+        return (short,) if 0 < self.life < _LEAST_INTERVALS * self.interval else ()
+
+    @property
     def life(self) -> int:
-        """Seconds that the labels outlive the last good scrape; 0 means for ever."""
+        """Seconds that the labels live unless they are renewed; 0 means for ever."""
         if self.expiry is None:
             return max(_INTERVALS_IN_LIFE * self.interval, _SHORTEST_LIFE)
         return self.expiry

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-_Signature: TypeAlias = tuple[tuple[int, int, int] | None, ...]
+_Contents: TypeAlias = tuple[bytes | None, ...]
 
 
 class TrustError(Exception):
@@ -35,14 +35,14 @@ class Trust:
         """Call `changed` after each new context, so that old connections can be dropped."""
         self._files = files
         self._changed = changed
-        self._seen: _Signature = ()
+        self._seen: _Contents = ()
         self._context: ssl.SSLContext | None = None
         self.problem: str | None = None
 
     def context(self) -> ssl.SSLContext:
         """Give the context for the files as they are now. Raises `TrustError`."""
-        signature = self._signature()
-        if self._context is None or signature != self._seen:
+        contents = self._contents()
+        if self._context is None or contents != self._seen:
             try:
                 self._context = load_context(self._files)
             except TrustError as error:
@@ -50,24 +50,23 @@ class Trust:
                     raise
                 self.problem = f"{error}; the last good trust is kept"
             else:
-                self._seen = signature
+                self._seen = contents
                 self.problem = None
                 self._changed()
         else:
             self.problem = None
         return self._context
 
-    def _signature(self) -> _Signature:
+    def _contents(self) -> _Contents:
         paths = (self._files.cert, self._files.client_cert, self._files.client_key)
-        return tuple(_stamp(path) for path in paths if path)
+        return tuple(_content(path) for path in paths if path)
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def _content(path: Path) -> bytes | None:
     try:
-        status = path.stat()
+        return path.read_bytes()
     except OSError:
         return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def load_context(files: TrustFiles) -> ssl.SSLContext:
@@ -85,16 +84,17 @@ def load_context(files: TrustFiles) -> ssl.SSLContext:
         try:
             context.load_cert_chain(files.client_cert, files.client_key, password=_no_password)
         except (OSError, ssl.SSLError) as error:
-            raise TrustError(f"-client-cert {files.client_cert}: {_why(error)}") from error
+            key = f" and -client-key {files.client_key}" if files.client_key else ""
+            raise TrustError(f"-client-cert {files.client_cert}{key}: {_why(error)}") from error
     return context
 
 
 def _no_password() -> str:
     # Without this, OpenSSL asks on the terminal for the password of an encrypted key.
-    return ""
+    raise OSError("the key is encrypted; give one without a password")
 
 
 def _why(error: OSError) -> str:
     if isinstance(error, ssl.SSLError):
-        return f"no usable PEM certificate or key ({error.reason or 'no certificate in it'})"
+        return f"no usable PEM in it ({error.reason or 'broken, or a part is missing'})"
     return error.strerror or str(error)

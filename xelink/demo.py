@@ -77,9 +77,7 @@ def run(say: Say) -> None:
         say("\n5. The sidecar is stopped, as in a rollout. The labels stay until they expire:\n")
         code = sidecar.stop()
         left = _minutes_left(labels)
-        say(
-            f"   exit code {code}, {_count(labels)} links, gone in {left} minutes if none takes over"
-        )
+        say(f"   exit code {code}, {_count(labels)} links, gone in {left} minutes unless renewed")
         say("\nThat is all. On a real node: see the README.")
 
 

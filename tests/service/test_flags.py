@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from service.command import run_command
 from service.flags import HelpWanted, UsageError, flag_rows, help_text, load, parse
-from sidecar.settings import OnExit, SidecarSettings
+from sidecar.publisher import OnExit
+from sidecar.settings import SidecarSettings
 
 REFERENCE_FLAGS = {
     "lane-count": "4",
@@ -219,6 +220,12 @@ def test_empty_paths_are_none() -> None:
 )
 def test_the_life_of_the_labels(arguments: list[str], life: int) -> None:
     assert settings(*arguments).life == life
+
+
+def test_a_life_that_is_too_short_to_be_renewed_is_told() -> None:
+    assert "-expiry=5" in settings("-expiry=5", "-interval=2").doubts[0]
+    assert settings("-expiry=6", "-interval=2").doubts == ()
+    assert settings("-expiry=0").doubts == ()
 
 
 @given(st.lists(st.text(max_size=12), max_size=5))

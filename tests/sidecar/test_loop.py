@@ -13,9 +13,8 @@ from structlog.testing import LogCapture
 from sidecar.classification import Outcome, Reason
 from sidecar.exposition import Reading
 from sidecar.loop import Policy, Sidecar
-from sidecar.publisher import Publisher
+from sidecar.publisher import OnExit, Publisher
 from sidecar.scrape import ScrapeError
-from sidecar.settings import OnExit
 from sidecar.telemetry import Telemetry
 from tests.sidecar.bodies import body, both, read_body, row, self_rows
 from topology import features
