@@ -28,8 +28,6 @@ def test_the_calls_of_the_readme_are_right(line: str) -> None:
     assert load(SidecarSettings, line.split()).warnings == ()
 
 
-@pytest.mark.parametrize(
-    "link", re.findall(r"\]\(([^)#:]+)\)", README.read_text()), ids=lambda link: str(link)
-)
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#:]+)\)", README.read_text()), ids=str)
 def test_the_links_of_the_readme_lead_somewhere(link: str) -> None:
     assert (README.parent / link).exists()
