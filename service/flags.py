@@ -13,13 +13,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar, get_args
+from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
 from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
 from service.logs import LogFormat
+from service.probes import split_address
 
 # What Kubernetes puts into the environment for a Service of the daemon's name is no setting.
 _SERVICE_VARIABLE = re.compile(r"SERVICE_(HOST|PORT\w*)|PORT(_\w+)?")
@@ -49,13 +50,18 @@ class DaemonSettings(BaseSettings):
     PROGRAM: ClassVar[str]
     SUMMARY: ClassVar[str]
 
-    config_file: Path | None = Field(
-        None, description="YAML file with any of these flags as keys (lane-count: 8)"
-    )
+    config_file: Path | None = Field(None, description="YAML file with any of these flags as keys")
     print_config: bool = Field(
         default=False, description="print the settings in force and where each comes from, and end"
     )
     version: bool = Field(default=False, description="print the version and end")
+
+
+def listen_address(value: str) -> str:
+    """Check an address to listen on: `host:port`, or empty for none. Raises `ValueError`."""
+    if value:
+        split_address(value)
+    return value
 
 
 class KlogSettings(DaemonSettings):
@@ -217,7 +223,11 @@ def _listed(settings: type[DaemonSettings]) -> list[str]:
 def _help_lines(name: str, field: FieldInfo, width: int) -> Iterator[str]:
     yield f"  -{_flag(name)} {_takes(field)}".rstrip()
     yield from textwrap.wrap(
-        _help_text(field), width, initial_indent=" " * 8, subsequent_indent=" " * 8
+        _help_text(field),
+        width,
+        initial_indent=" " * 8,
+        subsequent_indent=" " * 8,
+        break_on_hyphens=False,
     )
 
 
@@ -231,6 +241,8 @@ def _takes(field: FieldInfo) -> str:
         return ""
     if isinstance(field.annotation, type) and issubclass(field.annotation, Enum):
         return "|".join(str(choice.value) for choice in field.annotation)
+    if get_origin(field.annotation) is frozenset:
+        return "LIST"
     kinds = get_args(field.annotation) or (field.annotation,)
     if int in kinds or float in kinds:
         return "N"
@@ -241,7 +253,7 @@ def _default(field: FieldInfo) -> str:
     value = field.default.value if isinstance(field.default, Enum) else field.default
     if isinstance(value, bool):
         return "true" if value else ""
-    return "" if value is None else str(value)
+    return "" if value in (None, frozenset()) else str(value)
 
 
 def _flag(name: str) -> str:

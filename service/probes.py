@@ -9,7 +9,7 @@ import socketserver
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
@@ -21,8 +21,16 @@ _REQUEST_SECONDS = 5
 _MOST_REQUESTS = 16
 _STOP_SECONDS = 0.2  # how long a stop may take; shorter wakes an idle daemon more often
 
-Probe: TypeAlias = Callable[[], str | None]
-"""Gives None when all is well, else one line that says what is not."""
+
+class Verdict(NamedTuple):
+    """What a probe says that has more to tell than what is wrong."""
+
+    fine: bool
+    text: str
+
+
+Probe: TypeAlias = Callable[[], Verdict | str | None]
+"""Gives None when all is well, a line that says what is not, or a verdict."""
 
 
 class ListenError(Exception):
@@ -80,9 +88,9 @@ def _application(registry: CollectorRegistry, probes: Mapping[str, Probe]) -> "W
             body: Iterable[bytes] = metrics(environ, start_response)
             return body
         if path in probes:
-            problem = probes[path]()
-            status = "503 Service Unavailable" if problem else "200 OK"
-            text = f"{problem or 'ok'}\n"
+            found = probes[path]()
+            fine, said = found if isinstance(found, Verdict) else (not found, found or "ok")
+            status, text = "200 OK" if fine else "503 Service Unavailable", f"{said}\n"
         else:
             status, text = "404 Not Found", f"try {' '.join(['/metrics', *probes])}\n"
         start_response(status, [("Content-Type", "text/plain; charset=utf-8")])

@@ -318,7 +318,7 @@ def _say(error: BaseException) -> str:
         return error.verify_message.rstrip(".") + _CERTIFICATE_ADVICE.get(error.verify_code, "")
     if isinstance(error, ssl.SSLError):
         return f"{error.reason or error}; {_TLS_ADVICE.get(error.reason, _NO_TLS)}"
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split())[:_DETAIL_LIMIT] or type(error).__name__
 
 
 # By OpenSSL's X509_V_ERR codes

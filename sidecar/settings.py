@@ -6,8 +6,7 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from service.flags import KlogSettings
-from service.probes import split_address
+from service.flags import KlogSettings, listen_address
 from sidecar.publisher import OnExit
 from topology.features import namespace_problem
 from topology.publication import DEFAULT_NAMESPACE
@@ -23,12 +22,6 @@ _LEAST_INTERVALS = 3
 def _namespace(value: str) -> str:
     if problem := namespace_problem(value):
         raise ValueError(problem)
-    return value
-
-
-def _address(value: str) -> str:
-    if value:
-        split_address(value)
     return value
 
 
@@ -126,7 +119,7 @@ class SidecarSettings(KlogSettings):
         " usable answer, 5: the file could not be written",
     )
     dry_run: bool = Field(default=False, description="print the feature file instead of writing it")
-    listen: Annotated[str, AfterValidator(_address)] = Field(
+    listen: Annotated[str, AfterValidator(listen_address)] = Field(
         "127.0.0.1:29998",
         description="address of /healthz, /readyz and /metrics; empty for none",
     )

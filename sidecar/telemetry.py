@@ -1,23 +1,11 @@
 """Everything that was decided, as Prometheus metrics on a registry of our own."""
 
-import platform
-from importlib.metadata import version
-
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    PlatformCollector,
-    ProcessCollector,
-)
-
+from service.metrics import Metrics
 from sidecar.classification import Outcome, Reason, Seen
 from sidecar.debounce import Belief, Kind
 from sidecar.exposition import Reading
 from topology.model import PortState, Topology
 
-_PREFIX = "xelink_sidecar"
 _BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
@@ -25,72 +13,52 @@ class Telemetry:
     """The sidecar's metrics; every series whose labels are known is there from the start."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.rows: list[tuple[str, tuple[str, ...], str]] = []
-        """Name, labels and description of each metric, for the documentation."""
-        ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
-        self._scrapes = self._counter(
+        metrics = Metrics("xelink_sidecar")
+        self.registry = metrics.registry
+        self.rows = metrics.rows
+        """Name, labels and description of each metric."""
+        self._scrapes = metrics.counter(
             "scrapes", "scrapes by class and, where it is unknown, by reason", "class", "reason"
         )
         for kind in ("links", "no-links"):
             self._scrapes.labels(kind, "")
         for reason in Reason:
             self._scrapes.labels("unknown", reason.value)
-        self._duration = self._histogram(
-            "scrape_duration_seconds", "time of a scrape, retries included"
+        self._duration = metrics.histogram(
+            "scrape_duration_seconds", "time of a scrape, retries included", _BUCKETS
         )
-        self._last_good = self._gauge(
+        self._last_good = metrics.gauge(
             "last_good_scrape_timestamp_seconds", "when XPU Manager last gave a whole topology"
         )
-        self._rows = self._counter("rows", "topology rows read")
-        self._skipped = self._counter("rows_skipped", "rows that could not be understood")
-        self._links = self._gauge("links", "links that are believed, and so published")
-        self._lanes = self._gauge("lanes", "lanes of these links, weaker direction")
-        self._tiles = self._gauge("tiles", "tiles that are believed")
-        self._gpus = self._gauge("gpus", "GPUs in the id map")
-        self._pending = self._gauge(
+        self._rows = metrics.counter("rows", "topology rows read")
+        self._skipped = metrics.counter("rows_skipped", "rows that could not be understood")
+        self._links = metrics.gauge("links", "links that are believed, and so published")
+        self._lanes = metrics.gauge("lanes", "lanes of these links, weaker direction")
+        self._tiles = metrics.gauge("tiles", "tiles that are believed")
+        self._gpus = metrics.gauge("gpus", "GPUs in the id map")
+        self._pending = metrics.gauge(
             "pending_losses", "losses that wait for confirmation, by kind", "kind"
         )
         for loss in Kind:
             self._pending.labels(loss.value)
-        self._publications = self._counter(
+        self._publications = metrics.counter(
             "publications", "publications: changed, renewed, failed or withdrawn", "outcome"
         )
         for outcome in ("changed", "renewed", "failed", "withdrawn"):
             self._publications.labels(outcome)
-        self._last_publication = self._gauge(
+        self._last_publication = metrics.gauge(
             "last_publication_timestamp_seconds", "when the feature file was last written"
         )
-        self._expiry = self._gauge(
+        self._expiry = metrics.gauge(
             "expiry_timestamp_seconds", "when the labels expire; 0: never, or there are none"
         )
-        self._certificate = self._gauge(
+        self._certificate = metrics.gauge(
             "certificate_expiry_timestamp_seconds",
             "when XPU Manager's certificate ends; 0: it showed none",
         )
-        self._ports = self._gauge(
+        self._ports = metrics.gauge(
             "port_state", "1 for the state of a GPU's Xe Link ports, else 0", "pci_bdf", "state"
         )
-        self._gauge("build_info", "1, with the versions", "version", "python").labels(
-            version("xelink"), platform.python_version()
-        ).set(1)
-
-    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(self._noted(name, text, labels), text, labels, registry=self.registry)
-
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        noted = self._noted(f"{name}_total", text, labels)
-        return Counter(noted, text, labels, registry=self.registry)
-
-    def _histogram(self, name: str, text: str) -> Histogram:
-        return Histogram(
-            self._noted(name, text, ()), text, buckets=_BUCKETS, registry=self.registry
-        )
-
-    def _noted(self, name: str, text: str, labels: tuple[str, ...]) -> str:
-        self.rows.append((f"{_PREFIX}_{name}", labels, text))
-        return f"{_PREFIX}_{name}"
 
     def scraped(self, outcome: Outcome, seconds: float, now: float) -> None:
         """Count one scrape: its class, its duration, its instant in seconds since 1970."""
