@@ -3,11 +3,11 @@
 GPUs that are alike are interchangeable, so of each kind only the first ones are tried.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from device_plugin.wishes import Fabric, linked_groups, mask_of, members, union
+from device_plugin.wishes import Fabric, linked_groups, members, prefixes, union
 
 PER_LANE = 1 << 16
 """Worth of one lane. A GPU's ports are worth at most 2: lanes come before."""
@@ -83,11 +83,20 @@ class Task:
         parts = [part for part in parts if part]
         return parts + [1 << i for i in members(free & ~union(parts))]
 
+    def ideal(self) -> list[int]:
+        """Measure the most that could be left: as many GPUs as can be, all linked, all wide."""
+        fabric = self.terrain.fabric
+        begun = (self.available & ~self.whole).bit_count()
+        count = self.whole.bit_count() - max(0, self.size - begun)
+        widest = max((width for row in fabric.lanes for width in row), default=0)
+        groups: int = (1 + (1 << len(fabric))) ** count
+        return [groups, max(0, widest) * count * (count - 1) // 2]
+
     def left(self, chosen: int, within: int) -> tuple[int, int]:
         """Measure what is left of `within`: linked groups and lanes."""
         left = self.whole & within & ~chosen
         fabric = self.terrain.fabric
-        groups = linked_groups(fabric.links, left, self.known)
+        groups = linked_groups(fabric.links, left, self.known, self.tick)
         return groups, sum(width for width in fabric.lanes_within(left) if width > 0)
 
 
@@ -147,6 +156,7 @@ class Branches:
                 self._kind[i] = kind
         self._most = (-1, 0)
         self._left: tuple[int, ...] = ()
+        self._ideal = task.ideal()
 
     def run(self, within: int) -> None:
         """Search sets of GPUs in `within`; better ones are appended to what was found."""
@@ -179,54 +189,80 @@ class Branches:
         ranked = self._rank(at, near, open_)
         while ranked:
             bound = _bound([(lost, count) for lost, _, _, count in ranked], open_)
-            if bound is None or self._hopeless(2 * worth + bound, nodes, candidates, open_):
+            rest = _Branch(chosen, candidates, worth, nodes)
+            if bound is None or self._hopeless(2 * worth + bound, rest, open_):
                 return
             i = next((first for _, _, first, _ in ranked if edge >> first & 1), None)
             if i is None:
                 return
-            row, kind = self._rows[i], self._kind[i]
-            rest = candidates & ~(1 << i)
-            child = _Branch(
-                chosen | 1 << i,
-                rest & self._links[i] if self._linked else rest,
-                worth + near[i] + self._own[i],
-                nodes | self._fabric.numa[i],
-            )
-            if open_ == 1 or self._worth_a_look(child, ranked, row, open_ - 1):
-                self._branch(child, [a + b for a, b in zip(near, row, strict=True)])
-            candidates &= ~kind
+            for child, more in self._children(at, candidates, near, i):
+                if more == open_ or self._worth_a_look(child, ranked, i, more):
+                    row = self._rows[i]
+                    self._branch(child, [a + more * b for a, b in zip(near, row, strict=True)])
+            candidates &= ~self._kind[i]
             if self._connected and chosen:
-                candidates &= self._fabric.reach(chosen & -chosen, chosen | candidates)
-                ranked = [entry for entry in ranked if candidates >> entry[2] & 1]
-            else:
-                ranked = [entry for entry in ranked if entry[2] != i]
+                reached = self._fabric.reach(chosen & -chosen, chosen | candidates)
+                if chosen & ~reached:
+                    return
+                candidates &= reached
+            ranked = [entry for entry in ranked if candidates >> entry[2] & 1]
 
-    def _worth_a_look(
-        self, child: _Branch, ranked: list[_Entry], row: Sequence[int], open_: int
-    ) -> bool:
+    def _children(
+        self, at: _Branch, candidates: int, near: Sequence[int], first: int
+    ) -> Iterator[tuple[_Branch, int]]:
+        """Take as many GPUs of a kind as possible, then one less, down to one; with the count."""
+        alike = self._kind[first] & candidates
+        rest = candidates & ~alike
+        between = 0
+        if alike.bit_count() > 1:
+            second = (alike & alike - 1 & -(alike & alike - 1)).bit_length() - 1
+            between = self._rows[first][second]
+            if self._linked and not self._links[first] >> second & 1:
+                alike = 1 << first
+        if self._linked:
+            rest &= self._links[first]
+        some = list(prefixes(alike))[: self._task.size - at.chosen.bit_count() + 1]
+        each = near[first] + self._own[first]
+        nodes = at.nodes | self._fabric.numa[first]
+        for more in range(len(some) - 1, 0, -1):
+            worth = at.worth + more * each + more * (more - 1) // 2 * between
+            yield _Branch(at.chosen | some[more], rest, worth, nodes), more
+
+    def _worth_a_look(self, child: _Branch, ranked: list[_Entry], added: int, more: int) -> bool:
         """Bound a branch by what its parent knows, before it ranks its own candidates.
 
-        The GPU that was added brings nobody more than the lanes to it: they count in full now and
+        A GPU that was added brings nobody more than the lanes to it: they count in full now and
         not by half, and there is one place less to fill.
         """
+        row = self._rows[added]
+        open_ = self._task.size - child.chosen.bit_count()
         near = []
         for lost, _, first, _ in ranked:
             alike = self._kind[first] & child.candidates
             if alike:
                 some = (alike & -alike).bit_length() - 1
-                near.append((lost - row[some], alike.bit_count()))
+                near.append((lost - more * row[some], alike.bit_count()))
         near.sort()
         bound = _bound(near, open_)
-        return bound is not None and not self._hopeless(
-            2 * child.worth + bound, child.nodes, child.candidates, open_
-        )
+        return bound is not None and not self._hopeless(2 * child.worth + bound, child, open_)
 
-    def _hopeless(self, bound: int, nodes: int, candidates: int, open_: int) -> bool:
-        """Tell whether nothing as good as the best can come: `bound` is twice the worth."""
+    def _hopeless(self, bound: int, at: _Branch, open_: int) -> bool:
+        """Tell whether nothing better than the best can come: `bound` is twice the worth."""
         most, saved = self._most
         if bound != 2 * most:
             return bound < 2 * most
-        return -self._fewest_nodes(nodes, candidates, open_) < saved
+        nodes = -self._fewest_nodes(at.nodes, at.candidates, open_)
+        if nodes != saved:
+            return nodes < saved
+        if not self._left:
+            self._left = self._remainder(self._found[-1])
+        # Where nothing could leave more, only lower addresses could be better.
+        *left, address = self._left
+        return left == self._ideal and self._address(at, open_) <= address
+
+    def _address(self, at: _Branch, open_: int) -> int:
+        lowest = next(some for some in prefixes(at.candidates) if some.bit_count() == open_)
+        return self._fabric.mirrored(at.chosen | lowest)
 
     def _fewest_nodes(self, nodes: int, candidates: int, open_: int) -> int:
         """Bound the NUMA nodes of a set from below: fill the nodes it touches, then the largest."""
@@ -275,6 +311,5 @@ class Branches:
         self._found.append(chosen)
 
     def _remainder(self, chosen: int) -> tuple[int, ...]:
-        task, n = self._task, len(self._rows)
-        address = mask_of(n - 1 - i for i in members(chosen))
-        return (*task.left(chosen, task.available), address)
+        task = self._task
+        return (*task.left(chosen, task.available), self._fabric.mirrored(chosen))

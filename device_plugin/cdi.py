@@ -18,7 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from device_plugin.devices import Card, DeviceNode, Inventory, Mount
+from device_plugin.devfs import DeviceNode, Mount
+from device_plugin.devices import Card, Inventory
 from device_plugin.offers import ByPath, mounts
 
 VERSION = "0.5.0"

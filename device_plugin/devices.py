@@ -16,7 +16,8 @@ from enum import Enum
 from functools import partial
 from pathlib import Path
 
-from device_plugin import sysfs
+from device_plugin import devfs, sysfs
+from device_plugin.devfs import DeviceNode, Mount, Roots
 from device_plugin.sysfs import BrokenError
 
 DRIVERS = ("i915", "xe")
@@ -24,7 +25,6 @@ DRIVERS = ("i915", "xe")
 # A name with a leading zero is no DRM minor: the kernel prints plain decimals.
 _CARD = re.compile(r"card(0|[1-9][0-9]{0,5})", re.ASCII)
 _NODE = re.compile(r"(?:card|renderD)(0|[1-9][0-9]{0,5})", re.ASCII)
-_MEI = re.compile(r"mei[0-9]{1,6}", re.ASCII)
 
 # sysfs knows numbers only; these are the data center GPUs that XPU Manager is made for.
 _MODELS = {
@@ -38,46 +38,6 @@ _MODELS = {
 
 class ScanError(Exception):
     """The node could not be looked at: the last good inventory still stands."""
-
-
-@dataclass(frozen=True, slots=True)
-class Roots:
-    """Where sysfs and devfs are read, and what the host calls that devfs.
-
-    Containers see `/dev/...` whatever the prefix; kubelet and the runtime open the path of the
-    host, which is the same path that we read (so mount a prefixed tree where the host has it).
-    """
-
-    sysfs: Path = Path("/sys")
-    devfs: Path = Path("/dev")
-    host_devfs: Path = Path("/dev")
-
-    @classmethod
-    def under(cls, prefix: str | Path = "/") -> "Roots":
-        """Give the roots below a prefix; an empty prefix is `/`."""
-        base = Path(prefix or "/").absolute()
-        return cls(base / "sys", base / "dev", base / "dev")
-
-
-@dataclass(frozen=True, order=True, slots=True)
-class DeviceNode:
-    """A device node: absolute paths in the container and on the host.
-
-    For reading and writing, as even the query of a metric writes to its GPU.
-    """
-
-    container_path: str
-    host_path: str
-    permissions: str = "rw"
-
-
-@dataclass(frozen=True, order=True, slots=True)
-class Mount:
-    """A bind mount: absolute paths in the container and on the host."""
-
-    container_path: str
-    host_path: str
-    read_only: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +156,7 @@ class Inventory:
         """
         offered = (card for card in self.cards if not card.broken)
         hidden = (gpu.card for gpu in self.withheld if gpu.card)
-        return tuple(sorted((*offered, *hidden), key=_place))
+        return tuple(sorted((*offered, *hidden), key=place))
 
     def keep_known(self, before: "Inventory") -> "Inventory":
         """Keep, as unhealthy, the cards of `before` that can no longer be read.
@@ -215,7 +175,7 @@ class Inventory:
             and card.bdf not in told
             and broken[card.name] in {None, card.bdf}
         )
-        cards = sorted((*self.cards, *kept), key=_place)
+        cards = sorted((*self.cards, *kept), key=place)
         return replace(self, cards=tuple(cards))
 
 
@@ -234,12 +194,11 @@ def scan(
     unwanted = partial(_unwanted, allow_ids=allow_ids, deny_ids=deny_ids)
     told = [entry for name in _card_names(roots) for entry in _tell(roots, name, seen, unwanted)]
     told.extend(_without_card(roots, seen.keys()))
-    by_path = "dri/by-path"
     return Inventory(
-        tuple(sorted((entry for entry in told if isinstance(entry, Card)), key=_place)),
-        tuple(sorted((entry for entry in told if isinstance(entry, Withheld)), key=_place)),
+        tuple(sorted((entry for entry in told if isinstance(entry, Card)), key=place)),
+        tuple(sorted((entry for entry in told if isinstance(entry, Withheld)), key=place)),
         tuple(entry for entry in told if isinstance(entry, Problem)),
-        _mount(roots, by_path) if sysfs.is_directory(roots.devfs / by_path) else None,
+        devfs.by_path_directory(roots),
     )
 
 
@@ -347,38 +306,16 @@ def _read_card(roots: Roots, device: Path, card: Card) -> tuple[Card, str | None
         card,
         numa=numa,
         tiles=sysfs.tiles(device, card.name, card.driver, card.device_id),
-        nodes=tuple(_node(roots, f"dri/{minor}") for minor in minors),
+        nodes=tuple(devfs.node(roots, f"dri/{minor}") for minor in minors),
         missing=tuple(
             f"/dev/dri/{minor}"
             for minor in minors
             if not sysfs.is_node(roots.devfs / "dri" / minor)
         ),
-        by_path=tuple(_links(roots, card.bdf)),
-        mei=tuple(_mei(roots, device)),
+        by_path=tuple(devfs.by_path_links(roots, card.bdf)),
+        mei=tuple(devfs.management_engines(roots, device)),
         physfn=sysfs.link_name(device / "physfn"),
     ), complaint
-
-
-def _links(roots: Roots, bdf: str) -> Iterator[Mount]:
-    # Exact names: `pci-<bdf>-platform-simple-framebuffer.0-card` begins alike, and a container
-    # that is given it as well does not start.
-    for kind in ("card", "render"):
-        name = f"dri/by-path/pci-{bdf}-{kind}"
-        if sysfs.is_node(roots.devfs / name):
-            yield _mount(roots, name)
-
-
-def _mei(roots: Roots, device: Path) -> Iterator[DeviceNode]:
-    """Find the GPU's management engines: `device/<driver>.mei-gscfi.<n>/mei/mei<m>`."""
-    try:
-        children = [device / child / "mei" for child in sysfs.listing(device) if ".mei-" in child]
-    except OSError:
-        return
-    for child in children:
-        with suppress(OSError):
-            for name in filter(_MEI.fullmatch, sysfs.listing(child)):
-                if sysfs.is_node(roots.devfs / name):
-                    yield _node(roots, name)
 
 
 def _without_card(roots: Roots, seen: AbstractSet[str]) -> Iterator[Withheld]:
@@ -396,14 +333,6 @@ def _without_card(roots: Roots, seen: AbstractSet[str]) -> Iterator[Withheld]:
             yield Withheld(bdf, _unusable(driver) or Reason.NO_CARD, None, driver)
 
 
-def _node(roots: Roots, name: str) -> DeviceNode:
-    return DeviceNode(f"/dev/{name}", str(roots.host_devfs / name))
-
-
-def _mount(roots: Roots, name: str) -> Mount:
-    return Mount(f"/dev/{name}", str(roots.host_devfs / name))
-
-
-def _place(gpu: Card | Withheld) -> tuple[int, ...]:
+def place(gpu: Card | Withheld) -> tuple[int, ...]:
     """Order PCI addresses as numbers: as text, domain 10000 would come before 2000."""
     return tuple(int(part, 16) for part in re.split("[:.]", gpu.bdf))

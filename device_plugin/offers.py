@@ -7,7 +7,8 @@ still find what they ask for.
 from dataclasses import dataclass
 from enum import Enum
 
-from device_plugin.devices import DRIVERS, Card, DeviceNode, Inventory, Mount
+from device_plugin.devfs import DeviceNode, Mount
+from device_plugin.devices import DRIVERS, Card, Inventory
 
 NAMESPACE = "gpu.intel.com"
 MONITORING_ID = "all"

@@ -20,7 +20,7 @@ _CHOICES_LIMIT = 2048
 # Exchanges of one GPU that are weighed by all wishes, of those that gain the most lanes.
 _SWAPS = 8
 # The part of the time that goes to the search; what is left improves what was found.
-_SEARCHING = 0.75
+_SEARCHING = 0.85
 
 
 class Found(NamedTuple):
@@ -145,6 +145,11 @@ class Search:
         self._task.tick()
         if candidates.bit_count() < size:
             return False
+        everywhere = mask_of(
+            i for i in members(candidates) if not candidates & ~(links[i] | 1 << i)
+        )
+        if everywhere:
+            return self._group(links, candidates & ~everywhere, size - everywhere.bit_count())
         colored: list[tuple[int, int]] = []
         color, uncolored = 0, candidates
         while uncolored:
@@ -219,7 +224,7 @@ class Search:
             worth = lanes * PER_LANE + sum(PORTS_BEST - fabric.ports_cost[i] for i in inside)
             worth = worth << n * n | groups >> n
             worth = worth << _LANES_BITS | lanes_left
-            worth = worth << n | mask_of(n - 1 - i for i in inside)
+            worth = worth << n | fabric.mirrored(chosen)
             state = len(inside), union(fabric.numa[i] for i in inside)
             options[state] = max(options.get(state, 0), worth)
         return options

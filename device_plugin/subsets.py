@@ -7,7 +7,7 @@ one operation of the interpreter. That makes 65,536 weights a matter of millisec
 
 import struct
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
 
@@ -23,7 +23,7 @@ _NUMA_BITS = 5
 _LANES_SHIFT = _NUMA_BITS + 6
 _LANES_BITS = 23
 _LEVEL_SHIFT = _LANES_SHIFT + _LANES_BITS
-# Up to so many free GPUs the ranking is walked; beyond, up to so many sets are rather named.
+# Up to so many available GPUs the ranking is walked; beyond, up to so many sets are rather named.
 _WALK = 9
 _FEW = 2048
 
@@ -32,17 +32,19 @@ _FEW = 2048
 class Subsets:
     """The tables of one node: what every subset is worth when chosen, and when left.
 
-    `ranking[k]` holds all subsets of k GPUs, the heaviest first, equals by PCI address. `alike` are
-    the sets of two or more GPUs that can be exchanged without changing any measure. `fresh[k]` is
-    the best set of k GPUs while the whole node is free.
+    `ranking[k]` holds all subsets of k GPUs, the heaviest first, equals by PCI address, and
+    `falling[k]` minus their weights. `alike` are the sets of two or more GPUs that can be
+    exchanged without changing any measure. `fresh[k]` is the best set of k GPUs while the whole
+    node is free.
     """
 
     weights: tuple[int, ...]
     left: list[int]
     ranking: tuple[list[int], ...]
+    falling: tuple[list[int], ...]
     alike: tuple[int, ...]
     mirrored: tuple[int, ...]
-    fresh: list[int]
+    fresh: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, fabric: Fabric) -> "Subsets":
@@ -52,19 +54,19 @@ class Subsets:
         table = _levels(fabric) << _LEVEL_SHIFT
         table += (lanes << _LANES_SHIFT) + (_ports(fabric) << _NUMA_BITS) + _numa(fabric)
         weights = _unpack(table, n)
-        ranking = (sorted(masks, key=weights.__getitem__, reverse=True) for masks in _by_size(n))
+        ranking = [sorted(masks, key=weights.__getitem__, reverse=True) for masks in _by_size(n)]
         groups = zip(_groups(fabric), _unpack(lanes, n), strict=True)
         tables = cls(
             weights=weights,
             left=[count << _LANES_BITS | width for count, width in groups],
             ranking=tuple(ranking),
+            falling=tuple([-weights[mask] for mask in masks] for masks in ranking),
             alike=fabric.alike(),
             mirrored=_mirrored(n),
-            fresh=[],
         )
         every = (1 << n) - 1
-        tables.fresh.extend([tables._search(every, 0, every, size) for size in range(n + 1)])
-        return tables
+        best = tuple(tables._search(every, 0, every, size) for size in range(n + 1))
+        return replace(tables, fresh=best)
 
     def best(self, available: int, must: int, whole: int, size: int) -> int:
         """Find the best set of `size` GPUs of `available` that has all of `must`."""
@@ -77,8 +79,8 @@ class Subsets:
         return self.weights[chosen], self.left[whole & ~chosen], self.mirrored[chosen]
 
     def _search(self, available: int, must: int, whole: int, size: int) -> int:
-        few = self._few(available, must, whole, size)
-        if few:
+        many = available.bit_count() > _WALK
+        if many and (few := self._few(available, must, whole, size)):
             return max(few, key=lambda mask: self.rank(mask, whole))
         ties = self._heaviest(available, must, size)
         if len(ties) == 1:
@@ -95,11 +97,8 @@ class Subsets:
         for place, mask in enumerate(ranking):  # noqa: B007 - the place is where the walk ended
             if mask & care == must:
                 break
-        weights = self.weights
-        heaviest = weights[mask]
-        if place + 1 == len(ranking) or weights[ranking[place + 1]] < heaviest:
-            return [mask]
-        end = bisect_right(ranking, -heaviest, lo=place + 1, key=lambda other: -weights[other])
+        falling = self.falling[size]
+        end = bisect_right(falling, falling[place], lo=place)
         return [mask for mask in ranking[place:end] if mask & care == must]
 
     def _few(self, available: int, must: int, whole: int, size: int) -> list[int]:
@@ -108,8 +107,6 @@ class Subsets:
         Of GPUs that are alike, and alike in the request, only the first ones need to be tried.
         """
         free = available & ~must
-        if free.bit_count() <= _WALK:
-            return []
         kinds = [part & free for alike in self.alike for part in (alike & whole, alike & ~whole)]
         kinds = [kind for kind in kinds if kind]
         kinds += [1 << i for i in members(free & ~union(kinds))]
@@ -245,10 +242,6 @@ def _groups(fabric: Fabric) -> list[int]:
     """Count the linked groups inside every subset, as `wishes.linked_groups` does."""
     step = len(fabric)
     table = [1]
-    for v, links in enumerate(fabric.links):
-        table += (
-            [without + (table[mask & links] << step) for mask, without in enumerate(table)]
-            if v
-            else [1 + (1 << step)]
-        )
+    for links in fabric.links:
+        table += [without + (table[mask & links] << step) for mask, without in enumerate(table)]
     return table

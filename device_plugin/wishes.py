@@ -85,6 +85,10 @@ class Fabric:
         """Name the GPUs of a set, by PCI address."""
         return tuple(self.gpus[i].card for i in members(mask))
 
+    def mirrored(self, mask: int) -> int:
+        """Give the set with the lower PCI addresses the higher number, among sets of one size."""
+        return sum(1 << len(self) - 1 - i for i in members(mask))
+
     def lanes_within(self, mask: int) -> list[int]:
         """List the lanes of every pair in a set, -1 for a pair without a link."""
         inside = list(members(mask))
@@ -182,14 +186,19 @@ def union(masks: Iterable[int]) -> int:
     return united
 
 
-def linked_groups(links: Sequence[int], mask: int, known: dict[int, int] | None = None) -> int:
+def linked_groups(
+    links: Sequence[int],
+    mask: int,
+    known: dict[int, int] | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> int:
     """Count the linked groups of every size in `mask`: exact, as one number.
 
     A group is a set of GPUs that are all linked to each other, as in `topology.groups`. With n
     GPUs on the node, the number of groups of k GPUs stands in the n bits from k * n on (no count
     reaches 2**n), so that comparing two such numbers compares the counts from the largest size
     down. Size 0 counts 1, which keeps the recurrences short. `known` carries results from one call
-    to the next on the same node.
+    to the next on the same node; `tick` is called at each step and may raise to give up.
 
     A group either has GPU v or not: groups(R) = groups(R - v) + x * groups(R & links(v)), x being
     the step to the next size. Where links are few this is done GPU by GPU; where they are many,
@@ -201,6 +210,7 @@ def linked_groups(links: Sequence[int], mask: int, known: dict[int, int] | None 
 
     def count(rest: int) -> int:
         if rest not in known:
+            tick()
             inside = {i: links[i] & rest for i in members(rest)}
             ends = sum(seen.bit_count() for seen in inside.values())
             many = 2 * ends > len(inside) * (len(inside) - 1)
@@ -271,7 +281,7 @@ def _lanes_left(fabric: Fabric, _chosen: int, left: int) -> int:
 
 
 def _address(fabric: Fabric, chosen: int, _left: int) -> int:
-    return sum(1 << len(fabric) - 1 - i for i in members(chosen))
+    return fabric.mirrored(chosen)
 
 
 # GPUs before replicas comes before all of these: it fixes how many GPUs a set has (`allocation`),

@@ -323,6 +323,7 @@ def _say(error: BaseException) -> str:
 
 # By OpenSSL's X509_V_ERR codes
 _NOT_ITS_CA = "; the file of -cert does not contain its CA"
+_NO_CA = "; the CA of -cert needs basicConstraints CA:TRUE"
 _CERTIFICATE_ADVICE = {
     7: _NOT_ITS_CA,  # a CA of the same name signed it
     9: "; wait, or set the clock",
@@ -330,9 +331,11 @@ _CERTIFICATE_ADVICE = {
     18: "; the file of -cert does not contain it",
     19: _NOT_ITS_CA,
     20: _NOT_ITS_CA,
+    24: _NO_CA,
     26: "; its extendedKeyUsage must allow serverAuth",
     62: "; it needs a subjectAltName for the host",
     64: f"; it needs subjectAltName=IP:{HOST}",
+    79: _NO_CA,
 }
 
 # By OpenSSL's names of reasons

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_plugin import cdi
-from device_plugin.devices import Card, DeviceNode, Inventory, Mount, Roots, scan
+from device_plugin.devfs import DeviceNode, Mount, Roots
+from device_plugin.devices import Card, Inventory, scan
 from device_plugin.offers import ByPath
 from device_plugin.simulator.node import Node
 

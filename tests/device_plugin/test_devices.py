@@ -6,14 +6,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from device_plugin.devfs import DeviceNode, Mount, Roots
 from device_plugin.devices import (
     Card,
-    DeviceNode,
     Inventory,
-    Mount,
     Problem,
     Reason,
-    Roots,
     ScanError,
     Withheld,
     fingerprint,

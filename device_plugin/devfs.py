@@ -1,0 +1,90 @@
+"""Device nodes: what a container is given of devfs, and what devfs has of a GPU."""
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from device_plugin.sysfs import is_directory, is_node, listing
+
+_BY_PATH = "dri/by-path"
+_MEI = re.compile(r"mei[0-9]{1,6}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Roots:
+    """Where sysfs and devfs are read, and what the host calls that devfs.
+
+    Containers see `/dev/...` whatever the prefix; kubelet and the runtime open the path of the
+    host, which is the same path that we read (so mount a prefixed tree where the host has it).
+    """
+
+    sysfs: Path = Path("/sys")
+    devfs: Path = Path("/dev")
+    host_devfs: Path = Path("/dev")
+
+    @classmethod
+    def under(cls, prefix: str | Path = "/") -> "Roots":
+        """Give the roots below a prefix; an empty prefix is `/`."""
+        base = Path(prefix or "/").absolute()
+        return cls(base / "sys", base / "dev", base / "dev")
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class DeviceNode:
+    """A device node: absolute paths in the container and on the host.
+
+    For reading and writing, as even the query of a metric writes to its GPU.
+    """
+
+    container_path: str
+    host_path: str
+    permissions: str = "rw"
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Mount:
+    """A bind mount: absolute paths in the container and on the host."""
+
+    container_path: str
+    host_path: str
+    read_only: bool = True
+
+
+def node(roots: Roots, name: str) -> DeviceNode:
+    """Name a device node, `dri/card0`, whether or not it is there."""
+    return DeviceNode(f"/dev/{name}", str(roots.host_devfs / name))
+
+
+def mount(roots: Roots, name: str) -> Mount:
+    """Name a mount of something below `/dev`, whether or not it is there."""
+    return Mount(f"/dev/{name}", str(roots.host_devfs / name))
+
+
+def by_path_directory(roots: Roots) -> Mount | None:
+    """Give the whole `/dev/dri/by-path` as a mount, None where there is none."""
+    return mount(roots, _BY_PATH) if is_directory(roots.devfs / _BY_PATH) else None
+
+
+def by_path_links(roots: Roots, bdf: str) -> Iterator[Mount]:
+    """Find the symlinks to the nodes of one PCI address, as mounts."""
+    # Exact names: `pci-<bdf>-platform-simple-framebuffer.0-card` begins alike, and a container
+    # that is given it as well does not start.
+    for kind in ("card", "render"):
+        name = f"{_BY_PATH}/pci-{bdf}-{kind}"
+        if is_node(roots.devfs / name):
+            yield mount(roots, name)
+
+
+def management_engines(roots: Roots, device: Path) -> Iterator[DeviceNode]:
+    """Find the GPU's management engines: `device/<driver>.mei-gscfi.<n>/mei/mei<m>`."""
+    try:
+        children = [device / child / "mei" for child in listing(device) if ".mei-" in child]
+    except OSError:
+        return
+    for child in children:
+        with suppress(OSError):
+            for name in filter(_MEI.fullmatch, listing(child)):
+                if is_node(roots.devfs / name):
+                    yield node(roots, name)

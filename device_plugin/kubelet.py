@@ -1,0 +1,241 @@
+"""kubelet's side: serve every resource on a socket, register it, and stay registered.
+
+Each resource has a server and a life of its own:
+
+    serve -> wait for kubelet.sock -> register -> watch -+-> register again (kubelet.sock is new,
+      ^                                                  |   or no stream for a while)
+      +---------------- our socket is gone --------------+
+
+Sockets are looked at once in a while instead of being watched: two calls of `lstat` cost nothing,
+see every kind of mount, and cannot miss an event.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from structlog.typing import FilteringBoundLogger
+
+from device_plugin import sockets
+from device_plugin.api.deviceplugin_pb2_grpc import add_DevicePluginServicer_to_server
+from device_plugin.plugin import Manners, Plugin
+from device_plugin.registration import Registration, RegistrationError, register, until_accepted
+from device_plugin.snapshot import Snapshot, Watch
+from device_plugin.sockets import Identity, SocketError, SocketTakenError
+from device_plugin.telemetry import Telemetry
+from device_plugin.waiting import first_of
+from service.logs import Changes
+
+
+class _MovedError(Exception):
+    """The sockets are not what they were: begin anew instead of waiting on."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds: how long what takes.
+
+    `look` lies between two looks at the sockets. After `lost` without a stream, since it ended or
+    since we registered, we register again. `patience` is for one attempt, `longest` the longest
+    pause between two. `grace` is for RPCs that are under way when a server ends.
+    """
+
+    look: float = 0.25
+    lost: float = 10.0
+    patience: float = 15.0
+    longest: float = 30.0
+    grace: float = 0.5
+
+
+class Endpoint:
+    """One resource: its server, its socket, its registration.
+
+    `path` is where its socket stands, beside kubelet's own. `known` says whether kubelet knows the
+    resource, as far as we can tell.
+    """
+
+    def __init__(
+        self,
+        plugin: Plugin,
+        path: Path,
+        telemetry: Telemetry,
+        log: FilteringBoundLogger,
+        pace: Pace,
+    ) -> None:
+        self.plugin = plugin
+        self.path = path
+        self.known = False
+        self._kubelet = path.with_name(sockets.KUBELET)
+        self._telemetry = telemetry
+        self._log = log.bind(resource=plugin.resource)
+        self._pace = pace
+        self._own: Identity | None = None
+        self._registered_at = 0.0
+        self._changes = Changes()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve and stay registered until `stop` is set.
+
+        Raises `SocketError` when there is no socket to serve on.
+        """
+        while not stop.is_set():
+            async with self._serving():
+                await self._stay_registered(stop)
+
+    @asynccontextmanager
+    async def _serving(self) -> AsyncIterator[None]:
+        sockets.require_free(self.path)
+        born = sockets.birthplace(self.path)
+        server = grpc.aio.server()
+        add_DevicePluginServicer_to_server(self.plugin, server)
+        try:
+            server.add_insecure_port(f"unix:{born}")
+            await server.start()
+            self._own = sockets.identity(born)
+            born.rename(self.path)
+        except (OSError, RuntimeError) as error:
+            await server.stop(None)
+            raise SocketError(f"cannot serve on {self.path}: {error}") from error
+        self._log.info("serving", socket=str(self.path))
+        try:
+            yield
+        finally:
+            self._set_known(known=False)
+            sockets.remove_own(self.path, self._own)
+            self._own = None
+            self.plugin.end_streams()
+            await server.stop(self._pace.grace)
+
+    async def _stay_registered(self, stop: asyncio.Event) -> None:
+        """Register whenever there is reason to; return when our socket is gone, or at the end."""
+        registered: Identity | None = None
+        while not stop.is_set():
+            if not self._stands():
+                return
+            kubelet = sockets.identity(self._kubelet)
+            if kubelet is None:
+                self._set_known(known=False)
+            elif kubelet != registered or self._is_lost():
+                self._set_known(known=False)
+                if await self._register(kubelet, stop):
+                    registered = kubelet
+                continue
+            await first_of(stop.wait(), seconds=self._pace.look)
+
+    def _stands(self) -> bool:
+        now = sockets.identity(self.path)
+        if now == self._own:
+            return True
+        if now is not None and sockets.is_answered(self.path):
+            raise SocketTakenError(f"{self.path} was taken over by another process")
+        self._log.warning("our socket is gone: serving anew", socket=str(self.path))
+        return False
+
+    def _is_lost(self) -> bool:
+        """Tell whether kubelet has not listened for too long."""
+        if self.plugin.streams:
+            return False
+        since = max(self._registered_at, self.plugin.silent_since)
+        return self._now() - since >= self._pace.lost
+
+    async def _register(self, kubelet: Identity, stop: asyncio.Event) -> bool:
+        """Register with this kubelet; False when the sockets moved, or the end came, before."""
+        registration = Registration(self.plugin.resource, self.path.name, self.plugin.options)
+
+        before = kubelet, self._own
+
+        async def attempt() -> None:
+            await register(self._kubelet, registration, self._pace.patience)
+
+        async def pause(seconds: float) -> None:
+            until = self._now() + seconds
+            while (left := until - self._now()) > 0:
+                await asyncio.sleep(min(left, self._pace.look))
+                if (sockets.identity(self._kubelet), sockets.identity(self.path)) != before:
+                    raise _MovedError
+
+        try:
+            longest = self._pace.longest
+            await first_of(until_accepted(attempt, pause, self._failed, longest), stop.wait())
+        except _MovedError:
+            return False
+        if stop.is_set():
+            return False
+        self._registered_at = self._now()
+        self._telemetry.attempted(self.plugin.resource, accepted=True)
+        self._set_known(known=True)
+        self._changes.of("failure", None)
+        self._log.info("registered", endpoint=self.path.name)
+        return True
+
+    def _failed(self, error: RegistrationError, pause: float) -> None:
+        self._telemetry.attempted(self.plugin.resource, accepted=False)
+        if self._changes.of("failure", str(error)):
+            self._log.warning("cannot register", reason=str(error), pause=round(pause, 1))
+
+    def _set_known(self, *, known: bool) -> None:
+        self.known = known
+        self._telemetry.registered(self.plugin.resource, known=known)
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+
+class Endpoints:
+    """Every resource of the snapshots, each served and registered from when it first appears.
+
+    One that vanishes is served on, with no devices: kubelet has to hear that, and it may come back.
+    `suffix` makes the names of the sockets unique (`sockets.unique_suffix`), so that two instances
+    can overlap in a rolling update.
+    """
+
+    def __init__(  # noqa: PLR0913 - what differs between two plugins on one node has names
+        self,
+        watch: Watch[Snapshot],
+        telemetry: Telemetry,
+        log: FilteringBoundLogger,
+        *,
+        directory: Path = sockets.DIRECTORY,
+        suffix: str = "",
+        manners: Manners | None = None,
+        pace: Pace | None = None,
+    ) -> None:
+        self._watch = watch
+        self._telemetry = telemetry
+        self._log = log
+        self._directory = directory
+        self._suffix = suffix
+        self._manners = manners or Manners()
+        self._pace = pace or Pace()
+        self._endpoints: dict[str, Endpoint] = {}
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set; then end streams, remove our sockets, register no more.
+
+        Raises `SocketError` when a resource has no socket to serve on.
+        """
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                while not stop.is_set():
+                    seen = self._watch.current
+                    for resource in seen.resources.keys() - self._endpoints.keys():
+                        self._endpoints[resource] = self._endpoint(resource)
+                        tasks.create_task(self._endpoints[resource].run(stop), name=resource)
+                    await first_of(self._watch.next(seen), stop.wait())
+        except BaseExceptionGroup as group:
+            # Whatever else there was, it came of the first.
+            raise group.exceptions[0] from None
+
+    def not_ready(self) -> str | None:
+        """Say which resource kubelet does not know, None when it knows all; from any thread."""
+        unknown = [name for name, endpoint in [*self._endpoints.items()] if not endpoint.known]
+        return f"not registered with kubelet: {' '.join(sorted(unknown))}" if unknown else None
+
+    def _endpoint(self, resource: str) -> Endpoint:
+        plugin = Plugin(resource, self._watch, self._telemetry, self._log, self._manners)
+        path = self._directory / sockets.socket_name(resource, self._suffix)
+        return Endpoint(plugin, path, self._telemetry, self._log, self._pace)

@@ -1,0 +1,50 @@
+"""kubelet's messages, made from answers; with `plugin` all that knows them."""
+
+from collections.abc import Sequence
+
+from device_plugin.answers import Container, Told
+from device_plugin.api import deviceplugin_pb2 as pb
+
+MESSAGE_LIMIT = 4 << 20
+"""Bytes that kubelet receives in one message: of a longer one the stream would die."""
+
+_HEALTH = {True: "Healthy", False: "Unhealthy"}
+
+
+def device_list(listing: Sequence[Told]) -> pb.ListAndWatchResponse:
+    """Tell of devices: all of them, or as many as kubelet can receive."""
+    message = pb.ListAndWatchResponse(devices=map(_device, listing))
+    while message.ByteSize() > MESSAGE_LIMIT:
+        del message.devices[-(len(message.devices) // 8 + 1) :]
+    return message
+
+
+def allocation(given: Container, *, with_env: bool) -> pb.ContainerAllocateResponse:
+    """Tell what a container gets."""
+    return pb.ContainerAllocateResponse(
+        envs=given.environment if with_env else {},
+        mounts=[
+            pb.Mount(
+                container_path=mount.container_path,
+                host_path=mount.host_path,
+                read_only=mount.read_only,
+            )
+            for mount in given.mounts
+        ],
+        devices=[
+            pb.DeviceSpec(
+                container_path=node.container_path,
+                host_path=node.host_path,
+                permissions=node.permissions,
+            )
+            for node in given.nodes
+        ],
+        annotations=given.annotations,
+        cdi_devices=[pb.CDIDevice(name=name) for name in given.cdi],
+    )
+
+
+def _device(told: Told) -> pb.Device:
+    # TopologyInfo that is there and empty makes admissions fail.
+    topology = None if told.numa is None else pb.TopologyInfo(nodes=[pb.NUMANode(ID=told.numa)])
+    return pb.Device(ID=told.id, health=_HEALTH[told.healthy], topology=topology)

@@ -1,0 +1,214 @@
+"""The plugin's eyes: scans, label file and health, each followed for ever, into snapshots.
+
+Sources run side by side; whatever one of them sees is assembled with the latest of the others. A
+source that fails keeps its last good word, says so once, and is counted.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from structlog.typing import FilteringBoundLogger
+
+from device_plugin import cdi, health, labels, links, xpumd
+from device_plugin.assembly import Assembler, Seen
+from device_plugin.cdi import CdiError
+from device_plugin.devfs import Roots
+from device_plugin.devices import Inventory, ScanError, fingerprint, scan
+from device_plugin.labels import Reading
+from device_plugin.offers import ByPath
+from device_plugin.snapshot import Snapshot, Watch
+from device_plugin.telemetry import NodeTelemetry
+from device_plugin.waiting import first_of
+from service.logs import Changes
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the plugin looks, and how often. Empty `endpoint`: no health from XPU Manager 2.x."""
+
+    roots: Roots
+    label_file: Path = labels.DEFAULT_PATH
+    namespace: str = "gpu.intel.com"
+    allow_ids: frozenset[int] = frozenset()
+    deny_ids: frozenset[int] = frozenset()
+    cdi_dir: Path | None = None
+    by_path: ByPath = ByPath.SINGLE
+    endpoint: str = ""
+    rule: xpumd.Rule = field(default_factory=xpumd.Rule)
+    scan_seconds: float = 5.0
+    look_seconds: float = 0.5
+    """Between two looks for a change that makes a scan due at once."""
+
+
+class Node:
+    """Follows every source and gives snapshots to `watch`."""
+
+    def __init__(
+        self,
+        sources: Sources,
+        assembler: Assembler,
+        watch: Watch[Snapshot],
+        telemetry: NodeTelemetry,
+        log: FilteringBoundLogger,
+    ) -> None:
+        self._sources = sources
+        self._assembler = assembler
+        self._watch = watch
+        self._telemetry = telemetry
+        self._log = log
+        self._changes = Changes()
+        self._reading: Reading | None = None
+        self._scanned = False
+        self._news = asyncio.Event()
+        self.seen = Seen()
+        self.last_look = 0.0
+        """When the scan last went round, by the clock of the loop."""
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Follow all sources until `stop` is set."""
+        self.last_look = asyncio.get_running_loop().time()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._scan(stop))
+            tasks.create_task(self._assemble(stop))
+            tasks.create_task(
+                labels.follow(
+                    self._sources.label_file, self._sources.namespace, self._read_labels, stop
+                )
+            )
+            if self._sources.endpoint:
+                tasks.create_task(
+                    xpumd.watch(self._sources.endpoint, self._sources.rule, self._judge, stop)
+                )
+
+    @property
+    def label_state(self) -> str:
+        """Say in one line what the links come from, or why there are none."""
+        known = self.seen.links
+        return f"links {known.state.value}{f': {known.reason}' if known.reason else ''}"
+
+    # Sources
+
+    async def _scan(self, stop: asyncio.Event) -> None:
+        clock = asyncio.get_running_loop().time
+        signs: tuple[str, ...] | None = None
+        due = clock()
+        while not stop.is_set():
+            now = await asyncio.to_thread(fingerprint, self._sources.roots)
+            if now != signs or clock() >= due:
+                signs, due = now, clock() + self._sources.scan_seconds
+                # In a thread: a device may be slow to tell. The others go on meanwhile, so only
+                # what was scanned is taken over.
+                inventory, stands = await asyncio.to_thread(self._look_around, self.seen)
+                self.seen = replace(self.seen, inventory=inventory, cdi=stands)
+                self._scanned = True
+                self._news.set()
+            self.last_look = clock()
+            await first_of(stop.wait(), seconds=self._sources.look_seconds)
+
+    def _look_around(self, before: Seen) -> tuple[Inventory, bool]:
+        """Scan the node and refresh the CDI spec; say whether that stands."""
+        try:
+            inventory = self._inventory(before.inventory)
+        except ScanError as error:
+            self._telemetry.scanned(good=False)
+            if self._changes.of("scan", str(error)):
+                self._log.error("scan failed: the last good one stands", reason=str(error))
+            return before.inventory, before.cdi
+        self._telemetry.scanned(good=True)
+        if self._changes.of("scan", None):
+            self._log.info("scans are good again")
+        return inventory, self._refresh_cdi(inventory)
+
+    def _inventory(self, before: Inventory) -> Inventory:
+        sources = self._sources
+        found = scan(sources.roots, sources.allow_ids, sources.deny_ids)
+        return found.keep_known(before)
+
+    def _refresh_cdi(self, inventory: Inventory) -> bool:
+        if self._sources.cdi_dir is None:
+            return False
+        problem: str | None = None
+        try:
+            if cdi.refresh(self._sources.cdi_dir, inventory, self._sources.by_path):
+                self._log.info("CDI spec refreshed", directory=str(self._sources.cdi_dir))
+        except CdiError as error:
+            problem = str(error)
+        if rivals := cdi.rivals(self._sources.cdi_dir):
+            problem = problem or f"other specs define the same devices: {' '.join(rivals)}"
+        if self._changes.of("cdi", problem):
+            if problem:
+                self._log.warning("no CDI devices are named", reason=problem)
+            else:
+                self._log.info("CDI devices are named again")
+        return problem is None and bool(inventory.cards)
+
+    def _read_labels(self, reading: Reading) -> None:
+        self._reading = reading
+        self._news.set()
+
+    def _judge(self, news: health.Health) -> None:
+        before = self.seen.health
+        self._telemetry.judged(news)
+        if news == before:
+            return
+        if news.trouble != before.trouble:
+            if news.trouble:
+                self._log.warning("health is unknown", reason=news.trouble)
+            else:
+                self._log.info("health is known")
+        for bdf in sorted(news.unhealthy.keys() ^ before.unhealthy.keys()):
+            self._telemetry.health_changed(healthy=bdf not in news.unhealthy)
+            if bdf in news.unhealthy:
+                self._log.warning("GPU is unhealthy", gpu=bdf, reason=news.unhealthy[bdf])
+            else:
+                self._log.info("GPU is healthy again", gpu=bdf)
+        self.seen = replace(self.seen, health=news)
+        self._news.set()
+
+    # Snapshots
+
+    async def _assemble(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            await first_of(self._news.wait(), stop.wait())
+            self._news.clear()
+            if not self._scanned or self._reading is None:
+                continue  # half of the first look would be told as a doubt
+            joined = links.join(self._reading, self.seen.inventory)
+            self.seen = seen = replace(self.seen, links=joined)
+            self._say(seen)
+            self._telemetry.sees(seen)
+            # In a thread: preparing a preference may take tens of milliseconds.
+            self._watch.replace(await asyncio.to_thread(self._assembler.assemble, seen))
+
+    def _say(self, seen: Seen) -> None:
+        found = [f"{card.name}={card.bdf}" for card in seen.inventory.cards]
+        if self._changes.of("cards", found or None):
+            self._log.info("GPUs of this node", cards=" ".join(found) or "none")
+        for line in _doubts(seen):
+            if self._changes.of(line, line):
+                self._log.warning(line)
+        withheld = [str(gpu) for gpu in seen.inventory.withheld]
+        if self._changes.of("withheld", withheld or None):
+            self._log.info("GPUs that are not offered", gpus="; ".join(withheld) or "none")
+        known = seen.links
+        if self._changes.of("links", (known.state, known.reason, len(known.lanes))):
+            self._log.info(
+                "links",
+                state=known.state.value,
+                pairs=len(known.lanes),
+                reason=known.reason or "none",
+            )
+
+
+def _doubts(seen: Seen) -> Iterator[str]:
+    """Say what should be looked at by somebody."""
+    yield from (str(problem) for problem in seen.inventory.problems)
+    if seen.links.not_on_bus:
+        yield f"in the id map but not on this bus: {' '.join(seen.links.not_on_bus)}"
+    if seen.links.not_in_map:
+        yield f"on this bus but not in the id map: {' '.join(seen.links.not_in_map)}"
+    if seen.links.without_address:
+        ids = " ".join(map(str, seen.links.without_address))
+        yield f"linked but without an address in the id map: {ids}"

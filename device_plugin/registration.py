@@ -1,0 +1,84 @@
+"""Registration with kubelet: one attempt, and attempts until one is accepted."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+
+from device_plugin.api import deviceplugin_pb2 as pb
+from device_plugin.api.deviceplugin_pb2_grpc import RegistrationStub
+
+VERSION = "v1beta1"
+
+# A channel of its own for each attempt: a shared one would remember the last refusal for a while.
+_OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0))
+# What a kubelet says to the second registration of a socket that it is connected to:
+# https://github.com/kubernetes/kubernetes/pull/135437
+_CONNECTED_ALREADY = "already connected"
+
+
+class RegistrationError(Exception):
+    """kubelet does not know the resource: the next attempt may do better."""
+
+
+@dataclass(frozen=True)
+class Registration:
+    """Who registers what: `endpoint` is the file name of a socket beside kubelet's own."""
+
+    resource: str
+    endpoint: str
+    options: pb.DevicePluginOptions
+
+    @property
+    def request(self) -> pb.RegisterRequest:
+        """The message to kubelet."""
+        return pb.RegisterRequest(
+            version=VERSION,
+            endpoint=self.endpoint,
+            resource_name=self.resource,
+            options=self.options,
+        )
+
+
+async def register(kubelet: Path, registration: Registration, patience: float) -> None:
+    """Register once within `patience` seconds; kubelet dials back before it answers.
+
+    That it is connected already is as good as accepted. Raises `RegistrationError`.
+    """
+    try:
+        async with grpc.aio.insecure_channel(f"unix:{kubelet}", options=_OPTIONS) as channel:
+            await RegistrationStub(channel).Register(registration.request, timeout=patience)
+    except grpc.aio.AioRpcError as error:
+        details = error.details() or ""
+        if _CONNECTED_ALREADY not in details:
+            raise RegistrationError(f"{error.code().name}: {details}") from None
+
+
+async def until_accepted(
+    attempt: Callable[[], Awaitable[None]],
+    pause: Callable[[float], Awaitable[None]],
+    failed: Callable[[RegistrationError, float], None],
+    longest: float,
+) -> None:
+    """Attempt until one is accepted: for ever, with pauses of up to `longest` seconds.
+
+    Pauses are random, so that the resources of a node, and the nodes of a cluster, do not come all
+    at once. `failed` hears of each failure and the pause that follows. What `pause` raises ends it.
+    """
+
+    def tell(state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, RegistrationError):
+            failed(error, state.upcoming_sleep)
+
+    async for trial in AsyncRetrying(
+        retry=retry_if_exception_type(RegistrationError),
+        wait=wait_random_exponential(multiplier=1, max=longest),
+        sleep=pause,
+        before_sleep=tell,
+        reraise=True,
+    ):
+        with trial:
+            await attempt()

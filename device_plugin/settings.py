@@ -1,0 +1,145 @@
+"""The flags of `xelink-device-plugin`: those of Intel's GPU plugin that we share, and our own."""
+
+import re
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
+
+from device_plugin.cdi import DIRECTORY as CDI_DIRECTORY
+from device_plugin.health import Threshold
+from device_plugin.labels import DEFAULT_PATH as LABEL_FILE
+from device_plugin.offers import ByPath, Monitoring
+from device_plugin.sockets import DIRECTORY as PLUGIN_DIRECTORY
+from service.flags import KlogSettings, listen_address
+from topology.features import namespace_problem
+from topology.publication import DEFAULT_NAMESPACE
+
+# ids = id *( "," id ) ; id = "0x" 4hexdigit : as lspci -n prints them
+_DEVICE_ID = re.compile(r"0x[0-9a-fA-F]{4}", re.ASCII)
+
+
+class AllocationPolicy(Enum):
+    """Which devices a Pod had best get."""
+
+    TOPOLOGY = "topology"
+    BALANCED = "balanced"
+    PACKED = "packed"
+    NONE = "none"
+
+
+class SocketName(Enum):
+    """How our sockets are named: `unique` lets two instances overlap in a rolling update."""
+
+    DEFAULT = "default"
+    UNIQUE = "unique"
+
+
+def _device_ids(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    ids = [word.strip() for word in value.split(",") if word.strip()]
+    for word in ids:
+        if not _DEVICE_ID.fullmatch(word):
+            raise ValueError(
+                f"should be PCI device ids, 0x and four hexadecimal digits each: not {word!r}"
+            )
+    return frozenset(int(word, 16) for word in ids)
+
+
+def _namespace(value: str) -> str:
+    if problem := namespace_problem(value):
+        raise ValueError(problem)
+    return value
+
+
+def _spelled(ids: frozenset[int]) -> str:
+    return ",".join(f"0x{device_id:04x}" for device_id in sorted(ids))
+
+
+DeviceIds = Annotated[
+    frozenset[int], NoDecode, BeforeValidator(_device_ids), PlainSerializer(_spelled)
+]
+
+
+class PluginSettings(KlogSettings):
+    """One field is one flag."""
+
+    model_config = SettingsConfigDict(env_prefix="XELINK_DEVICE_PLUGIN_")
+
+    PROGRAM: ClassVar[str] = "xelink-device-plugin"
+    SUMMARY: ClassVar[str] = (
+        "offers Intel GPUs to kubelet and prefers, for each Pod, GPUs that are really linked"
+    )
+
+    allocation_policy: AllocationPolicy = Field(
+        AllocationPolicy.TOPOLOGY,
+        description="which devices a Pod had best get: linked ones, spread over GPUs, packed on"
+        " few GPUs, or no preference",
+    )
+    allocation_timeout: int = Field(
+        50, ge=1, le=5000, description="milliseconds to look for the best set beyond 16 GPUs"
+    )
+    shared_dev_num: int = Field(
+        1, ge=1, le=1000, description="containers that may use one GPU at the same time"
+    )
+    allow_ids: DeviceIds = Field(
+        frozenset(), description="offer these PCI device ids only: 0x0bd5,0x0bda"
+    )
+    deny_ids: DeviceIds = Field(frozenset(), description="do not offer these PCI device ids")
+    bypath: ByPath = Field(
+        ByPath.SINGLE,
+        description="what of /dev/dri/by-path an allocation mounts: the GPU's own, nothing, all",
+    )
+    enable_monitoring: bool = Field(
+        default=False, description="offer a resource that gives access to all GPUs, to monitor them"
+    )
+    monitoring_mode: Monitoring = Field(
+        Monitoring.SINGLE,
+        description="one resource for all GPUs (monitoring), or one for each driver"
+        " (i915_monitoring, xe_monitoring)",
+    )
+    label_file: Path = Field(
+        LABEL_FILE, description="feature file with the links, as the sidecar writes it"
+    )
+    label_namespace: Annotated[str, AfterValidator(_namespace)] = Field(
+        DEFAULT_NAMESPACE, description="namespace of the labels in that file"
+    )
+    allocate_env: bool = Field(
+        default=True,
+        description="tell the container in its environment which GPUs it got and how these are"
+        " linked",
+    )
+    cdi: bool = Field(default=True, description="write a CDI spec and name CDI devices")
+    cdi_dir: Path = Field(CDI_DIRECTORY, description="directory of the CDI spec")
+    xpumd_endpoint: str = Field(
+        "",
+        description="gRPC endpoint of XPU Manager 2.x, for device health"
+        " (/run/xpumd/intelxpuinfo.sock); empty for none",
+    )
+    health_severity: Threshold = Field(
+        Threshold.CRITICAL, description="severity from which on a GPU is unhealthy"
+    )
+    health_confirmations: int = Field(
+        2, ge=1, le=1000, description="messages in a row that must agree before health changes"
+    )
+    socket_name: SocketName = Field(
+        SocketName.DEFAULT,
+        description="name of our sockets; unique ones let two instances overlap in a rolling"
+        " update",
+    )
+    plugin_dir: Path = Field(
+        PLUGIN_DIRECTORY, description="kubelet's directory of device plugin sockets"
+    )
+    prefix: Path = Field(Path("/"), description="where the host's /sys and /dev are seen")
+    listen: Annotated[str, AfterValidator(listen_address)] = Field(
+        "127.0.0.1:29997", description="address of /healthz, /readyz and /metrics; empty for none"
+    )
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> "PluginSettings":
+        if self.allow_ids and self.deny_ids:
+            raise ValueError("-allow-ids and -deny-ids exclude each other; see -h")
+        return self

@@ -1,0 +1,94 @@
+"""What the plugin knows at one instant, and word of every next instant.
+
+A snapshot is replaced, never changed: whoever holds one can read it for as long as it likes.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeAlias, TypeVar
+
+from device_plugin.allocation import Preference
+from device_plugin.offers import Device
+
+Prefer: TypeAlias = Callable[[Sequence[str], Sequence[str], int], Preference]
+"""Chooses `size` ids of `available` with all of `must_include`.
+
+Pure, and run in a thread. Raises `allocation.RequestError` for what nobody could choose.
+"""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Devices, health, topology and the prepared preference of one node at one instant.
+
+    `resources` are the devices by the resource's full name (`gpu.intel.com/i915`), in the order of
+    PCI addresses, as `devices.devices` gives them. `lanes` are the lanes of each pair of linked
+    GPUs by their PCI addresses, 0 where nobody told how many, None while no topology is known.
+    `unhealthy` tells by PCI address why a GPU must not be used though its devices are there.
+    `prefer` is the preference of each resource that has one. `cdi` says that the CDI spec stands,
+    so that its names may be handed out.
+    """
+
+    resources: Mapping[str, tuple[Device, ...]] = field(default_factory=dict)
+    lanes: Mapping[tuple[str, str], int] | None = None
+    unhealthy: Mapping[str, str] = field(default_factory=dict)
+    prefer: Mapping[str, Prefer] = field(default_factory=dict, compare=False)
+    cdi: bool = False
+
+    def devices(self, resource: str) -> tuple[Device, ...]:
+        """Give the devices of a resource; one that has vanished has none."""
+        return self.resources.get(resource, ())
+
+    def complaint(self, device: Device) -> str | None:
+        """Say why a device cannot be used, None when it can."""
+        card = device.card
+        if card and card.bdf in self.unhealthy:
+            return self.unhealthy[card.bdf]
+        if device.healthy:
+            return None
+        if card and card.broken:
+            return "its card can no longer be read"
+        if card and card.missing:
+            return f"{', '.join(card.missing)} is not there"
+        return "it has no device node"
+
+    def linked(self, one: str, other: str) -> int | None:
+        """Give the lanes between two PCI addresses, None without a link that is known."""
+        lanes = self.lanes or {}
+        found = [lanes[pair] for pair in ((one, other), (other, one)) if pair in lanes]
+        return min(found) if found else None
+
+
+T = TypeVar("T")
+
+
+class Watch(Generic[T]):
+    """A value that is replaced, and any number of tasks that wait for the next one.
+
+    Each waiter goes at its own pace and finds the latest value: what was replaced before it looked
+    is skipped, so that a slow one never holds up the others and nothing piles up. For one loop.
+    """
+
+    def __init__(self, first: T) -> None:
+        self._current = first
+        self._replaced = asyncio.Event()
+
+    @property
+    def current(self) -> T:
+        """The latest value."""
+        return self._current
+
+    def replace(self, value: T) -> None:
+        """Put another value in its place and wake everybody; an equal one wakes nobody."""
+        news = value != self._current
+        self._current = value
+        if news:
+            self._replaced.set()
+            self._replaced = asyncio.Event()
+
+    async def next(self, seen: T) -> T:
+        """Wait until there is another value than `seen`, and give it."""
+        while self._current == seen:
+            await self._replaced.wait()
+        return self._current

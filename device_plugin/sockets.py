@@ -1,0 +1,102 @@
+"""Unix sockets in kubelet's directory: whose they are, and how ours appears and goes."""
+
+import os
+import re
+import secrets
+import socket
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+DIRECTORY = Path("/var/lib/kubelet/device-plugins")
+KUBELET = "kubelet.sock"
+
+_LONGEST_PATH = 107  # bytes: sun_path is 108 with its final NUL
+_CONNECT_SECONDS = 1.0
+
+
+class SocketError(Exception):
+    """The socket cannot be ours: there is nothing to serve on until somebody acts."""
+
+
+class SocketTakenError(SocketError):
+    """Somebody else serves there: two plugins of one resource would fight for kubelet."""
+
+
+class Identity(NamedTuple):
+    """What tells a socket from another one of the same path.
+
+    The time of its creation, too, as file systems give out the inode of a removed file at once.
+    """
+
+    device: int
+    inode: int
+    created: int
+
+
+def socket_name(resource: str, suffix: str = "") -> str:
+    """Name the socket of a resource: `gpu.intel.com/i915` has `gpu.intel.com-i915.sock`."""
+    return f"{re.sub('[^A-Za-z0-9.-]', '-', resource)}{'-' * bool(suffix)}{suffix}.sock"
+
+
+def unique_suffix() -> str:
+    """Make a suffix that no other instance has, so that two can overlap in a rolling update."""
+    return secrets.token_hex(4)
+
+
+def identity(path: Path) -> Identity | None:
+    """Tell which socket stands at a path, None when there is none."""
+    try:
+        told = path.lstat()
+    except OSError:
+        return None
+    if not stat.S_ISSOCK(told.st_mode):
+        return None
+    # The modification, not the change: no chmod makes another socket of it.
+    return Identity(told.st_dev, told.st_ino, told.st_mtime_ns)
+
+
+def is_answered(path: Path) -> bool:
+    """Tell whether anybody listens on a socket; a stale one refuses."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(_CONNECT_SECONDS)
+        try:
+            client.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:  # too busy to accept is busy, not stale
+            return True
+    return True
+
+
+def require_free(path: Path) -> None:
+    """Raise `SocketError` when we could not serve on a path, or must not."""
+    if len(os.fsencode(path)) > _LONGEST_PATH:
+        raise SocketError(f"{path} is too long for a socket: at most {_LONGEST_PATH} bytes")
+    if not path.parent.is_dir():
+        raise SocketError(f"there is no directory {path.parent}: kubelet's must be mounted here")
+    if identity(path) is None and os.path.lexists(path):
+        raise SocketError(f"{path} is no socket: remove it")
+    if is_answered(path):
+        raise SocketTakenError(
+            f"{path} is served by another process: stop it, or give -socket-name unique"
+        )
+
+
+def birthplace(path: Path) -> Path:
+    """Name a path beside `path`, and no longer, where a socket can be bound before it is moved.
+
+    gRPC removes the path that it has bound when its server stops, whosever socket is there by
+    then. A socket that was moved away is removed by us alone, and appears when it is ready.
+    """
+    return path.with_name(f".{secrets.token_hex(6)}.sock")
+
+
+def remove_own(path: Path, own: Identity | None) -> bool:
+    """Remove the socket at a path if it is still our own; tell whether it was."""
+    if own is None or identity(path) != own:
+        return False
+    with suppress(OSError):
+        path.unlink()
+    return True

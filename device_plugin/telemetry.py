@@ -1,0 +1,149 @@
+"""What kubelet asked and got, as Prometheus metrics."""
+
+from datetime import datetime
+
+from device_plugin.allocation import Preference
+from device_plugin.answers import Choice, Linked, Told
+from device_plugin.assembly import Seen
+from device_plugin.health import Health
+from device_plugin.labels import State
+from service.metrics import Metrics
+
+_BUCKETS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5)
+
+
+class Telemetry:
+    """The metrics of kubelet's side."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._devices = metrics.gauge(
+            "devices", "devices as kubelet was told last", "resource", "health"
+        )
+        self._streams = metrics.gauge("streams", "ListAndWatch streams that are open", "resource")
+        self._registrations = metrics.counter(
+            "registrations", "registrations: accepted or failed", "resource", "outcome"
+        )
+        self._registered = metrics.gauge(
+            "registered", "1 while kubelet knows the resource", "resource"
+        )
+        self._preferences = metrics.counter(
+            "preferences",
+            "preferences given: proven, unproven, or plain because of a fault",
+            "resource",
+            "outcome",
+        )
+        self._preference = metrics.histogram(
+            "preference_seconds", "time to find a preference", _BUCKETS, "resource"
+        )
+        self._allocations = metrics.counter(
+            "allocations",
+            "containers by how much of their set is linked, and whether we preferred it",
+            "resource",
+            "linked",
+            "choice",
+        )
+        self._refusals = metrics.counter(
+            "refusals", "requests that were refused", "resource", "rpc", "code"
+        )
+
+    def begin(self, resource: str) -> None:
+        """Show every series of a resource from the start."""
+        self._streams.labels(resource).set(0)
+        self._registered.labels(resource).set(0)
+        for outcome in ("accepted", "failed"):
+            self._registrations.labels(resource, outcome)
+        for outcome in ("proven", "unproven", "plain"):
+            self._preferences.labels(resource, outcome)
+        for linked in Linked:
+            for choice in Choice:
+                self._allocations.labels(resource, linked.value, choice.value)
+
+    def told(self, resource: str, listing: tuple[Told, ...]) -> None:
+        """Show the devices that kubelet was told of."""
+        healthy = sum(told.healthy for told in listing)
+        self._devices.labels(resource, "healthy").set(healthy)
+        self._devices.labels(resource, "unhealthy").set(len(listing) - healthy)
+
+    def streaming(self, resource: str, streams: int) -> None:
+        """Show how many streams are open."""
+        self._streams.labels(resource).set(streams)
+
+    def attempted(self, resource: str, *, accepted: bool) -> None:
+        """Count one attempt to register."""
+        self._registrations.labels(resource, "accepted" if accepted else "failed").inc()
+
+    def registered(self, resource: str, *, known: bool) -> None:
+        """Show whether kubelet knows the resource."""
+        self._registered.labels(resource).set(known)
+
+    def preferred(self, resource: str, preference: Preference, seconds: float) -> None:
+        """Count one preference and its time."""
+        outcome = "proven" if preference.proven else "unproven"
+        self._preferences.labels(resource, "plain" if preference.fault else outcome).inc()
+        self._preference.labels(resource).observe(seconds)
+
+    def allocated(self, resource: str, linked: Linked, choice: Choice) -> None:
+        """Count one container that got devices."""
+        self._allocations.labels(resource, linked.value, choice.value).inc()
+
+    def refused(self, resource: str, rpc: str, code: str) -> None:
+        """Count one refusal."""
+        self._refusals.labels(resource, rpc, code).inc()
+
+
+class NodeTelemetry:
+    """The metrics of the plugin's eyes."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._scans = metrics.counter("scans", "scans of sysfs and devfs: good, failed", "outcome")
+        self._gpus = metrics.gauge("gpus", "GPUs that are offered")
+        self._problems = metrics.gauge("gpu_problems", "GPUs of which something cannot be read")
+        self._pairs = metrics.gauge("linked_pairs", "pairs of GPUs that are linked")
+        self._state = metrics.gauge("label_file_state", "1 for the label file's state", "state")
+        self._published = metrics.gauge(
+            "label_file_timestamp_seconds", "when the label file was written; 0: there is none"
+        )
+        self._expiry = metrics.gauge(
+            "label_file_expiry_timestamp_seconds", "when it expires; 0: never, or there is none"
+        )
+        self._unhealthy = metrics.gauge("unhealthy_gpus", "GPUs that XPU Manager calls unhealthy")
+        self._known = metrics.gauge("health_known", "1 while XPU Manager tells GPUs' health")
+        self._changes = metrics.counter("health_changes", "changes of a GPU's health", "to")
+        self._unread = metrics.counter(
+            "health_messages_unread", "messages of health that were not understood"
+        )
+        for outcome in ("good", "failed"):
+            self._scans.labels(outcome)
+        for to in ("healthy", "unhealthy"):
+            self._changes.labels(to)
+        self._unread_before = 0
+
+    def scanned(self, *, good: bool) -> None:
+        """Count one scan."""
+        self._scans.labels("good" if good else "failed").inc()
+
+    def sees(self, seen: Seen) -> None:
+        """Show the latest of each source."""
+        self._gpus.set(len(seen.inventory.cards))
+        self._problems.set(len(seen.inventory.problems))
+        self._pairs.set(len(seen.links.lanes))
+        for state in State:
+            self._state.labels(state.value).set(state is seen.links.state)
+        self._published.set(_timestamp(seen.links.published))
+        self._expiry.set(_timestamp(seen.links.expiry))
+
+    def judged(self, health: Health) -> None:
+        """Show what XPU Manager says of the GPUs."""
+        self._unhealthy.set(len(health.unhealthy))
+        self._known.set(not health.trouble)
+        unread = health.bad_messages + health.bad_addresses + health.bad_severities
+        self._unread.inc(unread - self._unread_before)
+        self._unread_before = unread
+
+    def health_changed(self, *, healthy: bool) -> None:
+        """Count one change of a GPU's health."""
+        self._changes.labels("healthy" if healthy else "unhealthy").inc()
+
+
+def _timestamp(instant: datetime | None) -> float:
+    return instant.timestamp() if instant else 0

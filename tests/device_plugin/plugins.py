@@ -1,0 +1,191 @@
+"""Devices, snapshots and running plugins for the tests of kubelet's side."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import structlog
+from structlog.testing import LogCapture
+from structlog.typing import FilteringBoundLogger
+
+from device_plugin.api.deviceplugin_pb2_grpc import (
+    DevicePluginStub,
+    add_DevicePluginServicer_to_server,
+)
+from device_plugin.devfs import DeviceNode, Mount
+from device_plugin.devices import Card
+from device_plugin.kubelet import Endpoints, Pace
+from device_plugin.offers import Device
+from device_plugin.plugin import Manners, Plugin
+from device_plugin.snapshot import Prefer, Snapshot, Watch
+from device_plugin.telemetry import Telemetry
+from service.metrics import Metrics
+
+if TYPE_CHECKING:
+    from device_plugin.api.deviceplugin_pb2_grpc import DevicePluginAsyncStub
+
+I915 = "gpu.intel.com/i915"
+MONITORING = "gpu.intel.com/monitoring"
+FAST = Pace(look=0.02, lost=0.3, patience=5.0, longest=0.1, grace=0.5)
+PATIENCE = 10.0  # seconds until a test gives up
+
+
+def bdf(number: int) -> str:
+    return f"0000:{number:02x}:00.0"
+
+
+def card(number: int, numa: int | None = None, missing: tuple[str, ...] = ()) -> Card:
+    """Give card N at bus N, so that test data can be read."""
+    render = f"/dev/dri/renderD{128 + number}"
+    return Card(
+        name=f"card{number}",
+        bdf=bdf(number),
+        driver="i915",
+        device_id=0x0BD5,
+        numa=numa,
+        nodes=tuple(
+            DeviceNode(path, f"/host{path}") for path in (f"/dev/dri/card{number}", render)
+        ),
+        missing=missing,
+        by_path=(Mount(f"/dev/dri/by-path/pci-{bdf(number)}-card", f"/host/{number}"),),
+    )
+
+
+def shares(one: Card, shared: int = 1) -> tuple[Device, ...]:
+    return tuple(
+        Device(f"{one.name}-{share}", one, one.healthy, one.numa, one.nodes, one.by_path)
+        for share in range(shared)
+    )
+
+
+def node(
+    cards: Iterable[Card] | int = 4,
+    shared: int = 1,
+    *,
+    lanes: Mapping[tuple[int, int], int] | None = None,
+    unhealthy: Mapping[str, str] | None = None,
+    prefer: Prefer | None = None,
+    cdi: bool = False,
+) -> Snapshot:
+    """Give a snapshot of one resource; `lanes` by the numbers of the cards."""
+    every = [card(number) for number in range(1, cards + 1)] if isinstance(cards, int) else cards
+    return Snapshot(
+        resources={I915: tuple(device for one in every for device in shares(one, shared))},
+        lanes=None
+        if lanes is None
+        else {(bdf(one), bdf(other)): width for (one, other), width in lanes.items()},
+        unhealthy=unhealthy or {},
+        prefer={} if prefer is None else {I915: prefer},
+        cdi=cdi,
+    )
+
+
+@contextmanager
+def directory() -> Iterator[Path]:
+    """Make a directory with a short name: paths of sockets have at most 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="x") as path:
+        yield Path(path)
+
+
+@dataclass
+class Account:
+    """The log and the metrics of a plugin."""
+
+    logs: LogCapture = field(default_factory=LogCapture)
+    metrics: Metrics = field(default_factory=lambda: Metrics("xelink_device_plugin"))
+    log: FilteringBoundLogger = field(init=False)
+    telemetry: Telemetry = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.log = structlog.wrap_logger(None, processors=[self.logs])
+        self.telemetry = Telemetry(self.metrics)
+
+    def events(self, name: str) -> list[Any]:
+        return [entry for entry in self.logs.entries if entry["event"] == name]
+
+    def count(self, name: str, **labels: str) -> float:
+        labels = {"resource": I915, **labels}
+        return self.metrics.registry.get_sample_value(f"xelink_device_plugin_{name}", labels) or 0.0
+
+
+@dataclass
+class Running(Account):
+    """A plugin that serves and registers."""
+
+    watch: Watch[Snapshot] = field(default_factory=lambda: Watch(Snapshot()))
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] = field(init=False)
+    endpoints: Endpoints = field(init=False)
+
+    async def ended(self) -> None:
+        """Ask for the end, and wait for it."""
+        self.stop.set()
+        await asyncio.wait_for(self.task, PATIENCE)
+
+
+@asynccontextmanager
+async def running(
+    path: Path,
+    snapshot: Snapshot | None = None,
+    *,
+    suffix: str = "",
+    manners: Manners | None = None,
+    pace: Pace = FAST,
+) -> AsyncIterator[Running]:
+    """Run the endpoints of a snapshot until the block ends."""
+    run = Running(watch=Watch(snapshot or node()))
+    run.endpoints = Endpoints(
+        run.watch,
+        run.telemetry,
+        run.log,
+        directory=path,
+        suffix=suffix,
+        manners=manners,
+        pace=pace,
+    )
+    run.task = asyncio.create_task(run.endpoints.run(run.stop))
+    try:
+        yield run
+    finally:
+        await run.ended()
+
+
+@dataclass
+class Served(Account):
+    """One Plugin behind a server, without kubelet."""
+
+    plugin: Plugin = field(init=False)
+    watch: Watch[Snapshot] = field(default_factory=lambda: Watch(Snapshot()))
+    stub: "DevicePluginAsyncStub" = field(init=False)
+    address: str = ""
+
+
+@asynccontextmanager
+async def served(snapshot: Snapshot, manners: Manners | None = None) -> AsyncIterator[Served]:
+    """Serve one resource of a snapshot on a socket, and dial it."""
+    with directory() as path:
+        given = Served(watch=Watch(snapshot), address=f"unix:{path}/plugin.sock")
+        given.plugin = Plugin(I915, given.watch, given.telemetry, given.log, manners)
+        server = grpc.aio.server()
+        add_DevicePluginServicer_to_server(given.plugin, server)
+        server.add_insecure_port(given.address)
+        await server.start()
+        try:
+            async with grpc.aio.insecure_channel(given.address) as channel:
+                given.stub = DevicePluginStub(channel)
+                yield given
+        finally:
+            given.plugin.end_streams()
+            await server.stop(1)
+
+
+async def until(true: Callable[[], object]) -> None:
+    """Wait until a condition of this process holds."""
+    async with asyncio.timeout(PATIENCE):
+        while not true():  # noqa: ASYNC110 - any condition, not only one that tells of itself
+            await asyncio.sleep(0.005)

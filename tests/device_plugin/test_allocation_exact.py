@@ -1,0 +1,282 @@
+"""The preferred set is the best one: against brute force that knows only the list of wishes."""
+
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import combinations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from device_plugin.allocation import GpuFacts, Preferences, prepare
+from device_plugin.branches import Task, Terrain
+from device_plugin.search import Search
+from device_plugin.subsets import Subsets
+from device_plugin.wishes import Fabric, group_counts, linked_groups
+
+Pairs = dict[tuple[int, int], int]
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """GPUs 0 to n-1 by address: the wishes, word for word, over plain sets of numbers."""
+
+    gpus: list[GpuFacts]
+    pairs: Pairs
+
+    def lanes(self, i: int, j: int) -> int | None:
+        return self.pairs.get((min(i, j), max(i, j)))
+
+    def all_linked(self, some: Iterable[int]) -> bool:
+        return all(self.lanes(i, j) is not None for i, j in combinations(some, 2))
+
+    def connected(self, some: Iterable[int]) -> bool:
+        parts = [{i} for i in some]
+        for i, j in combinations(list(some), 2):
+            if self.lanes(i, j) is not None:
+                one = next(part for part in parts if i in part)
+                other = next(part for part in parts if j in part)
+                if one is not other:
+                    parts.remove(other)
+                    one |= other
+        return len(parts) <= 1
+
+    def wishes(self, chosen: tuple[int, ...]) -> tuple[int, ...]:
+        lanes = [self.lanes(i, j) or 0 for i, j in combinations(chosen, 2)]
+        ports = {True: 0, None: 1, False: 2}
+        return (
+            self.all_linked(chosen),
+            self.connected(chosen),
+            min(lanes, default=0),
+            sum(lanes),
+            -sum(ports[self.gpus[i].ports_healthy] for i in chosen),
+            -len({self.gpus[i].numa for i in chosen}),
+        )
+
+    def left(self, left: list[int]) -> tuple[list[int], int]:
+        groups = [
+            sum(self.all_linked(some) for some in combinations(left, k))
+            for k in range(len(self.gpus), 0, -1)
+        ]
+        return groups, sum(self.lanes(i, j) or 0 for i, j in combinations(left, 2))
+
+    def best(
+        self, available: list[int], must: list[int], whole: list[int], size: int
+    ) -> tuple[int, ...]:
+        free = sorted(set(available) - set(must))
+        sets = [tuple(sorted((*must, *some))) for some in combinations(free, size - len(must))]
+        top = max(map(self.wishes, sets))
+        ties = sorted(some for some in sets if self.wishes(some) == top)
+        if len(ties) == 1:
+            return ties[0]
+        kept = [self.left([i for i in whole if i not in some]) for some in ties]
+        return ties[kept.index(max(kept))]
+
+
+def standing() -> float:
+    """Stand still: no deadline ever passes."""
+    return 0.0
+
+
+def bdf(i: int) -> str:
+    return f"0000:{i:02x}:00.0"
+
+
+def oracle(n: int, pairs: Pairs, rng: random.Random | None = None) -> Oracle:
+    health = (True, True, True, None, False)
+    gpus = [
+        GpuFacts(
+            f"card{(i * 7 + 3) % 101}",
+            bdf(i),
+            i * 2 // n if rng is None else rng.choice((0, 0, 1, None)),
+            ports_healthy=True if rng is None else rng.choice(health),
+        )
+        for i in range(n)
+    ]
+    return Oracle(gpus, pairs)
+
+
+def prepared(node: Oracle) -> Preferences:
+    lanes = {(bdf(i), bdf(j)): width for (i, j), width in node.pairs.items()}
+    return prepare(node.gpus, lanes, clock=standing)
+
+
+def mask(some: Iterable[int]) -> int:
+    return sum(1 << i for i in some)
+
+
+def mesh(n: int) -> Pairs:
+    return dict.fromkeys(combinations(range(n), 2), 16)
+
+
+def ring(n: int) -> Pairs:
+    return {(min(i, j), max(i, j)): 16 for i in range(n) for j in [(i + 1) % n] if i != j}
+
+
+def separate(n: int) -> Pairs:
+    return {(i, j): 16 for i, j in combinations(range(n), 2) if i // 4 == j // 4}
+
+
+def planes(n: int) -> Pairs:
+    """Cards with tiles on both planes, and every third with one."""
+    on = [(3, 3, 1, 3, 3, 2)[i % 6] for i in range(n)]
+    return {
+        (i, j): 8 * (on[i] & on[j]).bit_count()
+        for i, j in combinations(range(n), 2)
+        if on[i] & on[j]
+    }
+
+
+def degraded(n: int) -> Pairs:
+    pairs = mesh(n)
+    for lost in list(pairs)[2::7]:
+        del pairs[lost]
+    for weak in list(pairs)[1::5]:
+        pairs[weak] = 8
+    return pairs
+
+
+def irregular(n: int) -> Pairs:
+    rng = random.Random(n)  # noqa: S311 - the same nodes in every run
+    return {pair: rng.choice((0, 4, 8, 16)) for pair in mesh(n) if rng.random() < 0.5}
+
+
+def nothing(_n: int) -> Pairs:
+    return {}
+
+
+SHAPES = [mesh, ring, separate, planes, degraded, irregular, nothing]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 6, 8, 10])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.__name__)
+def test_every_size_is_the_best_by_brute_force(shape: Callable[[int], Pairs], n: int) -> None:
+    rng = random.Random(n)  # noqa: S311 - the same nodes in every run
+    node = oracle(n, shape(n))
+    preferences = prepared(node)
+    names = [f"{gpu.card}-0" for gpu in node.gpus]
+    offers = [list(range(n)), sorted(rng.sample(range(n), n - n // 3))]
+    for available in offers:
+        for size in range(1, len(available) + 1):
+            must = rng.sample(
+                available, rng.randint(0, min(2, size)) if available != offers[0] else 0
+            )
+            expected = node.best(available, must, available, size)
+            answer = preferences.prefer(
+                [names[i] for i in available], [names[i] for i in must], size
+            )
+            assert answer.ids == tuple(names[i] for i in expected)
+            assert answer.proven
+
+
+@st.composite
+def tasks(draw: st.DrawFn) -> tuple[Oracle, list[int], list[int], list[int], int]:
+    """A node of up to seven GPUs with any links, and a request on it."""
+    rng = draw(st.randoms(use_true_random=False))
+    n = rng.randint(1, 7)
+    density = draw(st.sampled_from([0.0, 0.2, 0.4, 0.7, 1.0]))
+    widths = draw(st.sampled_from([(16,), (0, 8), (4, 8, 16)]))
+    pairs = {pair: rng.choice(widths) for pair in mesh(n) if rng.random() < density}
+    node = oracle(n, pairs, draw(st.sampled_from([rng, None])))
+    available = sorted(rng.sample(range(n), rng.randint(1, n)))
+    size = rng.randint(1, len(available))
+    must = rng.sample(available, rng.randint(0, size) if rng.random() < 0.5 else 0)
+    whole = sorted(rng.sample(available, rng.randint(0, len(available))))
+    return node, available, must, draw(st.sampled_from([available, whole])), size
+
+
+@settings(max_examples=300, deadline=None)
+@given(tasks())
+def test_tables_and_search_agree_with_brute_force(
+    task: tuple[Oracle, list[int], list[int], list[int], int],
+) -> None:
+    node, available, must, whole, size = task
+    expected = mask(node.best(available, must, whole, size))
+    lanes = {(bdf(i), bdf(j)): width for (i, j), width in node.pairs.items()}
+    fabric = Fabric.of(node.gpus, lanes)
+    request = mask(available), mask(must), mask(whole), size
+    assert Subsets.of(fabric).best(*request) == expected
+    found = Search(Task(Terrain.of(fabric), *request, clock=standing)).best(1.0)
+    assert found == (expected, True)
+
+
+def thinned(n: int) -> Pairs:
+    return {(i, j): width for (i, j), width in irregular(n).items() if (i + j) % 3}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 15])
+@pytest.mark.parametrize("shape", [ring, separate, thinned], ids=lambda shape: shape.__name__)
+def test_the_search_is_exact_beyond_the_tables(shape: Callable[[int], Pairs], size: int) -> None:
+    node = oracle(17, shape(17))
+    available = [i for i in range(17) if i != 5]
+    expected = node.best(available, [], available, size)
+    answer = prepared(node).prefer([f"{node.gpus[i].card}-0" for i in available], [], size)
+    assert answer.gpus == mask(expected)
+    assert answer.proven
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_must_include_across_an_irregular_component_and_another_is_exact(size: int) -> None:
+    pairs = irregular(13) | dict.fromkeys(combinations(range(13, 18), 2), 8)
+    node = oracle(18, pairs)
+    expected = node.best(list(range(18)), [2, 14], list(range(18)), size)
+    names = [f"{gpu.card}-0" for gpu in node.gpus]
+    answer = prepared(node).prefer(names, [names[2], names[14]], size)
+    assert answer.gpus == mask(expected)
+    assert answer.proven
+
+
+@pytest.mark.parametrize("n", [11, 14, 16])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.__name__)
+def test_tables_and_search_agree_where_brute_force_is_too_slow(
+    shape: Callable[[int], Pairs], n: int
+) -> None:
+    rng = random.Random(n)  # noqa: S311 - the same nodes in every run
+    node = oracle(n, shape(n), rng)
+    fabric = prepared(node).fabric
+    subsets, terrain = Subsets.of(fabric), Terrain.of(fabric)
+    for _ in range(6):
+        available = rng.sample(range(n), rng.randint(n - 4, n))
+        size = rng.randint(1, len(available))
+        must = mask(rng.sample(available, min(size, rng.choice((0, 0, 1, 2)))))
+        whole = mask(rng.sample(available, rng.randint(0, len(available))))
+        task = Task(terrain, mask(available), must, whole, size, clock=standing)
+        assert Search(task).best(1.0) == (subsets.best(mask(available), must, whole, size), True)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.data())
+def test_on_separate_groups_the_measure_of_what_is_left_is_their_sizes(
+    groups: list[int], data: st.DataObject
+) -> None:
+    homes = [home for home, size in enumerate(groups) for _ in range(size)]
+    n = len(homes)
+    pairs = {(i, j): 16 for i, j in combinations(range(n), 2) if homes[i] == homes[j]}
+    links = prepared(oracle(n, pairs)).fabric.links
+    some = st.sets(st.integers(0, n - 1), min_size=data.draw(st.integers(0, n)))
+    one, other = data.draw(some), data.draw(some)
+
+    def sizes(left: set[int]) -> list[int]:
+        return sorted((sum(homes[i] == home for i in left) for home in set(homes)), reverse=True)
+
+    first, second = linked_groups(links, mask(one)), linked_groups(links, mask(other))
+    assert (first > second) == (sizes(one) > sizes(other))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 9), st.floats(0, 1), st.randoms(use_true_random=False))
+def test_linked_groups_are_counted_exactly(n: int, density: float, rng: random.Random) -> None:
+    pairs = {pair: 4 for pair in mesh(n) if rng.random() < density}
+    node = oracle(n, pairs)
+    fabric = prepared(node).fabric
+    left = [i for i in range(n) if rng.random() < 0.8]
+    counts = dict(group_counts(linked_groups(fabric.links, mask(left)) >> n, n))
+    groups, _ = node.left(left)
+    assert [counts.get(k, 0) for k in range(n, 0, -1)] == groups
+
+
+def test_linked_groups_of_a_large_mesh_are_binomials() -> None:
+    fabric = prepared(oracle(64, mesh(64))).fabric
+    counts = dict(group_counts(linked_groups(fabric.links, (1 << 64) - 1) >> 64, 64))
+    assert (counts[64], counts[2], counts[32]) == (1, 2016, 1832624140942590534)

@@ -1,0 +1,553 @@
+import asyncio
+import os
+import socket
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import pytest
+
+from device_plugin.kubelet import Pace
+from device_plugin.offers import Device
+from device_plugin.simulator.admission import AdmissionError
+from device_plugin.simulator.kubelet import Kubelet
+from device_plugin.sockets import SocketError, SocketTakenError, identity
+from tests.device_plugin.plugins import (
+    FAST,
+    I915,
+    MONITORING,
+    bdf,
+    card,
+    directory,
+    node,
+    running,
+    until,
+)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@pytest.fixture
+def path() -> Iterator[Path]:
+    with directory() as short:
+        yield short
+
+
+async def off(call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+    """Call the kubelet, which blocks."""
+    return await asyncio.to_thread(call, *arguments, **named)
+
+
+def sockets(path: Path) -> list[str]:
+    return sorted(p.name for p in path.iterdir() if stat.S_ISSOCK(p.lstat().st_mode))
+
+
+# Registration
+
+
+def test_a_plugin_serves_then_registers_and_is_listened_to(path: Path) -> None:
+    async def story() -> None:
+        with Kubelet(path) as kubelet:
+            async with running(path) as plugin:
+                await off(kubelet.wait_for_allocatable, I915, 4)
+                await until(lambda: plugin.endpoints.not_ready() is None)
+                assert sockets(path) == ["gpu.intel.com-i915.sock", "kubelet.sock"]
+                (one,) = kubelet.registrations
+                assert one.endpoint == "gpu.intel.com-i915.sock"
+                assert one.options.get_preferred_allocation_available
+                assert not one.options.pre_start_required
+            await off(kubelet.wait_for_streams, 0)
+            assert sockets(path) == ["kubelet.sock"]
+            assert kubelet.capacity(I915) == 4, "capacity stays, as with a real one"
+
+    asyncio.run(story())
+
+
+def test_a_pod_gets_devices(path: Path) -> None:
+    async def story() -> None:
+        with Kubelet(path) as kubelet:
+            async with running(path, node(4, lanes={(1, 2): 16})):
+                await off(kubelet.wait_for_allocatable, I915, 4)
+                pod = await off(kubelet.run_pod, "train", I915, 2)
+                assert len(pod.response.devices) == 4
+                with pytest.raises(AdmissionError, match="unavailable: 3, available: 2"):
+                    await off(kubelet.run_pod, "greedy", I915, 3)
+                kubelet.delete_pod("train")
+                await off(kubelet.run_pod, "greedy", I915, 3)
+
+    asyncio.run(story())
+
+
+def test_a_kubelet_that_comes_late_is_registered_with(path: Path) -> None:
+    async def story() -> None:
+        async with running(path) as plugin:
+            await until(lambda: plugin.events("serving"))
+            assert plugin.endpoints.not_ready() == f"not registered with kubelet: {I915}"
+            with Kubelet(path) as kubelet:
+                await off(kubelet.wait_for_allocatable, I915, 4)
+
+    asyncio.run(story())
+
+
+def test_a_refused_registration_is_tried_again_until_accepted(path: Path) -> None:
+    async def story() -> None:
+        with Kubelet(path) as kubelet:
+            kubelet.behavior.refuse("not now", times=5)
+            async with running(path) as plugin:
+                await off(kubelet.wait_for_allocatable, I915, 4)
+                assert [one.accepted for one in kubelet.registrations] == [False] * 5 + [True]
+                assert len(plugin.events("cannot register")) == 1, "said once"
+                assert plugin.count("registrations_total", outcome="failed") == 5
+                await until(lambda: plugin.count("registrations_total", outcome="accepted") == 1)
+
+    asyncio.run(story())
+
+
+def test_the_end_during_a_backoff_comes_within_a_second(path: Path) -> None:
+    async def story() -> None:
+        with Kubelet(path) as kubelet:
+            kubelet.behavior.refuse("never")
+            async with running(path, pace=Pace()) as plugin:
+                await off(kubelet.wait_for_registrations, 1)
+                start = time.monotonic()
+                await plugin.ended()
+                assert time.monotonic() - start < 1
+
+    asyncio.run(story())
+
+
+def test_the_end_while_kubelet_does_not_answer_comes_within_a_second(path: Path) -> None:
+    async def story() -> None:
+        with Kubelet(path) as kubelet:
+            kubelet.behavior.delay(60)
+            async with running(path, pace=Pace()) as plugin:
+                await until(lambda: plugin.events("serving"))
+                start = time.monotonic()
+                await plugin.ended()
+                assert time.monotonic() - start < 1
+
+    asyncio.run(story())
+
+
+def test_a_plugin_that_ends_never_registers_again(path: Path) -> None:
+    async def story() -> None:
+        with Kubelet(path) as kubelet:
+            async with running(path) as plugin:
+                await off(kubelet.wait_for_allocatable, I915, 4)
+                plugin.stop.set()
+                await off(kubelet.restart)
+                await plugin.ended()
+            assert len(kubelet.registrations) == 1
+
+    asyncio.run(story())
+
+
+def test_nothing_is_registered_twice_while_nothing_happens(path: Path) -> None:
+    async def story() -> None:
+        with Kubelet(path) as kubelet:
+            async with running(path) as plugin:
+                await off(kubelet.wait_for_allocatable, I915, 4)
+                looks = asyncio.get_running_loop().time() + 4 * FAST.lost
+                await until(lambda: asyncio.get_running_loop().time() > looks)
+                assert len(kubelet.registrations) == 1
+                assert len(plugin.events("registered")) == 1
+
+    asyncio.run(story())
+
+
+# kubelet's misbehavior
+
+
+def test_a_hundred_restarts_are_registered_each_time_and_nothing_leaks(path: Path) -> None:
+    async def story() -> None:
+        with Kubelet(path) as kubelet:
+            async with running(path) as plugin:
+                held: list[tuple[int, int, int]] = []
+                for restart in range(1, 101):
+                    await off(kubelet.wait_for_allocatable, I915, 4)
+                    held.append(
+                        (
+                            len(os.listdir("/proc/self/fd")),  # noqa: PTH208 - names, not paths
+                            threading.active_count(),
+                            len(asyncio.all_tasks()),
+                        )
+                    )
+                    await off(kubelet.restart)
+                    assert kubelet.capacity(I915) == 0
+                    await off(kubelet.wait_for_registrations, restart + 1)
+                await off(kubelet.wait_for_allocatable, I915, 4)
+                assert len(kubelet.registrations) == 101
+                assert plugin.count("streams") == 1
+                early, late = held[10:20], held[-10:]
+                for what, before, after in zip(
+                    ("descriptors", "threads", "tasks"),
+                    map(max, zip(*early, strict=True)),
+                    map(max, zip(*late, strict=True)),
+                    strict=True,
+                ):
+                    assert after <= before + 2, what
+
+    asyncio.run(story())
+
+
+def test_a_running_pod_is_left_alone_by_a_restart(path: Path) -> None:
+    async def story() -> None:
+        with Kubelet(path) as kubelet:
+            async with running(path):
+                await off(kubelet.wait_for_allocatable, I915, 4)
+                pod = await off(kubelet.run_pod, "train", I915, 3)
+                await off(kubelet.restart)
+                await off(kubelet.wait_for_allocatable, I915, 4)
+                other = await off(kubelet.run_pod, "other", I915, 1)
+                assert not {*pod.ids} & {*other.ids}
+
+    asyncio.run(story())
+
+
+def test_a_wiped_socket_is_served_and_registered_anew(path: Path) -> None:
+    async def story() -> None:
+        with Kubelet(path) as kubelet:
+            async with running(path) as plugin:
+                await off(kubelet.wait_for_allocatable, I915, 4)
+                kubelet.wipe_sockets()
+                await until(lambda: len(plugin.events("registered")) == 2)
+                await off(kubelet.wait_for_allocatable, I915, 4)
+                await off(kubelet.wait_for_streams, 1)
+                assert (await off(kubelet.run_pod, "train", I915, 4)).ids
+
+    asyncio.run(story())
+
+
+def test_a_lost_stream_is_waited_for_and_then_registered_anew(path: Path) -> None:
+    async def story() -> None:
+        with Kubelet(path) as kubelet:
+            async with running(path) as plugin:
+                await off(kubelet.wait_for_allocatable, I915, 4)
+                start = time.monotonic()
+                kubelet.lose_streams()
+                await off(kubelet.wait_for_registrations, 2)
+                assert time.monotonic() - start >= FAST.lost * 0.9
+                await off(kubelet.wait_for_allocatable, I915, 4)
+                await until(lambda: plugin.endpoints.not_ready() is None)
+
+    asyncio.run(story())
+
+
+def test_a_new_kubelet_sock_is_registered_with_though_the_stream_lives_on(path: Path) -> None:
+    async def story() -> None:
+        with Kubelet(path) as kubelet:
+            async with running(path) as plugin:
+                await off(kubelet.wait_for_allocatable, I915, 4)
+                await off(kubelet.listen_anew)
+                await until(lambda: len(plugin.events("registered")) == 2)
+                first, second = kubelet.registrations
+                assert (first.accepted, second.accepted) == (True, False), "connected already"
+                assert kubelet.streams == 1
+                assert kubelet.history(I915) == (4,)
+
+    asyncio.run(story())
+
+
+def test_a_kubelet_that_was_killed_is_waited_for(path: Path) -> None:
+    async def story() -> None:
+        with Kubelet(path) as kubelet:
+            async with running(path) as plugin:
+                await off(kubelet.wait_for_allocatable, I915, 4)
+                await off(kubelet.stop)
+                assert "kubelet.sock" in sockets(path), "nobody answers there"
+                await until(lambda: plugin.events("cannot register"))
+                assert plugin.endpoints.not_ready()
+                await off(kubelet.start)
+                await off(kubelet.wait_for_allocatable, I915, 4)
+
+    asyncio.run(story())
+
+
+def test_a_kubelet_that_accepts_and_does_not_listen_is_asked_again(path: Path) -> None:
+    async def story() -> None:
+        with Kubelet(path) as kubelet:
+            kubelet.behavior.ignore()
+            async with running(path):
+                await off(kubelet.wait_for_registrations, 2)
+                kubelet.behavior.heal()
+                await off(kubelet.wait_for_allocatable, I915, 4)
+
+    asyncio.run(story())
+
+
+def test_a_slow_kubelet_finds_the_latest_devices_and_holds_up_nobody(path: Path) -> None:
+    async def story() -> None:
+        with Kubelet(path) as kubelet:
+            async with running(path) as plugin:
+                await off(kubelet.wait_for_allocatable, I915, 4)
+                kubelet.behavior.stop_reading()
+                for round_ in range(200):
+                    plugin.watch.replace(node(3 + round_ % 2))
+                    await asyncio.sleep(0)
+                plugin.watch.replace(node(2))
+                kubelet.behavior.heal()
+                await off(kubelet.wait_for_allocatable, I915, 2)
+
+    asyncio.run(story())
+
+
+# Changes
+
+
+def test_a_resource_that_appears_later_is_registered_then(path: Path) -> None:
+    async def story() -> None:
+        with Kubelet(path) as kubelet:
+            async with running(path, node([])) as plugin:
+                plugin.watch.replace(node(2))
+                await off(kubelet.wait_for_allocatable, I915, 2)
+
+    asyncio.run(story())
+
+
+def test_every_resource_has_a_socket_and_monitoring_has_no_preference(path: Path) -> None:
+    async def story() -> None:
+        both = node(2)
+        nodes = tuple(node for device in both.devices(I915) for node in device.nodes)
+        every = Device("all", None, healthy=True, numa=None, nodes=nodes)
+        snapshot = replace(both, resources={**both.resources, MONITORING: (every,)}, cdi=True)
+        with Kubelet(path) as kubelet:
+            async with running(path, snapshot):
+                await off(kubelet.wait_for_allocatable, I915, 2)
+                await off(kubelet.wait_for_allocatable, MONITORING, 1)
+                assert {
+                    (one.endpoint, one.options.get_preferred_allocation_available)
+                    for one in kubelet.registrations
+                } == {
+                    ("gpu.intel.com-i915.sock", True),
+                    ("gpu.intel.com-monitoring.sock", False),
+                }
+                pod = await off(kubelet.run_pod, "monitor", MONITORING, 1)
+                assert len(pod.response.devices) == 4
+                assert (pod.env, len(pod.response.cdi_devices)) == ({}, 0)
+                assert not pod.response.annotations
+            assert sockets(path) == ["kubelet.sock"]
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        pytest.param({"broken": True}, "card1-0: its card can no longer be read", id="broken"),
+        pytest.param({"nodes": ()}, "card1-0: it has no device node", id="without nodes"),
+    ],
+)
+def test_a_bad_card_is_counted_and_not_allocated(
+    path: Path, bad: dict[str, Any], reason: str
+) -> None:
+    async def story() -> None:
+        with Kubelet(path) as kubelet:
+            async with running(path, node(2)) as plugin:
+                await off(kubelet.wait_for_allocatable, I915, 2)
+                kubelet.behavior.stop_reading()
+                plugin.watch.replace(node([replace(card(1), **bad), card(2)]))
+                with pytest.raises(AdmissionError, match=reason):
+                    await off(kubelet.run_pod, "train", I915, 2)
+                kubelet.behavior.heal()
+                await off(kubelet.wait_for_allocatable, I915, 1)
+                assert kubelet.capacity(I915) == 2
+
+    asyncio.run(story())
+
+
+def test_a_vanished_device_is_unhealthy_and_then_gone(path: Path) -> None:
+    async def story() -> None:
+        with Kubelet(path) as kubelet:
+            async with running(path) as plugin:
+                await off(kubelet.wait_for_allocatable, I915, 4)
+                plugin.watch.replace(node(3))
+                await off(kubelet.wait_for_allocatable, I915, 3)
+                assert kubelet.capacity(I915) == 4
+                plugin.watch.replace(node(2))
+                await off(kubelet.wait_for_allocatable, I915, 2)
+                assert kubelet.capacity(I915) == 3
+
+    asyncio.run(story())
+
+
+def test_numa_is_told_where_it_is_known_and_only_there(path: Path) -> None:
+    async def story() -> None:
+        with Kubelet(path) as kubelet:
+            async with running(path, node([card(1, numa=1), card(2)])):
+                await off(kubelet.wait_for_allocatable, I915, 2)
+                known, unknown = kubelet.devices(I915)
+                assert [one.ID for one in known.topology.nodes] == [1]
+                assert not unknown.HasField("topology")
+                await off(kubelet.run_pod, "train", I915, 2)
+
+    asyncio.run(story())
+
+
+# Instances
+
+
+@pytest.mark.parametrize("keyed_by_name", [False, True], ids=["by path", "by name"])
+def test_two_instances_overlap_under_unique_sockets(path: Path, keyed_by_name: bool) -> None:  # noqa: FBT001 - a case
+    async def story() -> None:
+        with Kubelet(path, keyed_by_name=keyed_by_name) as kubelet:
+            async with AsyncExitStack() as news, running(path, suffix="old") as old:
+                await off(kubelet.wait_for_allocatable, I915, 4)
+                await news.enter_async_context(running(path, suffix="new"))
+                await off(kubelet.wait_for_streams, 2)
+                await old.ended()
+                assert sockets(path) == ["gpu.intel.com-i915-new.sock", "kubelet.sock"]
+                await off(kubelet.wait_for_streams, 1)
+                await off(kubelet.wait_for_allocatable, I915, 4)
+                await off(kubelet.run_pod, "train", I915, 4)
+                if not keyed_by_name:
+                    assert kubelet.history(I915) == (4,), "never fewer"
+
+    asyncio.run(story())
+
+
+def test_a_stale_socket_is_replaced(path: Path) -> None:
+    async def story() -> None:
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(path / "gpu.intel.com-i915.sock"))
+        with Kubelet(path) as kubelet:
+            with socket.socket(socket.AF_UNIX) as dead:
+                dead.bind(str(path / "gpu.intel.com-i915.sock"))
+            async with running(path):
+                await off(kubelet.wait_for_allocatable, I915, 4)
+
+    asyncio.run(story())
+
+
+def test_a_socket_that_answers_belongs_to_someone_else(path: Path) -> None:
+    async def story() -> None:
+        async with running(path) as first:
+            await until(lambda: first.events("serving"))
+            with pytest.raises(SocketTakenError, match="served by another process"):
+                async with running(path) as second:
+                    await second.task
+            assert sockets(path) == ["gpu.intel.com-i915.sock"], "and stays theirs"
+
+    asyncio.run(story())
+
+
+def test_only_our_own_socket_is_removed_at_the_end(path: Path) -> None:
+    async def story() -> None:
+        ours = path / "gpu.intel.com-i915.sock"
+        async with running(path, pace=Pace(look=60)) as plugin:
+            await until(lambda: plugin.events("serving"))
+            ours.unlink()
+            with socket.socket(socket.AF_UNIX) as theirs:
+                theirs.bind(str(ours))
+                before = identity(ours)
+                await plugin.ended()
+                assert identity(ours) == before
+
+    asyncio.run(story())
+
+
+def test_a_socket_taken_over_while_we_serve_ends_us(path: Path) -> None:
+    async def story() -> None:
+        ours = path / "gpu.intel.com-i915.sock"
+        with socket.socket(socket.AF_UNIX) as theirs:
+            theirs.bind(str(path / "theirs.sock"))
+            theirs.listen()
+            async with running(path) as plugin:
+                await until(lambda: plugin.events("serving"))
+                (path / "theirs.sock").rename(ours)
+                await plugin.task
+
+    with pytest.raises(SocketTakenError, match="taken over"):
+        asyncio.run(story())
+
+
+def test_what_is_no_socket_is_not_removed(path: Path) -> None:
+    async def story() -> None:
+        (path / "gpu.intel.com-i915.sock").write_text("precious")
+        with pytest.raises(SocketError, match="is no socket: remove it"):
+            async with running(path) as plugin:
+                await plugin.task
+
+    asyncio.run(story())
+
+
+def test_a_path_too_long_for_a_socket_is_told(tmp_path: Path) -> None:
+    async def story() -> None:
+        deep = tmp_path / ("d" * 100)
+        deep.mkdir()
+        with pytest.raises(SocketError, match="at most 107 bytes"):
+            async with running(deep) as plugin:
+                await plugin.task
+
+    asyncio.run(story())
+
+
+def test_a_directory_that_is_not_there_is_told(path: Path) -> None:
+    async def story() -> None:
+        with pytest.raises(SocketError, match="there is no directory"):
+            async with running(path / "nowhere") as plugin:
+                await plugin.task
+
+    asyncio.run(story())
+
+
+# The simulated kubelet
+
+
+def test_aligned_devices_come_first_as_the_topology_manager_wants(path: Path) -> None:
+    async def story() -> None:
+        cards = [card(number, numa=number % 2) for number in range(1, 9)]
+        with Kubelet(path) as kubelet:
+            async with running(path, node(cards)) as plugin:
+                await off(kubelet.wait_for_allocatable, I915, 8)
+                pod = await off(kubelet.run_pod, "near", I915, 3, numa=[1])
+                assert {*pod.ids} <= {f"card{number}-0" for number in (1, 3, 5, 7)}
+                pod = await off(kubelet.run_pod, "far", I915, 4, numa=[1])
+                assert {f"card{number}-0" for number in (1, 3, 5, 7)} & {*pod.ids}
+                assert len(plugin.events("allocated")) == 2
+
+    asyncio.run(story())
+
+
+def test_a_container_takes_over_the_devices_of_its_init_container(path: Path) -> None:
+    async def story() -> None:
+        with Kubelet(path) as kubelet:
+            async with running(path, node(6)):
+                await off(kubelet.wait_for_allocatable, I915, 6)
+                pod = await off(kubelet.run_pod, "train", I915, 4, init=2)
+                assert len(pod.held) == 4
+                pod = await off(kubelet.run_pod, "small", I915, 1, init=2)
+                assert (len(pod.ids), len(pod.held)) == (1, 2)
+                with pytest.raises(AdmissionError, match="available: 0"):
+                    await off(kubelet.run_pod, "late", I915, 1)
+
+    asyncio.run(story())
+
+
+def test_a_pod_without_a_plugin_or_with_a_refusal_is_not_admitted(path: Path) -> None:
+    async def story() -> None:
+        with Kubelet(path) as kubelet:
+            with pytest.raises(AdmissionError, match="no plugin is registered"):
+                await off(kubelet.run_pod, "early", I915, 1)
+            async with running(path, node(1)) as plugin:
+                await off(kubelet.wait_for_allocatable, I915, 1)
+                await off(kubelet.run_pod, "train", I915, 1)
+                with pytest.raises(ValueError, match="there is a Pod train already"):
+                    await off(kubelet.run_pod, "train", I915, 1)
+                kubelet.delete_pod("train")
+                kubelet.behavior.stop_reading()
+                plugin.watch.replace(node(1, unhealthy={bdf(1): "its memory is worn"}))
+                with pytest.raises(AdmissionError, match="its memory is worn"):
+                    await off(kubelet.run_pod, "late", I915, 1)
+
+    asyncio.run(story())
+
+
+def test_a_wait_in_vain_says_what_there_is(path: Path) -> None:
+    with Kubelet(path) as kubelet, pytest.raises(TimeoutError, match=f"0 devices of {I915}"):
+        kubelet.wait_for_capacity(I915, 1, timeout=0.01)

@@ -1,0 +1,588 @@
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.message import Message
+from grpc import StatusCode
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from device_plugin.allocation import Preference, RequestError, prepare
+from device_plugin.api import deviceplugin_pb2 as pb
+from device_plugin.api.deviceplugin_pb2_grpc import DevicePluginStub
+from device_plugin.messages import MESSAGE_LIMIT
+from device_plugin.plugin import Manners
+from device_plugin.snapshot import Snapshot
+from device_plugin.wishes import GpuFacts
+from tests.device_plugin.plugins import (
+    I915,
+    PATIENCE,
+    Served,
+    bdf,
+    card,
+    node,
+    served,
+    until,
+)
+
+Listing = list[tuple[str, str]]
+NEVER = pb.Empty()
+
+
+def meet(
+    snapshot: Snapshot, story: Callable[[Served], Awaitable[None]], **manners: bool | float
+) -> None:
+    """Serve a snapshot to a story."""
+
+    async def told() -> None:
+        async with served(
+            snapshot,
+            Manners(**manners),  # type: ignore[arg-type]  # fields of the caller
+        ) as plugin:
+            await story(plugin)
+
+    asyncio.run(told())
+
+
+async def listings(plugin: Served) -> AsyncIterator[Listing]:
+    async for response in plugin.stub.ListAndWatch(pb.Empty()):
+        yield [(device.ID, device.health) for device in response.devices]
+
+
+async def following(stream: AsyncIterator[Listing]) -> Listing:
+    async with asyncio.timeout(PATIENCE):
+        return await anext(stream)
+
+
+async def prefer(
+    plugin: Served, available: Sequence[str], must: Sequence[str], size: int
+) -> list[str]:
+    request = pb.ContainerPreferredAllocationRequest(
+        available_deviceIDs=available, must_include_deviceIDs=must, allocation_size=size
+    )
+    response = await plugin.stub.GetPreferredAllocation(
+        pb.PreferredAllocationRequest(container_requests=[request])
+    )
+    return list(response.container_responses[0].deviceIDs)
+
+
+async def allocate(plugin: Served, *ids: str) -> pb.ContainerAllocateResponse:
+    response = await plugin.stub.Allocate(
+        pb.AllocateRequest(container_requests=[pb.ContainerAllocateRequest(devices_ids=ids)])
+    )
+    return response.container_responses[0]
+
+
+async def refusal(call: Awaitable[object]) -> tuple[StatusCode, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call
+    return refused.value.code(), refused.value.details() or ""
+
+
+def last(available: Sequence[str], _must: Sequence[str], size: int) -> Preference:
+    """Prefer the last ones, which no plain choice does."""
+    return Preference(tuple(sorted(available)[-size:]))
+
+
+# Options
+
+
+def test_there_is_a_preference_and_nothing_to_do_before_a_start() -> None:
+    async def story(plugin: Served) -> None:
+        options = await plugin.stub.GetDevicePluginOptions(pb.Empty())
+        assert options.get_preferred_allocation_available
+        assert not options.pre_start_required
+        await plugin.stub.PreStartContainer(pb.PreStartContainerRequest(devices_ids=["what"]))
+
+    meet(node(), story)
+
+
+def test_a_preference_can_be_off() -> None:
+    async def story(plugin: Served) -> None:
+        options = await plugin.stub.GetDevicePluginOptions(pb.Empty())
+        assert not options.get_preferred_allocation_available
+
+    meet(node(), story, prefers=False)
+
+
+# Streams
+
+
+def test_every_stream_gets_all_devices_at_once_and_every_change() -> None:
+    async def story(plugin: Served) -> None:
+        streams = [listings(plugin) for _ in range(5)]
+        for stream in streams:
+            assert await following(stream) == [(f"card{n}-0", "Healthy") for n in (1, 2, 3, 4)]
+        assert plugin.plugin.streams == 5
+        for missing in ("/dev/dri/card3",), (), ("/dev/dri/card3",):
+            cards = [card(n, missing=missing if n == 3 else ()) for n in (1, 2, 3, 4)]
+            plugin.watch.replace(node(cards))
+            health = "Unhealthy" if missing else "Healthy"
+            for stream in streams:
+                assert (await following(stream))[2] == ("card3-0", health)
+
+    meet(node(), story)
+
+
+def test_a_change_that_kubelet_cannot_see_is_not_sent() -> None:
+    async def story(plugin: Served) -> None:
+        stream = listings(plugin)
+        await following(stream)
+        plugin.watch.replace(node(lanes={(1, 2): 4}))
+        plugin.watch.replace(node(3, lanes={(1, 2): 4}))
+        assert len(await following(stream)) == 4, "the farewell is next, no repetition"
+
+    meet(node(), story)
+
+
+def test_a_vanished_device_is_unhealthy_once_and_then_left_out() -> None:
+    async def story(plugin: Served) -> None:
+        stream = listings(plugin)
+        await following(stream)
+        plugin.watch.replace(node(1))
+        assert await following(stream) == [
+            ("card1-0", "Healthy"),
+            ("card2-0", "Unhealthy"),
+            ("card3-0", "Unhealthy"),
+            ("card4-0", "Unhealthy"),
+        ]
+        assert await following(stream) == [("card1-0", "Healthy")]
+
+    meet(node(), story, farewell=0.05)
+
+
+def test_devices_that_vanish_one_after_the_other_all_say_farewell() -> None:
+    async def story(plugin: Served) -> None:
+        stream = listings(plugin)
+        await following(stream)
+        plugin.watch.replace(node(3))
+        assert (await following(stream))[-1] == ("card4-0", "Unhealthy")
+        plugin.watch.replace(node(2))
+        assert (await following(stream))[-2:] == [("card2-0", "Healthy"), ("card3-0", "Unhealthy")]
+
+    meet(node(), story)
+
+
+def test_a_device_that_comes_back_is_healthy_again() -> None:
+    async def story(plugin: Served) -> None:
+        stream = listings(plugin)
+        before = await following(stream)
+        plugin.watch.replace(Snapshot())
+        assert {health for _, health in await following(stream)} == {"Unhealthy"}
+        plugin.watch.replace(node())
+        assert await following(stream) == before
+
+    meet(node(), story)
+
+
+def test_a_gpu_that_xpu_manager_condemns_is_unhealthy() -> None:
+    async def story(plugin: Served) -> None:
+        stream = listings(plugin)
+        assert [health for _, health in await following(stream)] == ["Healthy"] * 2
+        plugin.watch.replace(node(2, unhealthy={bdf(2): "memory: too many errors"}))
+        assert [health for _, health in await following(stream)] == ["Healthy", "Unhealthy"]
+        assert await refusal(allocate(plugin, "card1-0", "card2-0")) == (
+            StatusCode.FAILED_PRECONDITION,
+            "card2-0: memory: too many errors",
+        )
+
+    meet(node(2), story)
+
+
+def test_streams_end_cleanly_and_later_ones_are_served() -> None:
+    async def story(plugin: Served) -> None:
+        stream = listings(plugin)
+        await following(stream)
+        plugin.plugin.end_streams()
+        with pytest.raises(StopAsyncIteration):
+            await following(stream)
+        assert await following(listings(plugin))
+
+    meet(node(), story)
+
+
+def test_a_reader_that_hangs_up_is_forgotten() -> None:
+    async def story(plugin: Served) -> None:
+        async with AsyncExitStack() as channels:
+            for _ in range(20):
+                channel = grpc.aio.insecure_channel(
+                    plugin.address, options=[("grpc.use_local_subchannel_pool", 1)]
+                )
+                await channels.enter_async_context(channel)
+                await DevicePluginStub(channel).ListAndWatch(pb.Empty()).read()
+            assert plugin.plugin.streams == 20
+            assert plugin.count("streams") == 20
+        await until(lambda: plugin.plugin.streams == 0)
+        assert plugin.count("streams") == 0
+        assert plugin.plugin.silent_since > 0
+
+    meet(node(), story)
+
+
+def test_a_reader_that_reads_nothing_and_hangs_up_holds_up_nobody() -> None:
+    """64 GPUs shared by 1000: some 3 MB a message, more than a connection buffers."""
+    many = [card(number) for number in range(64)]
+    full, fewer = node(many, 500), node(many[1:], 500)
+
+    async def story(plugin: Served) -> None:
+        async with grpc.aio.insecure_channel(
+            plugin.address, options=[("grpc.use_local_subchannel_pool", 1)]
+        ) as channel:
+            DevicePluginStub(channel).ListAndWatch(pb.Empty())
+            await until(lambda: plugin.plugin.streams == 1)
+            stream = listings(plugin)
+            assert len(await following(stream)) == 32_000
+            for snapshot in (fewer, full, fewer, full):
+                plugin.watch.replace(snapshot)
+                await following(stream)
+        await until(lambda: plugin.plugin.streams == 1)
+
+    meet(full, story)
+
+
+def test_more_devices_than_a_message_holds_are_cut_and_told() -> None:
+    many = [card(number) for number in range(64)]
+
+    async def story(plugin: Served) -> None:
+        response = await plugin.stub.ListAndWatch(pb.Empty()).read()
+        assert isinstance(response, pb.ListAndWatchResponse)
+        assert MESSAGE_LIMIT // 2 < response.ByteSize() <= MESSAGE_LIMIT
+        (entry,) = plugin.events("too many devices for one message: share less")
+        assert entry["left_out"] == 64 * 5000 - len(response.devices)
+
+    meet(node(many, 5000), story)
+
+
+# Preferences
+
+
+def test_the_preference_of_the_snapshot_is_given() -> None:
+    async def story(plugin: Served) -> None:
+        ids = ["card3-0", "card1-0", "card4-0", "card2-0"]
+        assert await prefer(plugin, ids, [], 2) == ["card3-0", "card4-0"]
+        assert plugin.count("preferences_total", outcome="proven") == 1
+
+    meet(node(prefer=last), story)
+
+
+def test_linked_gpus_are_preferred_end_to_end() -> None:
+    lanes = {(1, 3): 16, (3, 4): 16, (1, 4): 16}
+    preferences = prepare(
+        [GpuFacts(f"card{n}", bdf(n)) for n in (1, 2, 3, 4)],
+        {(bdf(one), bdf(other)): width for (one, other), width in lanes.items()},
+        clock=lambda: 0.0,
+    )
+
+    async def story(plugin: Served) -> None:
+        ids = ["card2-0", "card4-0", "card1-0", "card3-0"]
+        assert await prefer(plugin, ids, [], 3) == ["card1-0", "card3-0", "card4-0"]
+        assert await prefer(plugin, ids, ["card2-0"], 1) == ["card2-0"]
+
+    meet(node(lanes=lanes, prefer=preferences.prefer), story)
+
+
+def fails(*_: object) -> Preference:
+    raise ZeroDivisionError("no links")
+
+
+def refuses(*_: object) -> Preference:
+    raise RequestError("nothing suits")
+
+
+def forever(*_: object) -> Preference:
+    threading.Event().wait(0.5)
+    return Preference(("card4-0", "card3-0"))
+
+
+@pytest.mark.parametrize(
+    ("broken", "fault"),
+    [
+        pytest.param(fails, "ZeroDivisionError: no links", id="raises"),
+        pytest.param(refuses, "RequestError: nothing suits", id="refuses"),
+        pytest.param(forever, "nothing was found in 0.05 s", id="hangs"),
+        pytest.param(lambda *_: None, "AttributeError", id="answers nothing"),
+        pytest.param(lambda *_: Preference(()), "preferred 0 devices", id="too few"),
+        pytest.param(
+            lambda *_: Preference(("card2-0", "card9-0")), "is not available", id="unavailable"
+        ),
+        pytest.param(
+            lambda *_: Preference(("card1-0", "card4-0")), "must be included", id="without must"
+        ),
+        pytest.param(
+            lambda *_: Preference(("card2-0", "card2-0")), "preferred 2 devices", id="one twice"
+        ),
+    ],
+)
+def test_a_fault_in_the_preference_gives_a_plain_choice(
+    broken: Callable[..., Any], fault: str
+) -> None:
+    async def story(plugin: Served) -> None:
+        ids = ["card4-0", "card3-0", "card1-0", "card2-0"]
+        assert await prefer(plugin, ids, ["card2-0"], 2) == ["card1-0", "card2-0"]
+        assert plugin.count("preferences_total", outcome="plain") == 1
+        (entry,) = plugin.events("no preference: a plain choice instead")
+        assert fault in entry["fault"]
+
+    meet(node(prefer=broken), story, patience=0.05)
+
+
+@pytest.mark.parametrize(
+    ("available", "must", "size", "reason"),
+    [
+        pytest.param(["card1-0"], [], 2, "only 1 devices", id="more than there are"),
+        pytest.param(["card1-0"], [], 0, "at least one", id="none"),
+        pytest.param(["card1-0"], [], -5, "at least one", id="fewer than none"),
+        pytest.param(
+            ["card1-0", "card2-0"], ["card1-0", "card2-0"], 1, "must be included", id="too small"
+        ),
+        pytest.param(["card1-0", "gpu7"], [], 1, "has no device 'gpu7'", id="unknown"),
+        pytest.param(["card1-0"], ["\n"], 1, r"has no device '\n'", id="unknown must"),
+    ],
+)
+def test_a_malformed_request_is_refused(
+    available: list[str], must: list[str], size: int, reason: str
+) -> None:
+    async def story(plugin: Served) -> None:
+        code, text = await refusal(prefer(plugin, available, must, size))
+        assert code is StatusCode.INVALID_ARGUMENT
+        assert reason in text
+        rpc = "GetPreferredAllocation"
+        assert plugin.count("refusals_total", rpc=rpc, code="INVALID_ARGUMENT") == 1
+
+    meet(node(prefer=last), story)
+
+
+def test_what_has_just_vanished_or_broken_is_not_preferred_and_not_an_error() -> None:
+    async def story(plugin: Served) -> None:
+        ids = [f"card{n}-0" for n in (1, 2, 3, 4)]
+        await prefer(plugin, ids, [], 1)
+        plugin.watch.replace(node(3, unhealthy={bdf(3): "hot"}, prefer=last))
+        assert await prefer(plugin, ids, [], 2) == ["card1-0", "card2-0"]
+        assert len(await prefer(plugin, ids, [], 3)) == 3, "too few are left: kubelet is told"
+
+    meet(node(prefer=last), story)
+
+
+# Allocations
+
+
+def test_an_allocation_brings_nodes_mounts_and_cdi_names() -> None:
+    async def story(plugin: Served) -> None:
+        given = await allocate(plugin, "card2-0", "card1-0")
+        assert [
+            (node.container_path, node.host_path, node.permissions) for node in given.devices
+        ] == [
+            (f"/dev/dri/{name}", f"/host/dev/dri/{name}", "rw")
+            for name in ("card1", "renderD129", "card2", "renderD130")
+        ]
+        assert [(m.container_path, m.host_path, m.read_only) for m in given.mounts] == [
+            (f"/dev/dri/by-path/pci-{bdf(number)}-card", f"/host/{number}", True)
+            for number in (1, 2)
+        ]
+        assert [name.name for name in given.cdi_devices] == [
+            "intel.cdi.k8s.io/gpu=card1",
+            "intel.cdi.k8s.io/gpu=card2",
+        ]
+
+    meet(node(cdi=True), story)
+
+
+def test_without_a_cdi_spec_no_cdi_names_are_given() -> None:
+    async def story(plugin: Served) -> None:
+        assert not (await allocate(plugin, "card1-0")).cdi_devices
+
+    meet(node(), story)
+
+
+def test_two_shares_of_a_gpu_bring_its_nodes_once() -> None:
+    async def story(plugin: Served) -> None:
+        given = await allocate(plugin, "card1-1", "card1-0")
+        assert len(given.devices) == 2
+        assert len(given.mounts) == 1
+        assert len(given.cdi_devices) == 1
+        assert given.envs["XELINK_GPUS"] == bdf(1)
+        assert given.envs["XELINK_LINKED"] == "single"
+
+    meet(node(shared=2, cdi=True), story)
+
+
+def test_the_workload_is_told_what_it_got() -> None:
+    async def story(plugin: Served) -> None:
+        given = await allocate(plugin, "card3-0", "card1-0", "card2-0")
+        assert dict(given.envs) == {
+            "XELINK_GPUS": f"{bdf(1)},{bdf(2)},{bdf(3)}",
+            "XELINK_LINKS": f"{bdf(1)}-{bdf(2)}=16,{bdf(2)}-{bdf(3)}",
+            "XELINK_LINKED": "some",
+        }
+        assert dict(given.annotations) == {
+            f"gpu.intel.com/xelink.{name.removeprefix('XELINK_').lower()}": value
+            for name, value in given.envs.items()
+        }
+
+    meet(node(lanes={(1, 2): 16, (3, 2): 0}), story)
+
+
+def test_the_environment_can_be_left_alone() -> None:
+    async def story(plugin: Served) -> None:
+        given = await allocate(plugin, "card1-0")
+        assert not given.envs
+        assert given.annotations
+
+    meet(node(), story, allocate_env=False)
+
+
+@pytest.mark.parametrize(
+    ("lanes", "linked"),
+    [
+        pytest.param(None, "unknown", id="no topology"),
+        pytest.param({}, "none", id="no links"),
+        pytest.param({(1, 2): 4}, "some", id="one pair of three"),
+        pytest.param({(1, 2): 4, (2, 3): 4, (3, 1): 4}, "all", id="every pair"),
+    ],
+)
+@pytest.mark.parametrize("choice", ["preferred", "other", "unasked"])
+def test_whether_the_set_was_linked_and_preferred_is_logged_and_counted(
+    lanes: dict[tuple[int, int], int] | None, linked: str, choice: str
+) -> None:
+    async def story(plugin: Served) -> None:
+        if choice != "unasked":
+            await prefer(plugin, [f"card{n}-0" for n in (1, 2, 3, 4)], [], 3)
+        if choice == "other":
+            plugin.watch.replace(node(lanes=lanes))
+            await allocate(plugin, "card4-0", "card2-0", "card1-0")
+            assert plugin.events("allocated")[0]["choice"] == "other"
+            return
+        await allocate(plugin, "card3-0", "card1-0", "card2-0")
+        (entry,) = plugin.events("allocated")
+        assert (entry["linked"], entry["choice"]) == (linked, choice)
+        assert plugin.count("allocations_total", linked=linked, choice=choice) == 1
+
+    meet(node(lanes=lanes), story)
+
+
+def test_an_unknown_device_is_refused_by_name() -> None:
+    async def story(plugin: Served) -> None:
+        assert await refusal(allocate(plugin, "card1-0", "card7-0")) == (
+            StatusCode.INVALID_ARGUMENT,
+            f"{I915} has no device 'card7-0'",
+        )
+
+    meet(node(), story)
+
+
+@pytest.mark.parametrize(
+    ("after", "reason"),
+    [
+        pytest.param(node(1), "card2-0: it is gone", id="gone"),
+        pytest.param(
+            node([card(1), card(2, missing=("/dev/dri/card2",))]),
+            "card2-0: /dev/dri/card2 is not there",
+            id="without its node",
+        ),
+    ],
+)
+def test_an_unusable_device_is_refused_with_the_reason(after: Snapshot, reason: str) -> None:
+    async def story(plugin: Served) -> None:
+        await following(listings(plugin))
+        plugin.watch.replace(after)
+        assert await refusal(allocate(plugin, "card1-0", "card2-0")) == (
+            StatusCode.FAILED_PRECONDITION,
+            reason,
+        )
+        assert plugin.count("refusals_total", rpc="Allocate", code="FAILED_PRECONDITION") == 1
+
+    meet(node(2), story)
+
+
+# Any input
+
+ids = st.sampled_from([f"card{n}-0" for n in range(1, 6)]) | st.text(max_size=200)
+id_lists = st.lists(ids, max_size=12)
+sizes = st.integers(-2, 8) | st.integers(-(1 << 31), (1 << 31) - 1)
+preferences = st.builds(
+    pb.PreferredAllocationRequest,
+    container_requests=st.lists(
+        st.builds(
+            pb.ContainerPreferredAllocationRequest,
+            available_deviceIDs=id_lists,
+            must_include_deviceIDs=id_lists,
+            allocation_size=sizes,
+        ),
+        max_size=4,
+    ),
+)
+allocations = st.builds(
+    pb.AllocateRequest,
+    container_requests=st.lists(
+        st.builds(pb.ContainerAllocateRequest, devices_ids=id_lists), max_size=4
+    ),
+)
+starts = st.builds(pb.PreStartContainerRequest, devices_ids=id_lists)
+requests = preferences | allocations | starts
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[tuple[asyncio.Runner, Served]]:
+    """One server for all examples: a new one for each would take minutes."""
+    snapshot = node(lanes={(1, 2): 4}, unhealthy={bdf(4): "hot"}, prefer=last, cdi=True)
+    with asyncio.Runner() as runner:
+        block = served(snapshot)
+        plugin = runner.run(block.__aenter__())
+        try:
+            yield runner, plugin
+        finally:
+            runner.run(block.__aexit__(None, None, None))
+
+
+@settings(max_examples=300, deadline=None)
+@given(request=requests)
+def test_any_request_is_answered_or_refused_and_streams_live_on(
+    session: tuple[asyncio.Runner, Served], request: Message
+) -> None:
+    runner, plugin = session
+    rpcs: dict[type[Message], Any] = {
+        pb.PreferredAllocationRequest: plugin.stub.GetPreferredAllocation,
+        pb.AllocateRequest: plugin.stub.Allocate,
+        pb.PreStartContainerRequest: plugin.stub.PreStartContainer,
+    }
+
+    async def story() -> StatusCode:
+        stream = plugin.stub.ListAndWatch(pb.Empty())
+        await stream.read()
+        call = rpcs[type(request)](request)
+        code: StatusCode = await call.code()
+        assert code is StatusCode.OK or await call.details()
+        assert not stream.done()
+        stream.cancel()
+        return code
+
+    refusals = {StatusCode.INVALID_ARGUMENT, StatusCode.FAILED_PRECONDITION}
+    assert runner.run(story()) in {StatusCode.OK, *refusals}
+
+
+@given(snapshots=st.lists(st.sets(st.integers(1, 6), max_size=6), max_size=5))
+@settings(max_examples=50, deadline=None)
+def test_whatever_comes_and_goes_the_last_word_is_what_there_is(
+    session: tuple[asyncio.Runner, Served], snapshots: list[set[int]]
+) -> None:
+    runner, plugin = session
+
+    async def story() -> None:
+        before = plugin.watch.current
+        stream = listings(plugin)
+        await following(stream)
+        for numbers in snapshots:
+            plugin.watch.replace(node([card(number) for number in sorted(numbers)]))
+            await asyncio.sleep(0)
+        plugin.watch.replace(node([card(9)]))
+        told = await following(stream)
+        while ("card9-0", "Healthy") not in told:
+            told = await following(stream)
+        assert [id_ for id_, health in told if health == "Healthy"] == ["card9-0"]
+        plugin.watch.replace(before)
+
+    runner.run(story())

@@ -1,0 +1,103 @@
+"""Whatever the simulator can do has one expected end, and the next good scrape is good."""
+
+import inspect
+import time
+from typing import Any
+
+import pytest
+
+from sidecar.scrape import Target
+from sidecar.simulator import MISBEHAVIOURS, Blueprint, Simulator
+from tests.sidecar.test_scrape import SOON, outcome, scraping
+
+NODE = Blueprint(gpus=2).build()
+LIMIT = 1 << 20
+SHORT = 0.4
+
+# By name and options: the class of the scrape, or the reason why it has none.
+EXPECTED: dict[str, list[tuple[dict[str, Any], str]]] = {
+    "bad-row": [({}, "links")],
+    "bad-utf8": [({}, "links")],
+    "chunked": [({}, "links")],
+    "close": [({}, "reset")],
+    "comments-only": [({}, "no-topology-rows")],
+    "cut": [
+        ({}, "protocol"),
+        ({"announced": "cut", "share": 0.9}, "links"),
+        ({"announced": "none", "share": 0.9}, "links"),
+        ({"announced": "cut", "share": 0.0}, "no-self-rows"),
+    ],
+    "daemon-down": [({}, "http-status")],
+    "delay": [({}, "timeout"), ({"by": 0.01}, "links")],
+    "drip-body": [({}, "timeout")],
+    "drip-headers": [({}, "timeout")],
+    "empty": [({}, "no-topology-rows")],
+    "endless": [({}, "too-large")],
+    "endless-headers": [({}, "protocol")],
+    "garbage": [({}, "no-topology-rows"), ({"size": LIMIT + 1}, "too-large")],
+    "hang": [({}, "timeout")],
+    "hang-in-body": [({}, "timeout"), ({"after": 0}, "timeout")],
+    "html": [({}, "no-topology-rows")],
+    "no-content": [({}, "http-status")],
+    "no-devices": [({}, "http-status")],
+    "not-http": [({}, "reset")],
+    "nul": [({}, "links")],
+    "race": [({}, "links")],
+    "redirect": [
+        ({}, "http-status"),
+        ({"code": 301, "location": "http://127.0.0.1:1/metrics"}, "http-status"),
+        ({"code": 308, "location": "http://[::1"}, "protocol"),
+    ],
+    "refuse": [({}, "refused")],
+    "reset": [({}, "reset")],
+    "reset-in-body": [({}, "reset"), ({"after": 0}, "reset")],
+    "status": [
+        ({}, "http-status"),
+        ({"code": 404}, "http-status"),
+        ({"code": 206}, "http-status"),
+        ({"code": 304}, "http-status"),
+        ({"code": 500, "body": "#nodata: because"}, "http-status"),
+    ],
+    "text-html": [({}, "links")],
+    "unauthorized": [({}, "unauthorized"), ({"sleep": 5.0}, "timeout")],
+    "utf16": [({}, "no-topology-rows")],
+    "wrong-length": [({}, "protocol"), ({"by": -100}, "links")],
+    "zipped": [({}, "protocol")],
+}
+
+
+def cases() -> list[object]:
+    return [
+        pytest.param(name, options, expected, id=" ".join([name, *map(str, options.values())]))
+        for name, rows in EXPECTED.items()
+        for options, expected in rows
+    ]
+
+
+def test_every_misbehaviour_has_an_expected_end() -> None:
+    assert set(EXPECTED) == {*MISBEHAVIOURS, "refuse"}
+    for name, rows in EXPECTED.items():
+        known = inspect.signature(MISBEHAVIOURS[name]).parameters if name in MISBEHAVIOURS else ()
+        assert all(set(options) <= set(known) for options, _ in rows)
+
+
+@pytest.mark.parametrize(("name", "options", "expected"), cases())
+def test_a_misbehaviour_ends_as_expected_in_time_and_heals(
+    name: str, options: dict[str, Any], expected: str
+) -> None:
+    now = [0.0]
+    patience = SHORT if expected == "timeout" else SOON
+    with (
+        Simulator(NODE) as xpum,
+        scraping(
+            Target(xpum.port, timeout=patience, max_body=LIMIT), monotonic=lambda: now[0]
+        ) as scraper,
+    ):
+        assert outcome(scraper) == "links"
+        xpum.misbehave(name, **options)
+        started = time.monotonic()
+        assert outcome(scraper) == expected
+        assert time.monotonic() - started < SOON
+        xpum.heal()
+        now[0] += 3600
+        assert outcome(scraper) == "links"
