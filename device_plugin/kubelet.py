@@ -22,7 +22,13 @@ from structlog.typing import FilteringBoundLogger
 from device_plugin import sockets
 from device_plugin.api.deviceplugin_pb2_grpc import add_DevicePluginServicer_to_server
 from device_plugin.plugin import Manners, Plugin
-from device_plugin.registration import Registration, RegistrationError, register, until_accepted
+from device_plugin.registration import (
+    ConnectedAlreadyError,
+    Registration,
+    RegistrationError,
+    register,
+    until_accepted,
+)
 from device_plugin.snapshot import Snapshot, Watch
 from device_plugin.sockets import Identity, SocketError, SocketTakenError
 from device_plugin.telemetry import Telemetry
@@ -144,11 +150,14 @@ class Endpoint:
     async def _register(self, kubelet: Identity, stop: asyncio.Event) -> bool:
         """Register with this kubelet; False when the sockets moved, or the end came, before."""
         registration = Registration(self.plugin.resource, self.path.name, self.plugin.options)
-
         before = kubelet, self._own
 
         async def attempt() -> None:
-            await register(self._kubelet, registration, self._pace.patience)
+            try:
+                await register(self._kubelet, registration, self._pace.patience)
+            except ConnectedAlreadyError:
+                if not self.plugin.streams:
+                    raise
 
         async def pause(seconds: float) -> None:
             until = self._now() + seconds

@@ -23,6 +23,10 @@ class RegistrationError(Exception):
     """kubelet does not know the resource: the next attempt may do better."""
 
 
+class ConnectedAlreadyError(RegistrationError):
+    """kubelet thinks that it is connected to this socket: right if it listens, else late news."""
+
+
 @dataclass(frozen=True)
 class Registration:
     """Who registers what: `endpoint` is the file name of a socket beside kubelet's own."""
@@ -45,15 +49,15 @@ class Registration:
 async def register(kubelet: Path, registration: Registration, patience: float) -> None:
     """Register once within `patience` seconds; kubelet dials back before it answers.
 
-    That it is connected already is as good as accepted. Raises `RegistrationError`.
+    Raises `RegistrationError`, and as one of them `ConnectedAlreadyError`.
     """
     try:
         async with grpc.aio.insecure_channel(f"unix:{kubelet}", options=_OPTIONS) as channel:
             await RegistrationStub(channel).Register(registration.request, timeout=patience)
     except grpc.aio.AioRpcError as error:
         details = error.details() or ""
-        if _CONNECTED_ALREADY not in details:
-            raise RegistrationError(f"{error.code().name}: {details}") from None
+        kind = ConnectedAlreadyError if _CONNECTED_ALREADY in details else RegistrationError
+        raise kind(f"{error.code().name}: {details}") from None
 
 
 async def until_accepted(

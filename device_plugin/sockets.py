@@ -37,7 +37,7 @@ class Identity(NamedTuple):
 
 def socket_name(resource: str, suffix: str = "") -> str:
     """Name the socket of a resource: `gpu.intel.com/i915` has `gpu.intel.com-i915.sock`."""
-    return f"{re.sub('[^A-Za-z0-9.-]', '-', resource)}{'-' * bool(suffix)}{suffix}.sock"
+    return f"{re.sub('[^A-Za-z0-9._-]', '-', resource)}{'-' * bool(suffix)}{suffix}.sock"
 
 
 def unique_suffix() -> str:

@@ -20,6 +20,7 @@ def run_command(
     try:
         loaded = load(settings, sys.argv[1:] if arguments is None else arguments)
         if answer := _answer(loaded):
+            sys.stderr.writelines(f"{settings.PROGRAM}: {text}\n" for text in loaded.warnings)
             sys.stdout.write(f"{answer}\n")
             return OK
         return run(loaded)

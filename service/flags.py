@@ -146,9 +146,11 @@ def parse(arguments: Sequence[str], settings: type[DaemonSettings]) -> dict[str,
     """
     values: dict[str, str] = {}
     words = iter(arguments)
+    bare = ""
     for word in words:
         if not word.startswith("-") or word == "-":
-            raise UsageError(f"unexpected argument {word!r}: all settings are flags; see -h")
+            raise UsageError(_unexpected(word, bare))
+        bare = ""
         if word == "--":
             break
         flag, has_value, value = word.removeprefix("-").removeprefix("-").partition("=")
@@ -156,18 +158,34 @@ def parse(arguments: Sequence[str], settings: type[DaemonSettings]) -> dict[str,
         if name in {"h", "help"}:
             raise HelpWanted
         if name not in settings.model_fields or flag.startswith("-"):
-            raise UsageError(f"there is no flag -{flag}; see -h")
+            raise UsageError(f"there is no flag -{flag}{_similar(flag, settings)}; see -h")
         if has_value:
             values[name] = value
         elif settings.model_fields[name].annotation is bool:
             values[name] = "true"
+            bare = flag
         elif (following := next(words, None)) is not None:
             values[name] = following
         else:
             raise UsageError(f"-{flag} needs a value: {_help_text(settings.model_fields[name])}")
     for word in words:
-        raise UsageError(f"unexpected argument {word!r}: all settings are flags; see -h")
+        raise UsageError(_unexpected(word))
     return values
+
+
+def _unexpected(word: str, boolean: str = "") -> str:
+    if boolean:
+        return (
+            f"unexpected argument {word!r}: a boolean takes its value with '=': -{boolean}={word}"
+        )
+    return f"unexpected argument {word!r}: all settings are flags; see -h"
+
+
+def _similar(flag: str, settings: type[DaemonSettings]) -> str:
+    from difflib import get_close_matches  # noqa: PLC0415 - needed after a mistake only
+
+    close = get_close_matches(flag, map(_flag, settings.model_fields), n=1)
+    return f"; did you mean -{close[0]}?" if close else ""
 
 
 def help_text(settings: type[DaemonSettings]) -> str:
@@ -210,7 +228,7 @@ def flag_rows(settings: type[DaemonSettings]) -> Iterator[tuple[str, str, str]]:
     """Give flag, default and description of each setting, for the documentation."""
     for name in _listed(settings):
         field = settings.model_fields[name]
-        yield f"-{_flag(name)}", _default(field), field.description or ""
+        yield f"-{_flag(name)} {_takes(field)}".strip(), _default(field), field.description or ""
 
 
 def _listed(settings: type[DaemonSettings]) -> list[str]:
@@ -295,7 +313,8 @@ def _read_file(path: Path, settings: type[DaemonSettings]) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
+        text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        reason = " ".join(text.split())
         raise UsageError(f"-config-file {path}: {reason}") from None
     if not isinstance(content, dict):
         raise UsageError(f"-config-file {path}: must be a list of `flag: value` lines")
@@ -306,12 +325,22 @@ def _read_file(path: Path, settings: type[DaemonSettings]) -> dict[str, Any]:
     return {names[str(key)]: value for key, value in content.items()}
 
 
+_PLAINER = {
+    "int_parsing": "should be a whole number",
+    "int_from_float": "should be a whole number",
+    "float_parsing": "should be a number",
+    "bool_parsing": "should be true or false",
+}
+
+
 def _explain(
     error: ValidationError, values: Mapping[str, object], origins: Mapping[str, str]
 ) -> str:
     problems: Iterable[Any] = error.errors(include_url=False, include_context=False)
     first = next(iter(problems))
-    message = str(first["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    message = _PLAINER.get(
+        first["type"], str(first["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    )
     if not first["loc"]:
         return message
     name = str(first["loc"][0])

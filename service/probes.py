@@ -75,7 +75,7 @@ def split_address(listen: str) -> tuple[str, int]:
     """Split `host:port`, `[v6]:port` or `:port`. Raises `ValueError`."""
     host, colon, port = listen.rpartition(":")
     if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004 - the highest port
-        raise ValueError(f"{listen!r} is not host:port, such as 127.0.0.1:29998 or [::1]:29998")
+        raise ValueError("should be host:port, such as 127.0.0.1:29998 or [::1]:29998")
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
@@ -108,6 +108,7 @@ class _Handler(WSGIRequestHandler):
 
 class _Server(socketserver.ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    request_queue_size = _MOST_REQUESTS  # connections over it would be late by a second
     block_on_close = False
 
     def __init__(self, *args: Any) -> None:  # noqa: ANN401 - handed on as they are

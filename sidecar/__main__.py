@@ -154,6 +154,7 @@ def _scraper(settings: SidecarSettings, stop: Stop) -> Scraper:
 
 def _target(settings: SidecarSettings, log: FilteringBoundLogger) -> Target:
     if settings.dry_run:
+        log.info("dry run: labels are printed, nothing is written")
         return Printer()
     publisher = Publisher(settings.dst_file_path, settings.tmp_dir_prefix)
     if removed := publisher.prepare():

@@ -26,6 +26,9 @@ from topology.publication import (
 )
 
 _MOST_NAMED = 8
+_NO_LINKS_HINT = (
+    "where links should be: is XPU Manager's Pod on the host network, is -lane-count too high?"
+)
 
 
 class Source(Protocol):
@@ -259,13 +262,16 @@ class Sidecar:
     def _say_outcome(self, outcome: Outcome) -> None:
         if isinstance(outcome, Seen):
             if self._changes.of("outcome", outcome.kind):
-                self._log.info("XPU Manager seen", **{"class": outcome.kind})
+                hint = {} if outcome.topology.links else {"hint": _NO_LINKS_HINT}
+                self._log.info("XPU Manager seen", **{"class": outcome.kind}, **hint)
         elif self._changes.of("outcome", outcome.reason):
+            standing = {"expires": _text(self._believed_until)} if self._belief else {}
             self._log.warning(
-                "XPU Manager gave no usable answer: what is published stands",
+                "XPU Manager gave no usable answer: "
+                f"{'what is published stands' if standing else 'nothing is published'}",
                 reason=outcome.reason.value,
                 detail=outcome.detail,
-                expires=_text(self._believed_until),
+                **standing,
             )
 
     def _say_trust(self) -> None:

@@ -81,11 +81,13 @@ class Publisher:
             raise PublishError(f"{self._path}: what was read back is not what was written")
 
     def withdraw(self) -> None:
-        """Remove the file. Raises `PublishError`."""
+        """Remove the file, and the stage with it. Raises `PublishError`."""
         with self._explained(), _directory(self._path.parent) as target:
             with suppress(FileNotFoundError):
                 os.unlink(self._path.name, dir_fd=target)
             os.fsync(target)
+        with suppress(OSError):
+            self._stage.rmdir()
 
     def prepare(self) -> list[str]:
         """Make the stage, and remove what killed predecessors left, ours and the reference's.

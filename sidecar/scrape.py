@@ -314,6 +314,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _say(error: BaseException) -> str:
+    if isinstance(error, ConnectionRefusedError):
+        return "nothing listens there: XPU Manager is not up, or on another port (-xpum-port)"
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message.rstrip(".") + _CERTIFICATE_ADVICE.get(error.verify_code, "")
     if isinstance(error, ssl.SSLError):

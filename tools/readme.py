@@ -39,7 +39,8 @@ def _flags() -> Iterator[str]:
     yield "| Flag | Default | What it does |"
     yield "|---|---|---|"
     for flag, default, description in flag_rows(SidecarSettings):
-        yield f"| `{flag}` | {f'`{default}`' if default else ''} | {description} |"
+        escaped = flag.replace("|", "\\|")
+        yield f"| `{escaped}` | {f'`{default}`' if default else ''} | {description} |"
 
 
 def _metrics() -> Iterator[str]:

@@ -127,9 +127,9 @@ def name_problem(name: str) -> str | None:
 def namespace_problem(namespace: str) -> str | None:
     """Say why a label in this namespace would be refused."""
     if len(namespace) > _SUBDOMAIN_LIMIT or not _SUBDOMAIN.fullmatch(namespace):
-        return f"label namespace {namespace!r} is not a lower-case DNS name such as gpu.intel.com"
+        return f"{namespace!r} is no namespace: a lower-case DNS name such as gpu.intel.com is"
     if _DENIED.fullmatch(namespace) and not _ALLOWED.fullmatch(namespace):
-        return f"label namespace {namespace!r} belongs to Kubernetes: NFD refuses labels in it"
+        return f"{namespace!r} belongs to Kubernetes: NFD refuses labels in this namespace"
     return None
 
 

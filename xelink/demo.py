@@ -5,6 +5,7 @@ runs in a Pod.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -46,7 +47,9 @@ def run(say: Say) -> None:
         say("\n1. The sidecar scrapes XPU Manager and publishes what NFD turns into node labels:\n")
         sidecar.wait_for("labels published")
         say(_published(labels))
-        say("\n   Lanes between the GPUs, both tiles together:\n")
+        say(
+            "\n   (0.0-1.0: GPU 0, tile 0 - GPU 1, tile 0.) Lanes between GPUs, all tiles together:\n"
+        )
         say(_indented(_picture(labels)))
 
         say(f"\n2. The Xe Link {_CUT} is cut. One scrape proves no loss, two in a row do:\n")
@@ -54,7 +57,7 @@ def run(say: Say) -> None:
         sidecar.wait_for("a loss waits for confirmation")
         say(f"   after one scrape  {_count(labels)} links, {_CUT} waits for confirmation")
         sidecar.wait_for("labels published")
-        say(f"   after two         {_count(labels)} links\n")
+        say(f"   after two         {_count(labels)} links; ! marks what lost a link\n")
         say(_indented(_picture(labels)))
 
         say("\n3. XPU Manager breaks. Failure is not absence: the labels stay.\n")
@@ -160,6 +163,8 @@ def _sidecar(port: int, features_d: Path, labels: Path) -> Iterator[_Process]:
 def _started(module: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(  # noqa: S603 - our own modules, an argument list
         [sys.executable, "-m", module, *arguments],
+        # The caller's own settings are for his sidecar, not for this one.
+        env={name: value for name, value in os.environ.items() if "XELINK_" not in name},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

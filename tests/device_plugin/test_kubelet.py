@@ -16,11 +16,12 @@ from device_plugin.kubelet import Pace
 from device_plugin.offers import Device
 from device_plugin.simulator.admission import AdmissionError
 from device_plugin.simulator.kubelet import Kubelet
-from device_plugin.sockets import SocketError, SocketTakenError, identity
+from device_plugin.sockets import Identity, SocketError, SocketTakenError, identity, socket_name
 from tests.device_plugin.plugins import (
     FAST,
     I915,
     MONITORING,
+    Running,
     bdf,
     card,
     directory,
@@ -48,6 +49,12 @@ def sockets(path: Path) -> list[str]:
     return sorted(p.name for p in path.iterdir() if stat.S_ISSOCK(p.lstat().st_mode))
 
 
+async def settled(plugin: Running, kubelet: Kubelet, devices: int = 4) -> None:
+    """Wait until kubelet has the devices, and its answer to the registration has arrived."""
+    await off(kubelet.wait_for_allocatable, I915, devices)
+    await until(lambda: plugin.endpoints.not_ready() is None)
+
+
 # Registration
 
 
@@ -55,8 +62,7 @@ def test_a_plugin_serves_then_registers_and_is_listened_to(path: Path) -> None:
     async def story() -> None:
         with Kubelet(path) as kubelet:
             async with running(path) as plugin:
-                await off(kubelet.wait_for_allocatable, I915, 4)
-                await until(lambda: plugin.endpoints.not_ready() is None)
+                await settled(plugin, kubelet)
                 assert sockets(path) == ["gpu.intel.com-i915.sock", "kubelet.sock"]
                 (one,) = kubelet.registrations
                 assert one.endpoint == "gpu.intel.com-i915.sock"
@@ -100,7 +106,7 @@ def test_a_refused_registration_is_tried_again_until_accepted(path: Path) -> Non
         with Kubelet(path) as kubelet:
             kubelet.behavior.refuse("not now", times=5)
             async with running(path) as plugin:
-                await off(kubelet.wait_for_allocatable, I915, 4)
+                await settled(plugin, kubelet)
                 assert [one.accepted for one in kubelet.registrations] == [False] * 5 + [True]
                 assert len(plugin.events("cannot register")) == 1, "said once"
                 assert plugin.count("registrations_total", outcome="failed") == 5
@@ -139,7 +145,7 @@ def test_a_plugin_that_ends_never_registers_again(path: Path) -> None:
     async def story() -> None:
         with Kubelet(path) as kubelet:
             async with running(path) as plugin:
-                await off(kubelet.wait_for_allocatable, I915, 4)
+                await settled(plugin, kubelet)
                 plugin.stop.set()
                 await off(kubelet.restart)
                 await plugin.ended()
@@ -152,7 +158,7 @@ def test_nothing_is_registered_twice_while_nothing_happens(path: Path) -> None:
     async def story() -> None:
         with Kubelet(path) as kubelet:
             async with running(path) as plugin:
-                await off(kubelet.wait_for_allocatable, I915, 4)
+                await settled(plugin, kubelet)
                 looks = asyncio.get_running_loop().time() + 4 * FAST.lost
                 await until(lambda: asyncio.get_running_loop().time() > looks)
                 assert len(kubelet.registrations) == 1
@@ -167,7 +173,7 @@ def test_nothing_is_registered_twice_while_nothing_happens(path: Path) -> None:
 def test_a_hundred_restarts_are_registered_each_time_and_nothing_leaks(path: Path) -> None:
     async def story() -> None:
         with Kubelet(path) as kubelet:
-            async with running(path) as plugin:
+            async with running(path, pace=replace(FAST, lost=60.0)) as plugin:
                 held: list[tuple[int, int, int]] = []
                 for restart in range(1, 101):
                     await off(kubelet.wait_for_allocatable, I915, 4)
@@ -183,7 +189,7 @@ def test_a_hundred_restarts_are_registered_each_time_and_nothing_leaks(path: Pat
                     await off(kubelet.wait_for_registrations, restart + 1)
                 await off(kubelet.wait_for_allocatable, I915, 4)
                 assert len(kubelet.registrations) == 101
-                assert plugin.count("streams") == 1
+                await until(lambda: plugin.count("streams") == 1)
                 early, late = held[10:20], held[-10:]
                 for what, before, after in zip(
                     ("descriptors", "threads", "tasks"),
@@ -214,7 +220,7 @@ def test_a_wiped_socket_is_served_and_registered_anew(path: Path) -> None:
     async def story() -> None:
         with Kubelet(path) as kubelet:
             async with running(path) as plugin:
-                await off(kubelet.wait_for_allocatable, I915, 4)
+                await settled(plugin, kubelet)
                 kubelet.wipe_sockets()
                 await until(lambda: len(plugin.events("registered")) == 2)
                 await off(kubelet.wait_for_allocatable, I915, 4)
@@ -228,7 +234,7 @@ def test_a_lost_stream_is_waited_for_and_then_registered_anew(path: Path) -> Non
     async def story() -> None:
         with Kubelet(path) as kubelet:
             async with running(path) as plugin:
-                await off(kubelet.wait_for_allocatable, I915, 4)
+                await settled(plugin, kubelet)
                 start = time.monotonic()
                 kubelet.lose_streams()
                 await off(kubelet.wait_for_registrations, 2)
@@ -243,7 +249,7 @@ def test_a_new_kubelet_sock_is_registered_with_though_the_stream_lives_on(path: 
     async def story() -> None:
         with Kubelet(path) as kubelet:
             async with running(path) as plugin:
-                await off(kubelet.wait_for_allocatable, I915, 4)
+                await settled(plugin, kubelet)
                 await off(kubelet.listen_anew)
                 await until(lambda: len(plugin.events("registered")) == 2)
                 first, second = kubelet.registrations
@@ -258,7 +264,7 @@ def test_a_kubelet_that_was_killed_is_waited_for(path: Path) -> None:
     async def story() -> None:
         with Kubelet(path) as kubelet:
             async with running(path) as plugin:
-                await off(kubelet.wait_for_allocatable, I915, 4)
+                await settled(plugin, kubelet)
                 await off(kubelet.stop)
                 assert "kubelet.sock" in sockets(path), "nobody answers there"
                 await until(lambda: plugin.events("cannot register"))
@@ -285,7 +291,7 @@ def test_a_slow_kubelet_finds_the_latest_devices_and_holds_up_nobody(path: Path)
     async def story() -> None:
         with Kubelet(path) as kubelet:
             async with running(path) as plugin:
-                await off(kubelet.wait_for_allocatable, I915, 4)
+                await settled(plugin, kubelet)
                 kubelet.behavior.stop_reading()
                 for round_ in range(200):
                     plugin.watch.replace(node(3 + round_ % 2))
@@ -349,7 +355,7 @@ def test_a_bad_card_is_counted_and_not_allocated(
     async def story() -> None:
         with Kubelet(path) as kubelet:
             async with running(path, node(2)) as plugin:
-                await off(kubelet.wait_for_allocatable, I915, 2)
+                await settled(plugin, kubelet, 2)
                 kubelet.behavior.stop_reading()
                 plugin.watch.replace(node([replace(card(1), **bad), card(2)]))
                 with pytest.raises(AdmissionError, match=reason):
@@ -365,7 +371,7 @@ def test_a_vanished_device_is_unhealthy_and_then_gone(path: Path) -> None:
     async def story() -> None:
         with Kubelet(path) as kubelet:
             async with running(path) as plugin:
-                await off(kubelet.wait_for_allocatable, I915, 4)
+                await settled(plugin, kubelet)
                 plugin.watch.replace(node(3))
                 await off(kubelet.wait_for_allocatable, I915, 3)
                 assert kubelet.capacity(I915) == 4
@@ -466,6 +472,53 @@ def test_a_socket_taken_over_while_we_serve_ends_us(path: Path) -> None:
         asyncio.run(story())
 
 
+def test_a_plugin_that_is_canceled_leaves_no_socket_and_no_task(path: Path) -> None:
+    async def story() -> None:
+        with Kubelet(path) as kubelet:
+            async with running(path) as plugin:
+                await settled(plugin, kubelet)
+                plugin.task.cancel()
+                await asyncio.wait([plugin.task])
+                assert sockets(path) == ["kubelet.sock"]
+                assert asyncio.all_tasks() == {asyncio.current_task(), plugin.task}
+                await off(kubelet.wait_for_streams, 0)
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("resource", "suffix", "name"),
+    [
+        (I915, "", "gpu.intel.com-i915.sock"),
+        ("gpu.intel.com/xe_monitoring", "", "gpu.intel.com-xe_monitoring.sock"),
+        (I915, "0badcafe", "gpu.intel.com-i915-0badcafe.sock"),
+    ],
+)
+def test_a_socket_is_named_after_its_resource(resource: str, suffix: str, name: str) -> None:
+    assert socket_name(resource, suffix) == name
+
+
+def test_a_socket_is_told_from_another_in_its_place(path: Path) -> None:
+    """The kernel may give the second one the inode of the first, and tells time by its ticks."""
+
+    def born() -> Identity:
+        with socket.socket(socket.AF_UNIX) as one:
+            one.bind(str(path / "s"))
+            told = identity(path / "s")
+            (path / "s").chmod(0o600)
+            assert identity(path / "s") == told, "whatever its mode"
+            (path / "s").unlink()
+            assert told
+            return told
+
+    first = born()
+    while (second := born()).created == first.created:
+        pass
+    assert second != first
+    assert identity(path / "s") is None
+
+
 def test_what_is_no_socket_is_not_removed(path: Path) -> None:
     async def story() -> None:
         (path / "gpu.intel.com-i915.sock").write_text("precious")
@@ -504,7 +557,7 @@ def test_aligned_devices_come_first_as_the_topology_manager_wants(path: Path) ->
         cards = [card(number, numa=number % 2) for number in range(1, 9)]
         with Kubelet(path) as kubelet:
             async with running(path, node(cards)) as plugin:
-                await off(kubelet.wait_for_allocatable, I915, 8)
+                await settled(plugin, kubelet, 8)
                 pod = await off(kubelet.run_pod, "near", I915, 3, numa=[1])
                 assert {*pod.ids} <= {f"card{number}-0" for number in (1, 3, 5, 7)}
                 pod = await off(kubelet.run_pod, "far", I915, 4, numa=[1])
@@ -535,7 +588,7 @@ def test_a_pod_without_a_plugin_or_with_a_refusal_is_not_admitted(path: Path) ->
             with pytest.raises(AdmissionError, match="no plugin is registered"):
                 await off(kubelet.run_pod, "early", I915, 1)
             async with running(path, node(1)) as plugin:
-                await off(kubelet.wait_for_allocatable, I915, 1)
+                await settled(plugin, kubelet, 1)
                 await off(kubelet.run_pod, "train", I915, 1)
                 with pytest.raises(ValueError, match="there is a Pod train already"):
                     await off(kubelet.run_pod, "train", I915, 1)

@@ -45,7 +45,7 @@ def usage_error(*arguments: str) -> str:
 
 
 def test_the_flags_and_defaults_of_the_reference_are_ours() -> None:
-    rows = {flag.removeprefix("-"): default for flag, default, _ in flag_rows(SidecarSettings)}
+    rows = {flag.split()[0][1:]: default for flag, default, _ in flag_rows(SidecarSettings)}
     assert {name: rows[name] for name in REFERENCE_FLAGS} == REFERENCE_FLAGS
 
 
@@ -100,7 +100,7 @@ def test_klog_s_verbosity_is_ours_and_the_rest_of_it_is_told() -> None:
     [
         (["-nonsense"], ["-nonsense", "-h"]),
         (["-lane"], ["-lane"]),  # no abbreviations: -lane is not -lane-count
-        (["-lane-count", "many"], ["-lane-count", "'many'", "integer"]),
+        (["-lane-count", "many"], ["-lane-count", "'many'", "a whole number"]),
         (["-lane-count", "-1"], ["-lane-count", "'-1'", "greater than or equal to 0"]),
         (["-interval", "0"], ["-interval", "'0'", "greater than or equal to 1"]),
         (["-startup-delay=-1"], ["-startup-delay", "'-1'", "greater than or equal to 0"]),
@@ -108,7 +108,9 @@ def test_klog_s_verbosity_is_ours_and_the_rest_of_it_is_told() -> None:
         (["-timeout=0"], ["-timeout", "'0'", "greater than 0"]),
         (["-on-exit=explode"], ["-on-exit", "'explode'", "expire", "remove", "keep"]),
         (["-log-format", "xml"], ["-log-format", "'xml'", "text", "json"]),
-        (["-label-namespace=GPU"], ["-label-namespace", "GPU", "lower-case"]),
+        (["-label-namespace=GPU"], ["-label-namespace", "'GPU'", "lower-case"]),
+        (["-lane-cnt=4"], ["-lane-cnt", "did you mean -lane-count?"]),
+        (["-summary-labels", "false"], ["'false'", "-summary-labels=false"]),
         (["-label-namespace=kubernetes.io"], ["-label-namespace", "belongs to Kubernetes"]),
         (["-listen", "29998"], ["-listen", "'29998'", "host:port"]),
         (["-listen", "127.0.0.1:99999"], ["-listen", "host:port"]),

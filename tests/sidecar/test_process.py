@@ -212,7 +212,7 @@ def test_a_wrong_call_is_one_line_and_exit_code_2() -> None:
     with running("sidecar", "-interval=never") as process:
         assert process.wait() == 2
         (line,) = process.lines
-    assert line.startswith("xelink-sidecar: -interval: 'never' should be a valid integer")
+    assert line == "xelink-sidecar: -interval: 'never' should be a whole number; see -h"
 
 
 def test_a_rollout_changes_nothing(xpum: Simulator, labels: Path) -> None:

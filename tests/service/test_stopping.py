@@ -1,0 +1,261 @@
+"""A stop ends every wait at once, a bounded block ends in time, and nothing fires afterwards."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+
+import pytest
+
+from service.stopping import Stop, Stopped
+
+PATIENCE = 30.0
+SOON = 10.0  # far above what anything here takes, far below PATIENCE
+OFF = (0.0, 0.0)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
+
+
+@pytest.fixture
+def stop() -> Iterator[Stop]:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    stop = Stop()
+    stop.install()
+    try:
+        yield stop
+        assert signal.getitimer(signal.ITIMER_REAL) == OFF
+    finally:
+        stop.close()
+        for number, handler in zip(SIGNALS, before, strict=True):
+            signal.signal(number, handler)
+
+
+class Silence:
+    """Something to wait for that never comes; who listens knows when the waiting begins."""
+
+    def __init__(self) -> None:
+        self.ours, self._theirs = socket.socketpair()
+
+    def wait(self) -> None:
+        self.ours.send(b"\0")
+        self.ours.recv(1)
+
+    def then(self, act: Callable[[], object]) -> Callable[[], None]:
+        def listen() -> None:
+            self._theirs.recv(1)
+            act()
+
+        return listen
+
+    def close(self) -> None:
+        self.ours.close()
+        self._theirs.close()
+
+
+@pytest.fixture
+def silence() -> Iterator[Silence]:
+    with closing(Silence()) as silence:
+        yield silence
+
+
+@pytest.fixture(autouse=True)
+def in_time() -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    assert time.monotonic() - started < SOON
+
+
+class Soon:
+    """Does something in another thread, once this one is about to wait or waits already."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        self._thread = threading.Thread(target=act)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join(PATIENCE)
+
+
+def send(number: signal.Signals) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_wakes_a_wait(stop: Stop, number: signal.Signals) -> None:
+    assert not stop.is_set()
+    with Soon(send(number)):
+        assert stop.wait(PATIENCE)
+    assert stop.is_set()
+
+
+def test_setting_from_a_thread_wakes_a_wait(stop: Stop) -> None:
+    with Soon(stop.set):
+        assert stop.wait(PATIENCE)
+
+
+def test_once_set_every_wait_returns_at_once_and_setting_again_is_nothing(stop: Stop) -> None:
+    for _ in range(3):
+        stop.set()
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.wait(PATIENCE)
+        assert stop.is_set()
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, 0.001])
+def test_a_wait_without_a_stop_ends_by_itself(stop: Stop, seconds: float) -> None:
+    assert not stop.wait(seconds)
+
+
+def test_the_time_of_a_block_ends_what_it_waits_for(stop: Stop, silence: Silence) -> None:
+    with pytest.raises(TimeoutError), stop.bounded(0.05):
+        silence.wait()
+    assert signal.getitimer(signal.ITIMER_REAL) == OFF
+    assert not stop.is_set()
+
+
+def test_a_sleep_in_a_block_ends_in_time(stop: Stop) -> None:
+    with pytest.raises(TimeoutError), stop.bounded(0.05):
+        stop.wait(PATIENCE)
+
+
+def test_a_loop_in_a_block_ends_in_time(stop: Stop) -> None:
+    def loop() -> None:
+        while True:
+            pass
+
+    with pytest.raises(TimeoutError), stop.bounded(0.05):
+        loop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_what_a_block_waits_for(
+    stop: Stop, silence: Silence, number: signal.Signals
+) -> None:
+    with Soon(silence.then(send(number))), pytest.raises(Stopped), stop.bounded(PATIENCE):
+        silence.wait()
+    assert signal.getitimer(signal.ITIMER_REAL) == OFF
+    assert stop.wait(PATIENCE)
+
+
+def test_a_stop_set_in_a_thread_is_noticed_when_the_time_of_the_block_is_up(
+    stop: Stop, silence: Silence
+) -> None:
+    with Soon(silence.then(stop.set)), pytest.raises(Stopped), stop.bounded(0.5):
+        silence.wait()
+
+
+def test_no_block_is_entered_after_a_stop(stop: Stop) -> None:
+    stop.set()
+    with pytest.raises(Stopped), stop.bounded(PATIENCE):
+        pytest.fail("entered")
+
+
+@pytest.mark.parametrize("error", [ValueError, TimeoutError, KeyboardInterrupt])
+def test_an_error_leaves_a_block_as_it_is_and_disarms_the_timer(
+    stop: Stop, error: type[BaseException]
+) -> None:
+    with pytest.raises(error, match="mine"), stop.bounded(PATIENCE):
+        raise error("mine")
+    assert signal.getitimer(signal.ITIMER_REAL) == OFF
+
+
+def test_a_block_that_ends_in_time_is_not_interrupted_later(stop: Stop) -> None:
+    for _ in range(3):
+        with stop.bounded(0.01):
+            pass
+        assert signal.getitimer(signal.ITIMER_REAL) == OFF
+        assert not stop.wait(0.02)
+
+
+def test_a_stray_alarm_outside_of_a_block_is_nothing(stop: Stop) -> None:
+    signal.raise_signal(signal.SIGALRM)
+    assert not stop.wait(0)
+
+
+def test_a_block_left_in_the_moment_its_time_is_up_leaves_nothing_armed(stop: Stop) -> None:
+    for attempt in range(8000):
+        try:
+            with stop.bounded(attempt % 100 * 1e-6):
+                for _ in range(attempt % 70):
+                    pass
+        except TimeoutError:
+            # While it is handled, too: what fires here would escape from the handler.
+            assert signal.getitimer(signal.ITIMER_REAL) == OFF
+        assert signal.getitimer(signal.ITIMER_REAL) == OFF
+
+
+class Swallows:
+    """Waits in a finalizer, where Python can only report an exception, not raise it."""
+
+    def __init__(self, silence: Silence) -> None:
+        self._silence = silence
+
+    def __del__(self) -> None:
+        self._silence.wait()
+
+
+@pytest.mark.parametrize("stopping", [False, True])
+def test_what_a_finalizer_swallows_is_raised_again(
+    stop: Stop, silence: Silence, monkeypatch: pytest.MonkeyPatch, *, stopping: bool
+) -> None:
+    swallowed: list[type[BaseException]] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda told: swallowed.append(told.exc_type))
+    expected = Stopped if stopping else TimeoutError
+
+    def wait() -> None:
+        Swallows(silence)
+        silence.wait()
+
+    with (
+        Soon(silence.then(send(signal.SIGTERM) if stopping else lambda: None)),
+        pytest.raises(expected),
+        stop.bounded(PATIENCE if stopping else 0.05),
+    ):
+        wait()
+    assert swallowed == [expected]
+
+
+def test_what_a_broad_except_swallows_is_raised_again(stop: Stop, silence: Silence) -> None:
+    def wait() -> None:
+        with suppress(OSError):  # as TimeoutError is one
+            silence.wait()
+        silence.wait()
+
+    with pytest.raises(TimeoutError), stop.bounded(0.05):
+        wait()
+
+
+def test_closing_gives_the_signals_their_default_meaning(stop: Stop) -> None:
+    stop.close()
+    assert [signal.getsignal(number) for number in SIGNALS] == [signal.SIG_DFL] * 3
+
+
+PROGRAM = """
+import os, sys
+from service.stopping import Stop
+stop = Stop()
+stop.install()
+print("ready", flush=True)
+while not stop.wait(600):
+    pass
+print("clean", flush=True)
+stop.close()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_process_that_waits_ends_cleanly_on_a_storm_of_signals(number: signal.Signals) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.stdout.readline() == "clean\n"
+        assert process.wait(PATIENCE) == 0
