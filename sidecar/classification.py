@@ -25,6 +25,7 @@ class Reason(Enum):
     TOO_LARGE = "too-large"
     NO_ROWS = "no-topology-rows"
     NO_SELF_ROWS = "no-self-rows"
+    UNREADABLE_ROWS = "unreadable-rows"
     NO_FABRIC_DATA = "no-fabric-data"
 
 
@@ -42,10 +43,12 @@ class Seen:
     """The matrix was there: these are the links that pass, possibly none."""
 
     topology: Topology
-    ambiguous: tuple[int, ...] = ()
+    told: frozenset[tuple[Tile, Tile]] = frozenset()
+    """Directions, local to remote, of which there was a row, whatever it said."""
+    ambiguous: frozenset[int] = frozenset()
     """Device ids that rows give to two PCI addresses, or addresses given to two ids."""
-    skipped: int = 0
-    """Lines that could not be understood."""
+    unread: int = 0
+    """Rows that could not be understood: of what they would have told nothing is known."""
 
     @property
     def kind(self) -> str:
@@ -83,12 +86,20 @@ def classify(reading: Reading, rules: Rules) -> Outcome:
     if not self_rows:
         return Unknown(
             Reason.NO_SELF_ROWS,
-            f"no self row among {reading.total} xpum_topology_link rows"
-            f" ({reading.skipped} of them not understood): the matrix is incomplete",
+            f"no self row among {len(reading.rows)} xpum_topology_link rows, and {reading.unread}"
+            " that could not be understood: the matrix is incomplete",
+        )
+    links = _admit(reading, rules)
+    if reading.unread and not links:
+        return Unknown(
+            Reason.UNREADABLE_ROWS,
+            f"no link among {len(reading.rows)} xpum_topology_link rows, but {reading.unread} more"
+            " could not be understood",
         )
     gpus, ambiguous = _id_map(reading)
-    tiles = {tile for row in reading.rows for tile in (row.local, row.remote)}
-    return Seen(Topology(_admit(reading, rules), gpus, tuple(tiles)), ambiguous, reading.skipped)
+    told = frozenset((row.local, row.remote) for row in reading.rows)
+    tiles = {tile for direction in told for tile in direction}
+    return Seen(Topology(links, gpus, tuple(tiles)), told, ambiguous, reading.unread)
 
 
 def _admit(reading: Reading, rules: Rules) -> tuple[Link, ...]:
@@ -108,7 +119,7 @@ def _admit(reading: Reading, rules: Rules) -> tuple[Link, ...]:
     )
 
 
-def _id_map(reading: Reading) -> tuple[tuple[Gpu, ...], tuple[int, ...]]:
+def _id_map(reading: Reading) -> tuple[tuple[Gpu, ...], frozenset[int]]:
     """Give the GPUs that the rows agree on, and the ids that they do not agree on."""
     by_id: dict[int, set[str]] = {}
     by_bdf: dict[str, set[int]] = {}
@@ -124,7 +135,7 @@ def _id_map(reading: Reading) -> tuple[tuple[Gpu, ...], tuple[int, ...]]:
         tuple(
             _with_ports(gpu, reading) for device, gpu in latest.items() if device not in ambiguous
         ),
-        tuple(sorted(ambiguous)),
+        frozenset(ambiguous),
     )
 
 

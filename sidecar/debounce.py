@@ -5,13 +5,17 @@ is believed and not seen stays believed until it was missing from `confirmations
 row. Everything that can be lost is a level: presence of a link, tile or GPU (0 or 1), lanes of a
 direction, health of a GPU's ports. A level may rise at once; it falls to the best that was seen
 while it was missing.
+
+And a row that could not be understood is no row that was missing: what nobody told of in a scrape
+with such rows is neither lost nor there.
 """
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from topology.model import Gpu, Link, PortState, Topology
+from sidecar.classification import Seen
+from topology.model import Gpu, Link, PortState, Tile, Topology
 
 
 class Kind(Enum):
@@ -54,35 +58,63 @@ class Belief:
         return sum(key.kind is kind for key in self.missing)
 
 
-def believe(standing: Belief | None, seen: Topology, confirmations: int) -> Belief:
+def believe(standing: Belief | None, seen: Seen, confirmations: int) -> Belief:
     """Judge what a good scrape has seen in the light of what stands."""
+    topology = seen.topology
     if standing is None:
-        return Belief(seen)
-    if seen == standing.topology:
+        return Belief(topology)
+    if topology == standing.topology:
         return Belief(standing.topology)
-    if moved := _moved(standing.topology, seen):
-        return Belief(seen, moved=moved)
-    believed, now = _levels(standing.topology), _levels(seen)
-    mentioned = {tile.device for tile in seen.tiles}
+    if moved := _moved(standing.topology, topology):
+        return Belief(topology, moved=moved)
+    believed, now = _levels(standing.topology), _levels(topology)
+    evidence = _Evidence(seen, now)
     missing: dict[Key, Missing] = {}
     settled = dict(now)
     for key, level in believed.items():
         current = now.get(key, 0)
-        if current >= level:
-            continue
-        if key.kind is Kind.PORTS and key not in now:
-            continue  # not told is not worse
-        if key.kind is Kind.GPU and key.of in mentioned:
-            settled[key] = level  # other GPUs still see it: only its own rows are late
+        if current >= level or (key.kind is Kind.GPU and key.of in seen.ambiguous):
             continue
         before = standing.missing.get(key, Missing(0, 0))
+        if not evidence.of_loss(key):
+            settled[key] = level
+            if before.scrapes:
+                missing[key] = before
+            continue
         loss = Missing(before.scrapes + 1, max(before.best, current))
         if loss.scrapes >= confirmations:
             settled[key] = loss.best
         else:
             settled[key] = level
             missing[key] = loss
-    return Belief(_topology(settled, standing.topology, seen), missing)
+    return Belief(_topology(settled, standing.topology, topology), missing)
+
+
+class _Evidence:
+    """What a scrape can prove to be lost."""
+
+    def __init__(self, seen: Seen, levels: Mapping[Key, int]) -> None:
+        self._all_understood = not seen.unread
+        self._told = seen.told
+        self._tiles = frozenset(seen.topology.tiles)
+        self._devices = {tile.device for tile in seen.topology.tiles}
+        self._levels = levels
+
+    def of_loss(self, key: Key) -> bool:
+        """Tell whether the scrape speaks against what it does not show."""
+        match key.of:
+            case (Tile() as one, Tile() as other) if key.kind is Kind.LINK:
+                return self._speaks_of(one, other) or self._speaks_of(other, one)
+            case (Tile() as one, Tile() as other) if key.kind is Kind.LANES:
+                return self._speaks_of(one, other)
+        if key.kind is Kind.GPU:
+            return key.of not in self._devices  # else only its own rows are late
+        if key.kind is Kind.PORTS:
+            return key in self._levels  # not told is not worse
+        return True
+
+    def _speaks_of(self, one: Tile, other: Tile) -> bool:
+        return self._all_understood or (one, other) in self._told or not self._tiles >= {one, other}
 
 
 def _moved(standing: Topology, seen: Topology) -> tuple[str, ...]:

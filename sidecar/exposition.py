@@ -6,7 +6,7 @@ whose bytes are those of the last scrape is not parsed again.
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
@@ -18,9 +18,9 @@ _PORTS = b"xpum_xelink_port_status"
 _LINE_LIMIT = 1 << 20
 _BLANKS = b" \t"
 
-# What every body of XPU Manager 1.x has, and every body of 2.x in its place
+# What every body of XPU Manager 1.x has, and a sample of 2.x in its place
 _XPUM_1 = b"xpum_"
-_XPUM_2 = b"hw_"
+_XPUM_2 = b"\nhw_"
 
 # sample = name "{" [ label *( "," label ) [ "," ] ] "}" value [ timestamp ]
 # label = name "=" DQUOTE *( any but DQUOTE "\" LF / "\" any ) DQUOTE ; blanks between all of them
@@ -53,12 +53,8 @@ class Connection(IntEnum):
     MDF = 5
 
 
-# How the exporter ends a line: the value of most rows is told without taking the line apart
-_USUAL_END = {b"} %d.0" % value: value for value in Connection if value >= 0}
-_USUAL_END_LENGTH = len(b"} 0.0")
-
-LINKS_ONLY = frozenset({Connection.SELF, Connection.XE_LINK})
-"""The connections that decide: Xe Links, and the self rows that prove the matrix is there."""
+# As the exporter writes them; other spellings are read as numbers
+_CONNECTIONS = {b"%d.0" % connection: connection for connection in Connection}
 
 _PORT_STATES = {
     0: PortState.HEALTHY,
@@ -91,15 +87,19 @@ class Reading:
     """What one exposition says of the topology."""
 
     rows: tuple[Row, ...]
-    """Of the connections that were asked for."""
-    total: int
-    """How many rows of any connection there were."""
     ports: Mapping[str, PortState]
     """State of the Xe Link ports by the PCI address of the GPU; the worst that was told."""
-    skipped: int
-    """Lines of the two families that could not be understood."""
+    unread: int
+    """Rows that could not be understood."""
+    unread_ports: int
+    """Port states that could not be understood."""
     foreign: bool
     """The exposition is XPU Manager 2.x's, which has no fabric data."""
+
+    @property
+    def total(self) -> int:
+        """How many rows there were, understood or not."""
+        return len(self.rows) + self.unread
 
 
 class TooManyRowsError(Exception):
@@ -155,7 +155,11 @@ class Sieve:
     def _sift(self, block: bytes, start: int, end: int) -> None:
         if not self._is_xpum_1:
             self._is_xpum_1 = block.find(_XPUM_1, start, end) >= 0
-            self._is_xpum_2 = self._is_xpum_2 or block.find(_XPUM_2, start, end) >= 0
+            self._is_xpum_2 = (
+                self._is_xpum_2
+                or block.startswith(_XPUM_2[1:], start)
+                or block.find(_XPUM_2, start, end) >= 0
+            )
         for name, kept in ((_LINK, self.links), (_PORTS, self.ports)):
             # Most chunks have none; `rfind` tells so in half the time that `find` takes.
             last = block.rfind(name, start, end)
@@ -195,35 +199,23 @@ class Reader:
         ):
             return last[4]
         links, ports = bytes(sieve.links), bytes(sieve.ports)
-        reading = read(links, ports, skipped=sieve.overlong, foreign=sieve.foreign)
+        reading = read(links, ports, overlong=sieve.overlong, foreign=sieve.foreign)
         self._last = (links, ports, sieve.overlong, sieve.foreign, reading)
         return reading
 
 
-def read(
-    links: bytes,
-    ports: bytes,
-    *,
-    skipped: int = 0,
-    foreign: bool = False,
-    connections: Collection[Connection] = LINKS_ONLY,
-) -> Reading:
+def read(links: bytes, ports: bytes, *, overlong: int = 0, foreign: bool = False) -> Reading:
     """Parse the lines of both families; what cannot be understood is counted and skipped."""
     rows: list[Row] = []
-    total = 0
+    unread = overlong
     gpus: dict[tuple[bytes, ...], Gpu | None] = {}
     for line in _lines(links, _LINK):
-        total += 1
-        if _USUAL_END.get(line[-_USUAL_END_LENGTH:], Connection.SELF) not in connections:
-            continue
         try:
-            labels, value = _parse(line, _LINK)
-            connection = Connection(_integer(value))
-            if connection in connections:
-                rows.append(_row(labels, connection, gpus))
+            rows.append(_row(*_parse(line, _LINK), gpus))
         except (ValueError, KeyError):
-            skipped += 1
+            unread += 1
     states: dict[str, PortState] = {}
+    unread_ports = 0
     for line in _lines(ports, _PORTS):
         try:
             labels, value = _parse(line, _PORTS)
@@ -231,8 +223,8 @@ def read(
             if state := _PORT_STATES.get(_integer(value)):
                 states[bdf] = max(state, states.get(bdf, state), key=_severity)
         except (ValueError, KeyError):
-            skipped += 1
-    return Reading(tuple(rows), total, states, skipped, foreign)
+            unread_ports += 1
+    return Reading(tuple(rows), states, unread, unread_ports, foreign)
 
 
 def _lines(block: bytes, name: bytes) -> Iterator[bytes]:
@@ -255,9 +247,10 @@ def _parse(line: bytes, name: bytes) -> tuple[Mapping[bytes, bytes], bytes]:
         and b" " not in names
         and names.count(b"=") == len(keys)
         and b"\\" not in line
+        and b" " not in end[2:]
     ):
         keys[0] = b"," + keys[0][len(name) + 1 :]
-        return dict(zip(keys, parts[1::2], strict=True)), end[2:].split(b" ", 1)[0]
+        return dict(zip(keys, parts[1::2], strict=True)), end[2:]
     return _parse_slowly(line, name)
 
 
@@ -281,10 +274,9 @@ def _unescape(match: re.Match[bytes]) -> bytes:
 
 
 def _row(
-    labels: Mapping[bytes, bytes],
-    connection: Connection,
-    gpus: dict[tuple[bytes, ...], Gpu | None],
+    labels: Mapping[bytes, bytes], value: bytes, gpus: dict[tuple[bytes, ...], Gpu | None]
 ) -> Row:
+    connection = _CONNECTIONS.get(value) or Connection(_integer(value))
     lanes = labels.get(b",lane_count=") or labels.get(b",lan_count=")
     if lanes is None:
         if connection is Connection.XE_LINK:

@@ -1,5 +1,6 @@
 """One tick: scrape, judge, publish what changed; and what the probes say of it."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -26,6 +27,7 @@ from topology.publication import (
 )
 
 _MOST_NAMED = 8
+_DIGITS = re.compile(r"[0-9]+")  # a detail that differs in numbers only is no news
 _NO_LINKS_HINT = (
     "where links should be: is XPU Manager's Pod on the host network, is -lane-count too high?"
 )
@@ -43,7 +45,7 @@ class Source(Protocol):
         """Give the end of the server's certificate, in seconds since 1970."""
 
     def scrape(self) -> Reading:
-        """Fetch once. Raises `ScrapeError`."""
+        """Scrape once. Raises `ScrapeError`."""
 
 
 class Target(Protocol):
@@ -91,6 +93,7 @@ class Sidecar:
         self._believed_until: datetime | None = None
         self._judged: tuple[Reading, Outcome] | None = None
         self._publish_problem: str | None = None
+        self._fault: str | None = None
         self._changes = Changes()
         self._written: tuple[Publication, bytes] | None = None
         self.outcome: Outcome | None = None
@@ -108,10 +111,9 @@ class Sidecar:
             self._log.warning("what stands is not used", reason=str(error))
             return
         if standing.topology is not None:
-            self._belief = Belief(standing.topology)
-            self._believed_until = standing.expiry
+            # The reference's files never expire: what it said last must not bind us for ever.
+            self._hold(Belief(standing.topology), standing.expiry or self._expiry(now))
         self._telemetry.stands(_timestamp(standing.expiry))
-        self._telemetry.believed(self._belief)
         self._log.info(
             "what stands counts as the last publication",
             **_facts(standing),
@@ -120,6 +122,7 @@ class Sidecar:
 
     def tick(self, now: Callable[[], datetime], monotonic: Callable[[], float]) -> Outcome:
         """Scrape once, and publish when that changes something or the expiry is due."""
+        self._fault = "the last tick failed; see the log"
         started = monotonic()
         outcome = self._scrape()
         self._telemetry.scraped(outcome, monotonic() - started, now().timestamp())
@@ -128,12 +131,13 @@ class Sidecar:
         self._say_outcome(outcome)
         self._judge(outcome, now())
         self.outcome = outcome
+        self._fault = None
         return outcome
 
     def not_ready(self) -> str | None:
         """Say why what is published is not what was last seen; None when it is."""
-        if self.outcome is None:
-            return "no scrape yet"
+        if self._fault or self.outcome is None:
+            return self._fault or "no scrape yet"
         if isinstance(self.outcome, Unknown) and (
             self.outcome.reason is not Reason.NO_FABRIC_DATA or self._belief is not None
         ):
@@ -142,6 +146,8 @@ class Sidecar:
             return f"not published: {self._publish_problem}"
         if self._belief and self._belief.missing:
             return f"a loss waits for confirmation: {_pending(self._belief)}"
+        if self._written and self._target.read() != self._written[1]:
+            return "the feature file is not what was published; mended at the next scrape"
         return None
 
     @property
@@ -153,7 +159,9 @@ class Sidecar:
         """Do with the feature file what was asked for the end."""
         content = self._target.read()
         if content is None or on_exit is OnExit.EXPIRE:
-            self._log.info("stopped", labels="stay until they expire" if content else "none")
+            expiry = features.parse(content or b"", now).expiry
+            stay = f"stay until {_text(expiry)}" if expiry else "stay for ever"
+            self._log.info("stopped", labels=stay if content else "none")
             return
         try:
             if on_exit is OnExit.REMOVE:
@@ -167,10 +175,8 @@ class Sidecar:
 
     def _keep(self, content: bytes, now: datetime) -> None:
         """Take the expiry away; but what has expired is not brought back to life."""
-        standing = read(content, self._policy.namespace, now)
-        if standing.expiry:
-            first = features.format_expiry(standing.expiry).encode() + b"\n"
-            self._target.publish(content.removeprefix(first))
+        if read(content, self._policy.namespace, now).expiry:
+            self._target.publish(features.without_expiry(content))
         self._log.info("stopped", labels="stay for ever")
 
     def _scrape(self) -> Outcome:
@@ -186,23 +192,29 @@ class Sidecar:
 
     def _judge(self, outcome: Outcome, now: datetime) -> None:
         if self._believed_until and self._believed_until < now:
-            self._belief = self._believed_until = None  # what has expired stands no longer
+            self._hold(None, None)  # what has expired stands no longer
         if isinstance(outcome, Seen):
             before = self._belief
-            self._belief = believe(before, outcome.topology, self._policy.confirmations)
-            self._telemetry.believed(self._belief)
-            self._say_doubts(outcome, self._belief)
-            self._publish(Publication(self._belief.topology), now, before)
-        elif outcome.reason is Reason.NO_FABRIC_DATA and not self._links_stand():
-            self._belief = self._believed_until = None
-            if self._policy.summary:
-                self._publish(Publication(None), now, None)
+            belief = believe(before, outcome, self._policy.confirmations)
+            self._hold(belief, self._believed_until)
+            self._say_doubts(outcome, belief)
+            self._publish(Publication(belief.topology), now, before)
+        elif (
+            outcome.reason is Reason.NO_FABRIC_DATA
+            and self._belief is None
+            and self._policy.summary
+        ):
+            self._publish(Publication(None), now, None)
 
-    def _links_stand(self) -> bool:
-        return self._belief is not None and bool(self._belief.topology.links)
+    def _hold(self, belief: Belief | None, until: datetime | None) -> None:
+        self._believed_until = until
+        if belief != self._belief:
+            self._telemetry.believed(belief)
+        self._belief = belief
 
     def _publish(self, wanted: Publication, now: datetime, before: Belief | None) -> None:
         content = self._target.read()
+        self._say_other_writer(content)
         standing = features.parse(content, now).expiry if content is not None else None
         try:
             same = content is not None and (
@@ -264,7 +276,7 @@ class Sidecar:
             if self._changes.of("outcome", outcome.kind):
                 hint = {} if outcome.topology.links else {"hint": _NO_LINKS_HINT}
                 self._log.info("XPU Manager seen", **{"class": outcome.kind}, **hint)
-        elif self._changes.of("outcome", outcome.reason):
+        elif self._changes.of("outcome", (outcome.reason, _DIGITS.sub("", outcome.detail))):
             standing = {"expires": _text(self._believed_until)} if self._belief else {}
             self._log.warning(
                 "XPU Manager gave no usable answer: "
@@ -272,6 +284,15 @@ class Sidecar:
                 reason=outcome.reason.value,
                 detail=outcome.detail,
                 **standing,
+            )
+
+    def _say_other_writer(self, content: bytes | None) -> None:
+        """Tell when the file is not as we left it, as with a second sidecar of other flags."""
+        touched = self._written is not None and content != self._written[1]
+        if self._changes.of("other writer", touched or None) and touched:
+            self._log.warning(
+                "the feature file was changed by somebody else: it is written again; does a second"
+                " sidecar run here?"
             )
 
     def _say_trust(self) -> None:
@@ -289,12 +310,21 @@ class Sidecar:
                 gpus=" ".join(belief.moved),
             )
         if self._changes.of("ambiguous", outcome.ambiguous or None):
-            self._log.warning(
-                "rows disagree on the PCI address of device ids: left out of the id map",
-                ids=" ".join(map(str, outcome.ambiguous)) or "none any more",
-            )
-        if self._changes.of("skipped", outcome.skipped or None):
-            self._log.warning("rows that could not be understood", rows=outcome.skipped)
+            if outcome.ambiguous:
+                self._log.warning(
+                    "rows disagree on the PCI address of device ids: left out of the id map",
+                    ids=" ".join(map(str, sorted(outcome.ambiguous))),
+                )
+            else:
+                self._log.info("rows agree on all PCI addresses again")
+        if self._changes.of("unread", outcome.unread or None):
+            if outcome.unread:
+                self._log.warning(
+                    "rows could not be understood: what they would tell is no loss",
+                    rows=outcome.unread,
+                )
+            else:
+                self._log.info("all rows are understood again")
         pending = _pending(belief)
         if self._changes.of("pending", pending) and pending:
             self._log.info("a loss waits for confirmation", missing=pending)
@@ -312,14 +342,22 @@ def _facts(publication: Publication) -> dict[str, object]:
     return {
         "state": publication.state.value,
         "links": len(topology.links),
-        "gpus": len(topology.neighbours),
+        "gpus": len(topology.neighbors),
     }
 
 
 def _difference(before: Belief | None, wanted: Publication) -> dict[str, object]:
-    old = set(before.topology.by_ends) if before else set()
-    new = set(wanted.topology.by_ends) if wanted.topology else set()
-    return {"gained": _some(new - old), "lost": _some(old - new)} if before else {}
+    if before is None or wanted.topology is None:
+        return {}
+    old, new = before.topology, wanted.topology
+    gained, lost = set(new.by_ends) - set(old.by_ends), set(old.by_ends) - set(new.by_ends)
+    others = {
+        "tiles": old.tiles != new.tiles,
+        "id map": old.gpus != new.gpus,
+        "lanes": not gained | lost and old.links != new.links,
+    }
+    changed = " ".join(what for what, differs in others.items() if differs)
+    return {"gained": _some(gained), "lost": _some(lost), "also": changed or "nothing"}
 
 
 def _some(ends: set[tuple[Tile, Tile]]) -> str:

@@ -7,8 +7,10 @@ there leads the daemon, which may run as root, out of them.
 """
 
 import errno
+import fcntl
 import os
 import re
+import secrets
 import shutil
 import stat
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ _MODE = 0o644  # NFD's worker is another user than we are
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 # Go's os.MkdirTemp(prefix, "xpumsidecar"): what a killed reference sidecar leaves behind
+_STAGED = re.compile(r".+\.[0-9a-f]{16}", re.DOTALL)
 _REFERENCE_LEFTOVER = re.compile(r"xpumsidecar[0-9]+")
 
 
@@ -34,7 +37,10 @@ class OnExit(Enum):
 
 
 class PublishError(Exception):
-    """Nothing was published: the file that stood still stands, the next tick tries again."""
+    """It is not certain that the file was published: the next tick tries again.
+
+    The file is whole all the same: the one that stood, or the new one.
+    """
 
 
 class Publisher:
@@ -68,14 +74,9 @@ class Publisher:
             _directory(self._path.parent) as target,
             _directory(self._stage, create=True) as stage,
         ):
-            name = f"{self._path.name}.{os.getpid()}"
-            _write(stage, name, content)
-            try:
+            name = f"{self._path.name}.{secrets.token_hex(8)}"
+            with _written(stage, name, content):
                 os.rename(name, self._path.name, src_dir_fd=stage, dst_dir_fd=target)
-            except OSError:
-                with suppress(OSError):
-                    os.unlink(name, dir_fd=stage)
-                raise
             os.fsync(target)
         if self.read() != content:
             raise PublishError(f"{self._path}: what was read back is not what was written")
@@ -98,9 +99,10 @@ class Publisher:
         removed: list[str] = []
         with suppress(OSError), _directory(self._stage, create=True) as stage:
             for name in sorted(os.listdir(stage)):  # noqa: PTH208 - a descriptor has no path
-                with suppress(OSError):
-                    os.unlink(name, dir_fd=stage)
-                    removed.append(f"{STAGE}/{name}")
+                if _STAGED.fullmatch(name) and _is_abandoned(stage, name):
+                    with suppress(OSError):
+                        os.unlink(name, dir_fd=stage)
+                        removed.append(f"{STAGE}/{name}")
         with suppress(OSError):
             for entry in sorted(os.scandir(self._stage.parent), key=lambda entry: entry.name):
                 if _REFERENCE_LEFTOVER.fullmatch(entry.name) and entry.is_dir(
@@ -125,7 +127,7 @@ class Publisher:
 
 
 _HINTS = {
-    errno.ENOENT: "is it mounted, and does NFD run on this node?",
+    errno.ENOENT: "is it mounted (-dst-file-path, -tmp-dir-prefix), and does NFD run on this node?",
     errno.EXDEV: "-tmp-dir-prefix must be on the same file system as -dst-file-path",
     errno.EISDIR: "a directory stands where the file should be",
     errno.ENOTDIR: "remove the file or link that stands where a directory should be",
@@ -136,22 +138,41 @@ _HINTS = {
 }
 
 
-def _write(directory: int, name: str, content: bytes) -> None:
-    """Write a new, synced, readable file; leave none behind when that fails."""
-    with suppress(FileNotFoundError):
-        os.unlink(name, dir_fd=directory)
+@contextmanager
+def _written(directory: int, name: str, content: bytes) -> Iterator[None]:
+    """Hold a new, synced, readable file while the block moves it; leave none behind on failure.
+
+    It is locked, so that another instance can tell it from what a killed one left.
+    """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(name, flags, _MODE, dir_fd=directory)
     try:
-        with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor has no path
+        with open(descriptor, "wb") as file:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.fchmod(descriptor, _MODE)  # whatever the umask
             file.write(content)
             file.flush()
             os.fsync(descriptor)
+            yield
     except OSError:
         with suppress(OSError):
             os.unlink(name, dir_fd=directory)
         raise
+
+
+def _is_abandoned(directory: int, name: str) -> bool:
+    """Tell whether nobody holds a staged file any more."""
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 @contextmanager

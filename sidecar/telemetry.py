@@ -32,7 +32,7 @@ class Telemetry:
         )
         self._rows = metrics.counter("rows", "topology rows read")
         self._skipped = metrics.counter("rows_skipped", "rows that could not be understood")
-        self._links = metrics.gauge("links", "links that are believed, and so published")
+        self._links = metrics.gauge("links", "links that are believed")
         self._lanes = metrics.gauge("lanes", "lanes of these links, weaker direction")
         self._tiles = metrics.gauge("tiles", "tiles that are believed")
         self._gpus = metrics.gauge("gpus", "GPUs in the id map")
@@ -47,7 +47,7 @@ class Telemetry:
         for outcome in ("changed", "renewed", "failed", "withdrawn"):
             self._publications.labels(outcome)
         self._last_publication = metrics.gauge(
-            "last_publication_timestamp_seconds", "when the feature file was last written"
+            "last_publication_timestamp_seconds", "when this process last wrote the feature file"
         )
         self._expiry = metrics.gauge(
             "expiry_timestamp_seconds", "when the labels expire; 0: never, or there are none"
@@ -71,7 +71,7 @@ class Telemetry:
     def read(self, reading: Reading) -> None:
         """Count the rows of one exposition."""
         self._rows.inc(reading.total)
-        self._skipped.inc(reading.skipped)
+        self._skipped.inc(reading.unread + reading.unread_ports)
 
     def believed(self, belief: Belief | None) -> None:
         """Show what is believed now."""

@@ -104,6 +104,14 @@ def format_expiry(instant: datetime) -> str:
     return f"{_DIRECTIVE}expiry-time={instant.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
+def without_expiry(content: bytes) -> bytes:
+    """Give a feature file that says the same for ever."""
+    directive = f"{_DIRECTIVE}expiry-time".encode()
+    return b"".join(
+        line for line in content.splitlines(keepends=True) if not line.startswith(directive)
+    )
+
+
 def format_raw(name: str, value: str) -> str:
     """Write a raw feature, which NFD keeps for its rules and never makes a label of."""
     return f"{_DIRECTIVE}no-label\n{name}={value}"

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 
 
-def largest_group(neighbours: Mapping[int, AbstractSet[int]]) -> tuple[int, ...]:
+def largest_group(neighbors: Mapping[int, AbstractSet[int]]) -> tuple[int, ...]:
     """Find a largest set of GPUs that are all linked to each other, ids sorted; exact.
 
     Maximum clique by branch and bound. GPUs that are *not* linked to each other can share a color,
@@ -17,29 +17,29 @@ def largest_group(neighbours: Mapping[int, AbstractSet[int]]) -> tuple[int, ...]
         nonlocal best
         if len(group) > len(best):
             best = group
-        for gpu, colors in reversed(_color(candidates, neighbours)):
+        for gpu, colors in reversed(_color(candidates, neighbors)):
             if len(group) + colors <= len(best):
                 return
-            extend((*group, gpu), candidates & neighbours[gpu])
+            extend((*group, gpu), candidates & neighbors[gpu])
             candidates -= {gpu}
 
-    extend((), frozenset(gpu for gpu, others in neighbours.items() if others))
+    extend((), frozenset(gpu for gpu, others in neighbors.items() if others))
     return tuple(sorted(best))
 
 
 def _color(
-    candidates: AbstractSet[int], neighbours: Mapping[int, AbstractSet[int]]
+    candidates: AbstractSet[int], neighbors: Mapping[int, AbstractSet[int]]
 ) -> list[tuple[int, int]]:
     """Give each candidate the number of colors used up to it, in the order of coloring."""
     order: list[tuple[int, int]] = []
-    uncolored = sorted(candidates, key=lambda gpu: (-len(neighbours[gpu] & candidates), gpu))
+    uncolored = sorted(candidates, key=lambda gpu: (-len(neighbors[gpu] & candidates), gpu))
     color = 0
     while uncolored:
         color += 1
         open_to: set[int] = set(uncolored)
         for gpu in uncolored:
             if gpu in open_to:
-                open_to -= neighbours[gpu]
+                open_to -= neighbors[gpu]
                 order.append((gpu, color))
         taken = {gpu for gpu, used in order if used == color}
         uncolored = [gpu for gpu in uncolored if gpu not in taken]

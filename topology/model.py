@@ -124,7 +124,7 @@ class Topology:
         return {gpu.id: gpu for gpu in self.gpus}
 
     @cached_property
-    def neighbours(self) -> dict[int, set[int]]:
+    def neighbors(self) -> dict[int, set[int]]:
         """Device id to the ids of the *other* GPUs that it has a link to."""
         found: dict[int, set[int]] = {}
         for link in self.links:

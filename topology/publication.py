@@ -96,11 +96,11 @@ def node_labels(
     if summary:
         summaries = {STATE: publication.state.value}
         if topology:
-            neighbours = topology.neighbours
+            neighbors = topology.neighbors
             summaries = {
                 COUNT: str(len(topology.links)),
-                GPUS: str(len(neighbours)),
-                GROUP: str(len(largest_group(neighbours))),
+                GPUS: str(len(neighbors)),
+                GROUP: str(len(largest_group(neighbors))),
                 **summaries,
                 HASH: links_hash(topology.links),
             }
@@ -133,8 +133,9 @@ def render(publication: Publication, namespace: str, *, summary: bool = True) ->
     The same publication gives the same bytes. Raises `UnwritableError` when a line would not pass
     the rules of Kubernetes or NFD, or when NFD would drop the file for its length.
     """
-    found = node_labels(publication, namespace, summary=summary)
     raw = raw_features(publication, namespace)
+    _require_room(sum(map(len, raw.values())))  # before the work of the summaries
+    found = node_labels(publication, namespace, summary=summary)
     for name, value in found.items():
         if problem := features.label_problem(name, value):
             raise UnwritableError(problem)
@@ -147,12 +148,16 @@ def render(publication: Publication, namespace: str, *, summary: bool = True) ->
         *(features.format_raw(name, value) for name, value in raw.items()),
     ]
     content = "".join(f"{line}\n" for line in lines).encode()
-    if len(content) > features.FILE_LIMIT:
-        raise UnwritableError(
-            f"{len(content)} bytes for {len(found)} labels: NFD drops a file of more than"
-            f" {features.FILE_LIMIT}; a higher -lane-count leaves fewer links"
-        )
+    _require_room(len(content))
     return content
+
+
+def _require_room(size: int) -> None:
+    if size > features.FILE_LIMIT:
+        raise UnwritableError(
+            f"{size} bytes: NFD drops a file of more than {features.FILE_LIMIT}; a higher"
+            " -lane-count leaves fewer links"
+        )
 
 
 def read(content: bytes, namespace: str, now: datetime) -> Publication:

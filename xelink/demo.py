@@ -47,9 +47,7 @@ def run(say: Say) -> None:
         say("\n1. The sidecar scrapes XPU Manager and publishes what NFD turns into node labels:\n")
         sidecar.wait_for("labels published")
         say(_published(labels))
-        say(
-            "\n   (0.0-1.0: GPU 0, tile 0 - GPU 1, tile 0.) Lanes between GPUs, all tiles together:\n"
-        )
+        say("\n   (0.0-1.0 is GPU 0, tile 0 to GPU 1, tile 0.) Lanes between the GPUs:\n")
         say(_indented(_picture(labels)))
 
         say(f"\n2. The Xe Link {_CUT} is cut. One scrape proves no loss, two in a row do:\n")

@@ -128,7 +128,7 @@ def test_a_real_body_gives_the_links_of_the_reference(key: str) -> None:
         assert isinstance(outcome, Seen)
         ends = [link.ends for link in outcome.topology.links]
         assert ends == [link.ends for link in decode(labels, "gpu.intel.com")]
-        assert outcome.skipped == 0
+        assert outcome.unread == 0
 
 
 @needs_data

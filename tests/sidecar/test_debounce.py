@@ -1,9 +1,11 @@
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sidecar.classification import Seen
 from sidecar.debounce import Belief, Kind, believe
 from tests.strategies import topologies
 from topology.labels import links_text, parse_links
@@ -15,16 +17,24 @@ def gpu(device: int, bus: int | None = None, **facts: object) -> Gpu:
     return Gpu(device, address, **facts)  # type: ignore[arg-type]  # facts of any type, by name
 
 
+def saw(topology: Topology, *silent: str) -> Seen:
+    """Make a scrape in which the rows of silent links could not be understood."""
+    quiet = {link.ends for text in silent for link in parse_links(text)}
+    quiet |= {(b, a) for a, b in quiet}
+    pairs = frozenset((a, b) for a in topology.tiles for b in topology.tiles)
+    return Seen(topology, pairs - quiet, unread=len(quiet))
+
+
 def topology(links: str = "", gpus: Sequence[Gpu] = (), tiles: Sequence[Tile] = ()) -> Topology:
     return Topology(parse_links(links), tuple(gpus), tuple(tiles))
 
 
 def run(first: Topology, *scrapes: Topology, confirmations: int = 2) -> list[str]:
     """Give the believed links after each of the scrapes that follow the first."""
-    belief = believe(None, first, confirmations)
+    belief = believe(None, saw(first), confirmations)
     texts = []
     for scrape in scrapes:
-        belief = believe(belief, scrape, confirmations)
+        belief = believe(belief, saw(scrape), confirmations)
         texts.append(links_text(belief.topology.links))
     return texts
 
@@ -73,7 +83,7 @@ def test_the_number_of_confirmations_is_as_asked(confirmations: int) -> None:
 def test_a_gpu_whose_id_moved_is_a_new_truth_at_once() -> None:
     standing = Belief(topology("0.0-1.0_1.0-2.0", [gpu(0), gpu(1), gpu(2)]))
     shifted = topology("0.0-1.0", [gpu(0), gpu(1, bus=18)])
-    belief = believe(standing, shifted, confirmations=5)
+    belief = believe(standing, saw(shifted), confirmations=5)
     assert belief.topology == shifted
     assert belief.moved == ("0000:12:00.0",)
     assert not belief.missing
@@ -82,14 +92,14 @@ def test_a_gpu_whose_id_moved_is_a_new_truth_at_once() -> None:
 def test_another_gpu_under_an_id_is_a_new_truth_at_once() -> None:
     standing = Belief(topology("0.0-1.0", [gpu(0), gpu(1)]))
     replaced = topology("", [gpu(0), gpu(1, bus=99)])
-    assert believe(standing, replaced, 5).topology == replaced
+    assert believe(standing, saw(replaced), 5).topology == replaced
 
 
 def test_a_lost_gpu_and_its_tiles_wait_like_links() -> None:
     tiles = [Tile(0, 0), Tile(1, 0)]
     standing = Belief(topology("0.0-1.0", [gpu(0), gpu(1)]))
     thinner = topology("", [gpu(0)], tiles[:1])
-    once = believe(standing, thinner, 2)
+    once = believe(standing, saw(thinner), 2)
     assert once.topology == standing.topology
     assert {kind: once.pending(kind) for kind in Kind} == {
         Kind.LINK: 1,
@@ -98,14 +108,14 @@ def test_a_lost_gpu_and_its_tiles_wait_like_links() -> None:
         Kind.LANES: 0,
         Kind.PORTS: 0,
     }
-    assert believe(once, thinner, 2).topology == thinner
+    assert believe(once, saw(thinner), 2).topology == thinner
 
 
 def test_a_gpu_that_others_still_see_is_not_lost() -> None:
     standing = Belief(topology("0.0-1.0", [gpu(0), gpu(1, card="card2")]))
     belief = standing
     for _ in range(5):
-        belief = believe(belief, topology("0.0-1.0", [gpu(0)]), 2)
+        belief = believe(belief, saw(topology("0.0-1.0", [gpu(0)])), 2)
         assert belief.topology.gpus == standing.topology.gpus
 
 
@@ -113,14 +123,14 @@ def test_lanes_fall_to_the_best_that_was_seen_while_they_were_fewer() -> None:
     def lanes(forth: int, back: int) -> Topology:
         return Topology((Link(Tile(0, 0), Tile(1, 0), forth, back),))
 
-    belief = believe(None, lanes(16, 16), 3)
+    belief = believe(None, saw(lanes(16, 16)), 3)
     for seen, believed in [
         (lanes(8, 16), lanes(16, 16)),
         (lanes(12, 16), lanes(16, 16)),
         (lanes(4, 16), lanes(12, 16)),
         (lanes(20, 0), lanes(20, 16)),
     ]:
-        belief = believe(belief, seen, 3)
+        belief = believe(belief, saw(seen), 3)
         assert belief.topology == believed
 
 
@@ -128,37 +138,64 @@ def test_worse_ports_wait_and_ports_that_are_not_told_stay() -> None:
     def ports(state: PortState | None) -> Topology:
         return topology("", [gpu(0, ports=state)], [Tile(0, 0)])
 
-    belief = believe(None, ports(PortState.HEALTHY), 2)
+    belief = believe(None, saw(ports(PortState.HEALTHY)), 2)
     for seen, believed in [
         (PortState.FAILED, PortState.HEALTHY),
         (None, PortState.HEALTHY),
-        (PortState.FAILED, PortState.HEALTHY),
         (PortState.FAILED, PortState.FAILED),
         (None, PortState.FAILED),
         (PortState.HEALTHY, PortState.HEALTHY),
     ]:
-        belief = believe(belief, ports(seen), 2)
+        belief = believe(belief, saw(ports(seen)), 2)
         assert belief.topology.gpus[0].ports is believed
 
 
 def test_facts_that_one_scrape_does_not_tell_stay() -> None:
     standing = Belief(topology("", [gpu(0, card="card1", uuid="u", numa=1)], [Tile(0, 0)]))
     seen = topology("", [gpu(0, card="card3")], [Tile(0, 0)])
-    assert believe(standing, seen, 2).topology.gpus == (gpu(0, card="card3", uuid="u", numa=1),)
+    assert believe(standing, saw(seen), 2).topology.gpus == (
+        gpu(0, card="card3", uuid="u", numa=1),
+    )
+
+
+TRIANGLE = topology("0.0-1.0_0.0-2.0_1.0-2.0")
+CUT = topology("0.0-1.0_0.0-2.0")
+
+
+def test_what_could_not_be_understood_is_not_lost() -> None:
+    belief = Belief(TRIANGLE)
+    for _ in range(5):
+        belief = believe(belief, saw(CUT, "1.0-2.0"), 2)
+        assert belief.topology == TRIANGLE
+
+
+def test_a_scrape_that_does_not_tell_neither_confirms_nor_forgets_a_loss() -> None:
+    belief = Belief(TRIANGLE)
+    for scrape in (saw(CUT), saw(CUT, "1.0-2.0")):
+        belief = believe(belief, scrape, 2)
+        assert belief.topology == TRIANGLE
+        assert belief.pending(Kind.LINK) == 1
+    assert believe(belief, saw(CUT), 2).topology == CUT
+
+
+def test_an_id_that_rows_disagree_on_leaves_the_id_map_at_once() -> None:
+    standing = Belief(topology("0.0-1.0", [gpu(0), gpu(1)]))
+    seen = replace(saw(topology("0.0-1.0", [gpu(0)])), ambiguous=frozenset({1}))
+    assert believe(standing, seen, 5).topology.gpus == (gpu(0),)
 
 
 @given(topologies, st.integers(1, 4))
 def test_what_is_seen_first_is_believed(seen: Topology, confirmations: int) -> None:
-    assert believe(None, seen, confirmations).topology == seen
+    assert believe(None, saw(seen), confirmations).topology == seen
 
 
 @given(topologies, topologies, st.integers(1, 4))
 def test_what_is_seen_often_enough_is_believed(
     standing: Topology, seen: Topology, confirmations: int
 ) -> None:
-    belief = believe(None, standing, confirmations)
+    belief = believe(None, saw(standing), confirmations)
     for _ in range(confirmations):
-        belief = believe(belief, seen, confirmations)
+        belief = believe(belief, saw(seen), confirmations)
     assert belief.topology.by_ends.keys() == seen.by_ends.keys()
     assert belief.topology.tiles == seen.tiles
     assert not [key for key in belief.missing if key.kind is not Kind.PORTS]
@@ -166,6 +203,6 @@ def test_what_is_seen_often_enough_is_believed(
 
 @given(topologies, topologies)
 def test_one_scrape_takes_no_link_away_unless_ids_moved(standing: Topology, seen: Topology) -> None:
-    belief = believe(Belief(standing), seen, 2)
+    belief = believe(Belief(standing), saw(seen), 2)
     if not belief.moved:
         assert belief.topology.by_ends.keys() == standing.by_ends.keys() | seen.by_ends.keys()

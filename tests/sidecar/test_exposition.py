@@ -62,7 +62,7 @@ SIMULATED = render(Blueprint(gpus=3, tiles=2).build())
 def test_a_row_is_read_in_every_spelling(line: str) -> None:
     reading = read_body(body([line]))
     assert reading.rows == (WANTED,)
-    assert reading.skipped == 0
+    assert reading.unread == 0
 
 
 def test_labels_come_in_any_order() -> None:
@@ -100,7 +100,7 @@ def test_labels_come_in_any_order() -> None:
 def test_a_row_that_does_not_parse_is_counted_and_spoils_no_other(line: str) -> None:
     reading = read_body(body([row("3.0", "4.0"), line, PLAIN]))
     assert [str(read_row.local) for read_row in reading.rows] == ["3.0", "0.0"]
-    assert reading.skipped == 1
+    assert reading.unread == 1
     assert reading.total == 3
 
 
@@ -166,7 +166,7 @@ def test_the_state_of_the_ports_is_the_worst_that_is_told() -> None:
         ).encode()
     )
     assert reading.ports == {"0000:29:00.0": PortState.HEALTHY, "0000:3a:00.0": PortState.FAILED}
-    assert reading.skipped == 1
+    assert reading.unread_ports == 1
 
 
 def test_an_unchanged_topology_is_the_same_reading_and_one_that_returns_is_read_again() -> None:
@@ -197,7 +197,7 @@ def test_a_line_without_end_takes_no_memory() -> None:
     sieve.feed(b"\n" + PLAIN.encode())
     reading = Reader().read(sieve)
     assert reading.rows == (WANTED,)
-    assert reading.skipped == 1
+    assert reading.unread == 1
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ class Scenario:
         self.trust_problem: str | None = None
         self.certificate_expiry: float | None = None
         self._next: Reading | ScrapeError = DOWN
+        self._broken = False
         self.restart()
 
     def restart(self) -> None:
@@ -50,7 +51,12 @@ class Scenario:
         self.sidecar = Sidecar(self, self.publisher, self.policy, self.telemetry, log)
         self.sidecar.resume(self.now)
 
+    def break_source(self) -> None:
+        self._broken = True
+
     def scrape(self) -> Reading:
+        if self._broken:
+            raise ZeroDivisionError
         if isinstance(self._next, ScrapeError):
             raise self._next
         return self._next
@@ -345,9 +351,9 @@ def test_quiet_ticks_say_nothing(scene: Scenario) -> None:
     said = len(scene.events("info", "warning", "error"))
     for _ in range(50):
         scene.tick(MESH)
-    scene.tick(DOWN)
+    scene.tick(ScrapeError(Reason.REFUSED, "another number 99"))
     for _ in range(20):
-        scene.tick(ScrapeError(Reason.REFUSED, f"another text {_}"))
+        scene.tick(ScrapeError(Reason.REFUSED, f"another number {_}"))
     assert len(scene.events("info", "warning", "error")) == said + 1
 
 
@@ -370,7 +376,46 @@ def test_rows_that_are_not_understood_are_counted_and_said(scene: Scenario) -> N
     scene.tick([*MESH, "xpum_topology_link{}"])
     assert scene.metric("rows_skipped_total") == 1
     assert scene.metric("rows_total") == len(TILES) + len(MESH) + 1
-    assert "rows that could not be understood" in scene.events("warning")
+    assert any("could not be understood" in event for event in scene.events("warning"))
+
+
+def test_rows_that_are_not_understood_are_no_loss(scene: Scenario) -> None:
+    scene.tick(MESH)
+    unreadable = [line.replace("lane_count", "lanes") for line in MESH]
+    for _ in range(5):
+        assert scene.tick(unreadable).kind == "unknown"
+        assert scene.links == ALL
+    for _ in range(5):
+        scene.tick([*CUT, *unreadable[-2:]])
+        assert scene.links == ALL
+    for _ in range(2):
+        scene.tick(CUT)
+    assert scene.links == LESS
+
+
+def test_a_second_writer_is_told(scene: Scenario) -> None:
+    scene.tick(MESH)
+    for _ in range(3):
+        scene.path.write_text(f"{NS}/xe-links=0.0-1.0\n")
+        scene.tick(MESH)
+    assert scene.links == ALL
+    assert len([event for event in scene.events("warning") if "somebody else" in event]) == 1
+
+
+def test_a_tick_that_fails_is_not_ready(scene: Scenario) -> None:
+    scene.tick(MESH)
+    scene.break_source()
+    with pytest.raises(ZeroDivisionError):
+        scene.tick(MESH)
+    assert "the last tick failed" in str(scene.sidecar.not_ready())
+
+
+def test_a_file_that_vanished_is_not_ready(scene: Scenario) -> None:
+    scene.tick(MESH)
+    scene.path.unlink()
+    assert "not what was published" in str(scene.sidecar.not_ready())
+    scene.tick(MESH)
+    assert scene.sidecar.not_ready() is None
 
 
 def test_rows_that_disagree_on_an_address_are_said(scene: Scenario) -> None:

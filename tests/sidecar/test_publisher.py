@@ -128,7 +128,7 @@ def test_a_publication_is_one_event_for_who_watches_the_directory(
         publisher.prepare()
         assert watch.events() == []
         publisher.withdraw()
-        assert watch.events() == [("DELETE", NAME)]
+        assert watch.events() == [("DELETE", NAME), ("DELETE", STAGE)]
         publisher.withdraw()
         assert watch.events() == []
 
@@ -156,7 +156,10 @@ def test_a_missing_directory_is_told_by_name_and_heals(tmp_path: Path) -> None:
     folder = tmp_path / "features.d"
     publisher = Publisher(folder / NAME, folder)
     assert publisher.prepare() == []
-    told = f"{folder}: No such file or directory; is it mounted, and does NFD run on this node?"
+    told = (
+        f"{folder}: No such file or directory; is it mounted"
+        " (-dst-file-path, -tmp-dir-prefix), and does NFD run on this node?"
+    )
     assert refusal(publisher) == told
     with pytest.raises(PublishError, match="is it mounted"):
         publisher.withdraw()
@@ -259,8 +262,10 @@ def test_leftovers_are_removed_and_what_is_not_ours_is_not(
     precious.mkdir()
     (precious / "file").write_text("stays")
     publisher.prepare()
-    (folder / STAGE / f"{NAME}.17").write_bytes(OLD)
-    (folder / STAGE / "link").symlink_to(precious)
+    staged = f"{NAME}.{17:016x}"
+    (folder / STAGE / staged).write_bytes(OLD)
+    (folder / STAGE / f"{NAME}.{18:016x}").symlink_to(precious)
+    (folder / STAGE / "of another tool").write_text("stays")
     (folder / "xpumsidecar123456").mkdir()
     (folder / "xpumsidecar123456" / "labels").write_bytes(OLD)
     (folder / "xpumsidecar123456" / "link").symlink_to(precious)
@@ -270,7 +275,7 @@ def test_leftovers_are_removed_and_what_is_not_ours_is_not(
     (folder / "xpumsidecar").mkdir()
     (folder / "nvidia.txt").write_text("stays")
     removed = publisher.prepare()
-    assert removed == [f"{STAGE}/link", f"{STAGE}/{NAME}.17", "xpumsidecar123456"]
+    assert removed == [f"{STAGE}/{staged}", "xpumsidecar123456"]
     assert names(folder) == [
         *(STAGE, "nvidia.txt", "xpumsidecar", "xpumsidecar-notes"),
         *("xpumsidecar77", "xpumsidecar88"),

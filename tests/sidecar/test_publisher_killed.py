@@ -130,7 +130,7 @@ def killed_everywhere(file: Path, arm: Callable[[Callable[[], None]], None]) -> 
     while True:
         step += 1
         (file.parent / "xpumsidecar123456").mkdir()
-        (file.parent / STAGE / f"{NAME}.1").write_bytes(CONTENTS[0][:100])
+        (file.parent / STAGE / f"{NAME}.{step:016x}").write_bytes(CONTENTS[0][:100])
         child = os.fork()
         if not child:
             arm(_countdown(step))
