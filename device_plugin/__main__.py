@@ -1,123 +1,17 @@
-"""`xelink-device-plugin`: settings in, one event loop, a clean end."""
+"""`xelink-device-plugin`: signals first, everything else after."""
 
-import asyncio
-import signal
 import sys
-import time
 from collections.abc import Sequence
-from importlib.metadata import version
 
-from structlog.typing import FilteringBoundLogger
-
-from device_plugin import sockets, xpumd
-from device_plugin.assembly import Assembler, Choosing
-from device_plugin.devfs import Roots
-from device_plugin.kubelet import Endpoints
-from device_plugin.node import Node, Sources
-from device_plugin.offers import Offer
-from device_plugin.plugin import Manners
-from device_plugin.settings import AllocationPolicy, PluginSettings, SocketName
-from device_plugin.snapshot import Snapshot, Watch
-from device_plugin.sockets import SocketError
-from device_plugin.telemetry import NodeTelemetry, Telemetry
-from service.command import CANNOT_START, OK, run_command
-from service.flags import Loaded
-from service.logs import logger_to_stderr
-from service.metrics import Metrics
-from service.probes import Verdict, serving
-
-# The loop is dead, and kubelet should restart us, after so many seconds without a look at the node.
-_PATIENCE = 60.0
+from service.signals import hold_signals
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT; give the exit code."""
-    return run_command(PluginSettings, arguments, _run)
+    hold_signals()
+    from device_plugin.daemon import run  # noqa: PLC0415 - takes a while, in which a signal may come
 
-
-def _run(loaded: Loaded[PluginSettings]) -> int:
-    settings = loaded.settings
-    log = logger_to_stderr(settings.log_format, debug=settings.debug)
-    for warning in loaded.warnings:
-        log.warning(warning)
-    try:
-        asyncio.run(_serve(settings, log))
-    except SocketError as error:
-        sys.stderr.write(f"{settings.PROGRAM}: {error}\n")
-        return CANNOT_START
-    log.info("stopped")
-    return OK
-
-
-async def _serve(settings: PluginSettings, log: FilteringBoundLogger) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    metrics = Metrics("xelink_device_plugin")
-    telemetry = Telemetry(metrics)
-    watch = Watch(Snapshot())
-    assembler = Assembler(_choosing(settings))
-    node = Node(_sources(settings), assembler, watch, NodeTelemetry(metrics), log)
-    endpoints = Endpoints(
-        watch,
-        telemetry,
-        log,
-        directory=settings.plugin_dir,
-        suffix=sockets.unique_suffix() if settings.socket_name is SocketName.UNIQUE else "",
-        manners=Manners(
-            prefers=settings.allocation_policy is not AllocationPolicy.NONE,
-            allocate_env=settings.allocate_env,
-        ),
-    )
-
-    def alive() -> str | None:
-        silence = loop.time() - node.last_look
-        return f"no look at the node for {silence:.0f} s" if silence > _PATIENCE else None
-
-    def ready() -> Verdict:
-        problem = endpoints.not_ready()
-        return Verdict(problem is None, "; ".join(filter(None, (problem, node.label_state))))
-
-    node.last_look = loop.time()
-    with serving(
-        settings.listen, metrics.registry, {"/healthz": alive, "/readyz": ready}
-    ) as address:
-        log.info("started", version=version("xelink"), listen=address or "none")
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(node.run(stop))
-                tasks.create_task(endpoints.run(stop))
-        except BaseExceptionGroup as group:
-            # Whatever else there was, it came of the first.
-            raise group.exceptions[0] from None
-
-
-def _choosing(settings: PluginSettings) -> Choosing:
-    return Choosing(
-        clock=time.monotonic,
-        offer=Offer(
-            settings.shared_dev_num,
-            settings.bypath,
-            settings.monitoring_mode if settings.enable_monitoring else None,
-        ),
-        policy=settings.allocation_policy.value,
-        timeout=settings.allocation_timeout / 1000,
-    )
-
-
-def _sources(settings: PluginSettings) -> Sources:
-    return Sources(
-        Roots.under(settings.prefix),
-        settings.label_file,
-        settings.label_namespace,
-        settings.allow_ids,
-        settings.deny_ids,
-        cdi_dir=settings.cdi_dir if settings.cdi else None,
-        by_path=settings.bypath,
-        endpoint=settings.xpumd_endpoint,
-        rule=xpumd.Rule(settings.health_severity.severity, settings.health_confirmations),
-    )
+    return run(arguments)
 
 
 if __name__ == "__main__":

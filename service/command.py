@@ -19,20 +19,33 @@ def run_command(
     """Answer -h, -version, -print-config and bad usage, or `run`; give the exit code."""
     try:
         loaded = load(settings, sys.argv[1:] if arguments is None else arguments)
-        if answer := _answer(loaded):
-            sys.stderr.writelines(f"{settings.PROGRAM}: {text}\n" for text in loaded.warnings)
-            sys.stdout.write(f"{answer}\n")
-            return OK
-        return run(loaded)
     except HelpWanted:
-        sys.stdout.write(f"{help_text(settings)}\n")
-        return OK
-    except (UsageError, ListenError) as error:
+        return _say(help_text(settings))
+    except UsageError as error:
         sys.stderr.write(f"{settings.PROGRAM}: {error}\n")
-        return USAGE if isinstance(error, UsageError) else CANNOT_START
-    except BrokenPipeError:  # what we print is read no longer, as by `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
+        return USAGE
+    if answer := _answer(loaded):
+        sys.stderr.writelines(f"{settings.PROGRAM}: {text}\n" for text in loaded.warnings)
+        return _say(answer)
+    try:
+        return run(loaded)
+    except ListenError as error:
+        sys.stderr.write(f"{settings.PROGRAM}: {error}\n")
+        return CANNOT_START
+
+
+def _say(text: str) -> int:
+    try:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        forget_stdout()
+    return OK
+
+
+def forget_stdout() -> None:
+    """Go on where nobody reads any more what we print, as with `| head`."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _answer(loaded: Loaded[S]) -> str | None:

@@ -10,6 +10,7 @@ import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -23,6 +24,7 @@ from service.logs import LogFormat
 from service.probes import split_address
 
 # What Kubernetes puts into the environment for a Service of the daemon's name is no setting.
+_AT_ONCE = frozenset({"print_config", "version"})
 _SERVICE_VARIABLE = re.compile(r"SERVICE_(HOST|PORT\w*)|PORT(_\w+)?")
 
 
@@ -68,9 +70,7 @@ class KlogSettings(DaemonSettings):
     """The logging flags of a Kubernetes program, as far as they mean something here."""
 
     log_format: LogFormat = Field(LogFormat.TEXT, description="form of a log line")
-    v: int = Field(
-        2, ge=0, le=10, description="log verbosity as klog counts it: from 4 on, debug lines, too"
-    )
+    v: int = Field(2, description="log verbosity as klog counts it: from 4 on, debug lines, too")
     logtostderr: bool = Field(default=True, deprecated=_TO_STDERR)
     alsologtostderr: bool = Field(default=False, deprecated=_TO_STDERR)
     stderrthreshold: str = Field("", deprecated=_TO_STDERR)
@@ -128,7 +128,10 @@ def load(settings: type[S], arguments: Sequence[str]) -> Loaded[S]:
         **{name: f"environment {_variable(settings, name)}" for name in environment},
         **dict.fromkeys(flags, "flag"),
     }
-    values = {**file, **environment, **flags}
+    values: dict[str, Any] = {
+        name: _as_go_reads(value, settings.model_fields[name])
+        for name, value in {**file, **environment, **flags}.items()
+    }
     try:
         loaded = settings(**values)
     except ValidationError as error:
@@ -284,9 +287,23 @@ def _variable(settings: type[DaemonSettings], name: str) -> str:
 
 def _environment(settings: type[DaemonSettings]) -> dict[str, Any]:
     try:
-        return EnvSettingsSource(settings)()
+        found = EnvSettingsSource(settings)()
+        # Many an image sets ..._VERSION; and neither is a setting that lasts.
+        return {name: value for name, value in found.items() if name not in _AT_ONCE}
     except SettingsError as error:
         raise UsageError(str(error)) from None
+
+
+# number = [ sign ] ( "0x" hex / "0o" octal / "0b" binary ), as Go's flags take them beside decimals
+_PREFIXED = re.compile(r"[+-]?0[xXoObB][0-9a-fA-F]+", re.ASCII)
+
+
+def _as_go_reads(value: object, field: FieldInfo) -> object:
+    numeric = int in (get_args(field.annotation) or (field.annotation,))
+    if numeric and isinstance(value, str) and _PREFIXED.fullmatch(value):
+        with suppress(ValueError):
+            return int(value, 0)
+    return value
 
 
 def _without_effect(settings: type[DaemonSettings], given: Iterable[str]) -> Iterator[str]:
@@ -311,18 +328,26 @@ def _read_file(path: Path, settings: type[DaemonSettings]) -> dict[str, Any]:
     import yaml  # noqa: PLC0415 - needed with a configuration file only
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         text = (error.strerror if isinstance(error, OSError) else None) or str(error)
         reason = " ".join(text.split())
         raise UsageError(f"-config-file {path}: {reason}") from None
+    if content is None:  # nothing but comments
+        return {}
     if not isinstance(content, dict):
         raise UsageError(f"-config-file {path}: must be a list of `flag: value` lines")
     names = {str(key): str(key).replace("-", "_") for key in content}
     for key, name in names.items():
         if name not in settings.model_fields or name in DaemonSettings.model_fields:
             raise UsageError(f"-config-file {path}: {key!r} is no setting; see -h")
-    return {names[str(key)]: value for key, value in content.items()}
+    if len(set(names.values())) < len(names):
+        raise UsageError(f"-config-file {path}: a setting is given twice")
+    # As text, a boolean is refused where a number is wanted, like everywhere else.
+    return {
+        names[str(key)]: str(value).lower() if isinstance(value, bool) else value
+        for key, value in content.items()
+    }
 
 
 _PLAINER = {

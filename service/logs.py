@@ -2,8 +2,9 @@
 
 import logging
 import sys
+from contextlib import suppress
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import structlog
 
@@ -18,6 +19,22 @@ class LogFormat(Enum):
     JSON = "json"
 
 
+class _Patient:
+    """A stream whose loss is no reason to end: a full disk or a reader that went away."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            return self._stream.write(text)
+        return 0
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+
 def logger_to_stderr(log_format: LogFormat, *, debug: bool = False) -> "FilteringBoundLogger":
     """Make the process's logger: `event key=value ...` as text, or one JSON object a line."""
     renderer: Processor
@@ -29,7 +46,7 @@ def logger_to_stderr(log_format: LogFormat, *, debug: bool = False) -> "Filterin
         )
     level = logging.DEBUG if debug else logging.INFO
     logger: FilteringBoundLogger = structlog.wrap_logger(
-        structlog.WriteLogger(sys.stderr),
+        structlog.WriteLogger(_Patient(sys.stderr)),  # type: ignore[arg-type]  # as far as it is used
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from service.signals import STOPPING, release_signals
+
 # A signal handler's exception can be swallowed where Python runs no caller (a finalizer, a
 # callback from C); the timer therefore fires again until the block is left.
 _REPEAT = 0.1
@@ -35,13 +37,14 @@ class Stop:
 
     def install(self) -> None:
         """Listen to SIGTERM, SIGINT and the timer of `bounded`; main thread only."""
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, self._on_signal)
+        for number in STOPPING:
+            signal.signal(number, self._on_signal)
         signal.signal(signal.SIGALRM, self._on_timer)
+        release_signals()
 
     def close(self) -> None:
         """Give the signals their default meaning again and free the pipe."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
+        for number in (*STOPPING, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
         self._reader.close()
         self._writer.close()

@@ -23,7 +23,7 @@ _MOST = 1 << 20  # bytes to read of what somebody else may have put in its place
 _MODE = 0o644  # NFD's worker is another user than we are
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
-# Go's os.MkdirTemp(prefix, "xpumsidecar"): what a killed reference sidecar leaves behind
+# What we leave behind when killed; and the reference: Go's os.MkdirTemp(prefix, "xpumsidecar")
 _STAGED = re.compile(r".+\.[0-9a-f]{16}", re.DOTALL)
 _REFERENCE_LEFTOVER = re.compile(r"xpumsidecar[0-9]+")
 
@@ -147,8 +147,9 @@ def _written(directory: int, name: str, content: bytes) -> Iterator[None]:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(name, flags, _MODE, dir_fd=directory)
     try:
-        with open(descriptor, "wb") as file:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor has no path
+            with suppress(OSError):  # not every file system has locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.fchmod(descriptor, _MODE)  # whatever the umask
             file.write(content)
             file.flush()

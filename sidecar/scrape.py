@@ -69,6 +69,7 @@ class _Login:
         self._credentials = credentials
         self._monotonic = monotonic
         self._sent: bytes | None = None
+        self._accepted: bytes | None = None
         self._refused: bytes | None = None
         self._refusals = 0
         self._not_before = 0.0
@@ -80,8 +81,8 @@ class _Login:
         if self._refusals and left > 0 and password == self._refused:
             raise ScrapeError(
                 Reason.UNAUTHORIZED,
-                f"refused {self._refusals} times; not asked again for {left:.0f} s, or until the"
-                " password changes",
+                f"{self._refusals} times refused, or not answered; not asked again for"
+                f" {left:.0f} s, or until the password changes",
             )
         self._sent = password
         if self._credentials is None or password is None:
@@ -90,6 +91,7 @@ class _Login:
 
     def accepted(self) -> None:
         self._refusals = 0
+        self._accepted = self._sent
 
     def refused(self) -> str:
         """Wait longer before the next try; give the advice for the user."""
@@ -101,8 +103,13 @@ class _Login:
         return f"{advice} -username and -password-file; asked again in {wait:.0f} s"
 
     def unanswered(self) -> None:
-        """Take silence after a refusal for another: the server sleeps ever longer before it."""
-        if self._refusals and self._sent == self._refused:
+        """Take silence for a refusal, unless this password was accepted before.
+
+        The server sleeps before it refuses, each time for longer, and holds one of its four
+        threads meanwhile: a wrong password may never be answered in time.
+        """
+        again = self._refusals and self._sent == self._refused
+        if again or (self._sent is not None and self._sent != self._accepted):
             self.refused()
 
 
@@ -118,7 +125,7 @@ def _password(file: Path) -> bytes:
 
 
 class Scraper:
-    """Fetches and parses the metrics; one connection, one request in flight."""
+    """Scrapes and parses the metrics; one connection, one request in flight."""
 
     def __init__(
         self,
@@ -169,7 +176,8 @@ class Scraper:
                 return self._retrying(auth)
         except TimeoutError as error:
             self.close()
-            self._login.unanswered()
+            if isinstance(error.__cause__, httpx.ReadTimeout):  # the request was sent
+                self._login.unanswered()
             within = f"within {self._target.timeout:g} s"
             if self._trust and isinstance(error.__cause__, httpx.ConnectTimeout):
                 raise ScrapeError(

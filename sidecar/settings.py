@@ -31,6 +31,12 @@ def _file(value: Path) -> Path:
     return value
 
 
+def _not_empty(value: object) -> object:
+    if not str(value):
+        raise ValueError("should be a directory")
+    return value
+
+
 def _empty_is_none(value: object) -> object:
     return None if value == "" else value
 
@@ -90,7 +96,7 @@ class SidecarSettings(KlogSettings):
         description="good scrapes in a row that must agree before a loss (a link, a tile, a GPU)"
         " is published; a gain counts at once",
     )
-    tmp_dir_prefix: Path = Field(
+    tmp_dir_prefix: Annotated[Path, BeforeValidator(_not_empty)] = Field(
         FEATURES_D,
         description="directory in which .stage is made, to prepare the file; on the file system of"
         " -dst-file-path",

@@ -1,0 +1,203 @@
+"""The sidecar as a process: settings in, one synchronous loop, a clean end."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+
+from structlog.typing import FilteringBoundLogger
+
+from service.command import OK, forget_stdout, run_command
+from service.flags import Loaded
+from service.logs import logger_to_stderr
+from service.probes import serving
+from service.stopping import Stop, Stopped
+from sidecar.classification import Outcome, Rules, Unknown
+from sidecar.loop import Policy, Sidecar
+from sidecar.publisher import OnExit, Publisher
+from sidecar.scrape import Credentials, Scraper
+from sidecar.scrape import Target as ScrapeTarget
+from sidecar.settings import SidecarSettings
+from sidecar.telemetry import Telemetry
+from sidecar.trust import TrustFiles
+
+NO_LINKS = 3
+UNKNOWN = 4
+NOT_PUBLISHED = 5
+
+# The loop is dead, and kubelet should restart us, after so many intervals without a tick.
+_MISSED_INTERVALS = 3
+
+
+class Printer:
+    """Stands in for the publisher with -dry-run: prints what would be written."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+        self._content: bytes | None = None
+
+    def read(self) -> bytes | None:
+        """Give what was printed last, or else what really stands."""
+        return self._content or self._publisher.read()
+
+    def publish(self, content: bytes) -> None:
+        """Print the feature file."""
+        self._content = content
+        try:
+            sys.stdout.write(content.decode())
+            sys.stdout.flush()
+        except BrokenPipeError:
+            forget_stdout()
+            raise Stopped from None
+
+    def withdraw(self) -> None:
+        """Remove nothing."""
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run until SIGTERM or SIGINT, or once with -oneshot; give the exit code."""
+    return run_command(SidecarSettings, arguments, _run)
+
+
+def _run(loaded: Loaded[SidecarSettings]) -> int:
+    settings = loaded.settings
+    log = logger_to_stderr(settings.log_format, debug=settings.debug)
+    for warning in (*loaded.warnings, *settings.doubts, *_without_effect(loaded)):
+        log.warning(warning)
+    telemetry = Telemetry()
+    with ExitStack() as cleanup:
+        stop = Stop()
+        stop.install()
+        cleanup.callback(stop.close)
+        source = _scraper(settings, stop)
+        cleanup.callback(source.close)
+        publisher = Publisher(settings.dst_file_path, settings.tmp_dir_prefix)
+        target = Printer(publisher) if settings.dry_run else publisher
+        sidecar = Sidecar(source, target, _policy(settings), telemetry, log)
+        alive = _Alive(
+            _MISSED_INTERVALS * settings.interval + settings.timeout, settings.startup_delay
+        )
+        probes = {"/healthz": alive.problem, "/readyz": sidecar.not_ready}
+        listen = "" if settings.oneshot else settings.listen
+        address = cleanup.enter_context(serving(listen, telemetry.registry, probes))
+        log.info("started", version=version("xelink"), source=source.url, listen=address or "none")
+        _prepare(settings, publisher, log)
+        sidecar.resume(_now())
+        try:
+            outcome = _loop(settings, sidecar, stop, alive.beat, log)
+        except Stopped:
+            outcome = None
+        if settings.oneshot:
+            return _exit_code(outcome, published=sidecar.published)
+        sidecar.leave(OnExit.EXPIRE if settings.dry_run else settings.on_exit, _now())
+    return OK
+
+
+def _loop(
+    settings: SidecarSettings,
+    sidecar: Sidecar,
+    stop: Stop,
+    beat: Callable[[], None],
+    log: FilteringBoundLogger,
+) -> Outcome | None:
+    delay = 0 if settings.oneshot else settings.startup_delay
+    while not stop.wait(delay):
+        try:
+            outcome = sidecar.tick(_now, time.monotonic)
+        except Exception:
+            # A fault of ours must not end the daemon: what stands still stands. But without a
+            # beat /healthz fails before long, and kubelet starts us anew.
+            if settings.oneshot:
+                raise
+            log.exception("a tick failed: what is published stands")
+        else:
+            beat()
+            if settings.oneshot:
+                return outcome
+        delay = settings.interval
+    return None
+
+
+class _Alive:
+    """The loop's pulse, for /healthz."""
+
+    def __init__(self, patience: float, startup_delay: float) -> None:
+        self._patience = patience
+        self._last = time.monotonic() + startup_delay
+
+    def beat(self) -> None:
+        self._last = time.monotonic()
+
+    def problem(self) -> str | None:
+        silence = time.monotonic() - self._last
+        return f"the loop has not ticked for {silence:.0f} s" if silence > self._patience else None
+
+
+def _scraper(settings: SidecarSettings, stop: Stop) -> Scraper:
+    def sleep(seconds: float) -> None:
+        stop.wait(seconds)
+
+    target = ScrapeTarget(
+        settings.xpum_port,
+        trust=TrustFiles(settings.cert, settings.client_cert, settings.client_key)
+        if settings.cert
+        else None,
+        credentials=Credentials(settings.username, settings.password_file)
+        if settings.password_file
+        else None,
+        timeout=settings.timeout,
+        max_body=settings.max_body,
+    )
+    return Scraper(
+        target,
+        bounded=stop.bounded,
+        sleep=sleep,
+        monotonic=time.monotonic,
+        user_agent=f"{settings.PROGRAM}/{version('xelink')}",
+    )
+
+
+def _prepare(settings: SidecarSettings, publisher: Publisher, log: FilteringBoundLogger) -> None:
+    if settings.dry_run:
+        log.info("dry run: labels are printed, nothing is written")
+    elif removed := publisher.prepare():
+        log.info("removed what a killed predecessor left", names=" ".join(removed))
+
+
+# Flags that mean something for a daemon only, or for a file that is really written
+_IDLE_WITH = {
+    "oneshot": {"confirmations", "interval", "listen", "on_exit", "startup_delay"},
+    "dry_run": {"on_exit"},
+}
+
+
+def _without_effect(loaded: Loaded[SidecarSettings]) -> Iterator[str]:
+    for mode, idle in _IDLE_WITH.items():
+        if getattr(loaded.settings, mode):
+            for name in sorted(idle & loaded.origins.keys()):
+                flag, other = name.replace("_", "-"), mode.replace("_", "-")
+                yield f"-{flag} has no effect with -{other}"
+
+
+def _policy(settings: SidecarSettings) -> Policy:
+    return Policy(
+        Rules(settings.lane_count, settings.allow_subdeviceless_links),
+        1 if settings.oneshot else settings.confirmations,
+        settings.label_namespace,
+        settings.summary_labels,
+        timedelta(seconds=settings.life),
+    )
+
+
+def _exit_code(outcome: Outcome | None, *, published: bool) -> int:
+    if outcome is None or isinstance(outcome, Unknown):
+        return UNKNOWN
+    if not published:
+        return NOT_PUBLISHED
+    return OK if outcome.topology.links else NO_LINKS
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,32 @@
+"""The rule of the house that import-linter cannot say: what is allowed, not what is forbidden."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+TOPOLOGY = sorted((Path(__file__).parents[1] / "topology").glob("*.py"))
+PURE = {
+    *("collections", "dataclasses", "datetime", "enum", "functools", "hashlib", "itertools"),
+    *("json", "re", "typing", "topology"),
+}
+
+
+@pytest.mark.parametrize("path", TOPOLOGY, ids=lambda path: path.name)
+def test_the_language_of_the_house_uses_pure_parts_of_the_standard_library_only(
+    path: Path,
+) -> None:
+    imported = {
+        name.partition(".")[0]
+        for node in ast.walk(ast.parse(path.read_text()))
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    assert imported <= PURE
+    assert PURE - {"topology"} <= sys.stdlib_module_names
