@@ -81,7 +81,7 @@ class _Login:
         if self._refusals and left > 0 and password == self._refused:
             raise ScrapeError(
                 Reason.UNAUTHORIZED,
-                f"{self._refusals} times refused, or not answered; not asked again for"
+                f"refused {self._refusals} times, or not answered; not asked again for"
                 f" {left:.0f} s, or until the password changes",
             )
         self._sent = password

@@ -1,14 +1,18 @@
 """The sidecar as an administrator runs it: a process with flags, signals and exit codes."""
 
 import json
+import os
 import re
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -140,6 +144,75 @@ def test_oneshot_tells_the_class_by_its_exit_code(
         assert published(labels)["xe-links"] == LINKS
 
 
+def test_oneshot_that_is_stopped_says_nothing_of_links_and_leaves_them(
+    xpum: Simulator, labels: Path
+) -> None:
+    labels.write_text(f"{NS}/xe-links=0.0-1.0\n")
+    xpum.misbehave("hang")
+    with running("sidecar", *arguments(xpum, labels, "-oneshot", "-on-exit=remove")) as process:
+        xpum.wait_for_request(1)
+        assert process.stop() == 4
+        assert any("-on-exit has no effect" in line for line in process.lines)
+    assert labels.exists()
+
+
+def test_a_signal_that_comes_while_it_starts_is_not_lost(xpum: Simulator, labels: Path) -> None:
+    code = (
+        "import os, signal, sys; from sidecar.__main__ import main;"
+        "from service.signals import hold_signals; hold_signals();"
+        "os.kill(os.getpid(), signal.SIGTERM); sys.exit(main(sys.argv[1:]))"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code, *arguments(xpum, labels)],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert process.returncode == 0
+    assert "event=stopped" in process.stderr
+
+
+def test_a_log_that_nobody_reads_ends_nothing(xpum: Simulator, labels: Path) -> None:
+    reader, writer = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sidecar", *arguments(xpum, labels)], stderr=writer
+    )
+    os.close(writer)
+    os.close(reader)
+    try:
+        xpum.wait_for_answer(xpum.answers + 3)
+        assert process.poll() is None
+        assert published(labels)["xe-links"] == LINKS
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+def test_a_dry_run_that_nobody_reads_ends_quietly(xpum: Simulator, labels: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.run(
+        [sys.executable, "-m", "sidecar", *arguments(xpum, labels, "-dry-run")],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    os.close(writer)
+    assert process.returncode == 0
+    assert "Traceback" not in process.stderr
+
+
+def test_a_dry_run_sees_what_really_stands(xpum: Simulator, labels: Path) -> None:
+    labels.write_text(f"{NS}/xe-links=0.0-1.0\n")
+    xpum.node = replace(NODE, generation=2)
+    with running("sidecar", *arguments(xpum, labels, "-dry-run", "-oneshot")) as process:
+        assert process.wait() == 4
+        assert process.output == ""
+
+
 def test_oneshot_publishes_a_loss_at_once(xpum: Simulator, labels: Path) -> None:
     for node, links in [(NODE, LINKS), (NODE.cut("0.0-1.0"), LINKS.removeprefix("0.0-1.0_"))]:
         xpum.node = node
@@ -200,7 +273,7 @@ def test_logs_are_json_when_asked_for(xpum: Simulator, labels: Path) -> None:
     with running("sidecar", *arguments(xpum, labels, "-log-format=json", "-oneshot")) as process:
         assert process.wait() == 0
         entries = [json.loads(line) for line in process.lines]
-    assert [entry["event"] for entry in entries] == [
+    assert [entry["event"] for entry in entries if entry["level"] == "info"] == [
         "started",
         "XPU Manager seen",
         "labels published",

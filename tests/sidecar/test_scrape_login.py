@@ -1,14 +1,17 @@
 """HTTP Basic: the password comes from its file alone, a refusal is answered with patience."""
 
+import socket
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from sidecar.classification import Reason
 from sidecar.scrape import Credentials, ScrapeError, Target
 from sidecar.simulator import Serving, Simulator
+from sidecar.trust import TrustFiles
 from tests.sidecar.test_scrape import NODE, outcome, refusal, scraping
 
 WORD = "s3cr3t-word"
@@ -134,39 +137,59 @@ def test_who_has_no_password_is_as_patient() -> None:
         assert all("authorization" not in request.headers for request in xpum.seen)
 
 
-def test_silence_after_a_refusal_is_another_one(file: Path) -> None:
+@pytest.mark.parametrize("known", [True, False], ids=["with a password", "without one"])
+def test_silence_after_a_refusal_is_another_one(file: Path, *, known: bool) -> None:
     now = [0.0]
-    file.write_text("wrong")
+    file.write_text(WORD)
+    with Simulator(NODE) as xpum:
+        target = login(xpum, file, timeout=0.2) if known else Target(xpum.port, timeout=0.2)
+        with scraping(target, monotonic=lambda: now[0]) as scraper:
+            assert outcome(scraper) == "links"
+            xpum.misbehave("unauthorized")
+            assert outcome(scraper) == "unauthorized"
+            xpum.misbehave("hang")  # it sleeps before its next 401, for longer than we wait
+            now[0] = 60
+            assert outcome(scraper) == "timeout"
+            now[0] = 60 + 119
+            assert outcome(scraper) == "unauthorized"
+            assert xpum.requests == 3
+            xpum.heal()
+            now[0] = 60 + 120
+            assert outcome(scraper) == "links"
+
+
+def test_silence_to_a_password_never_accepted_asks_for_patience(file: Path) -> None:
+    now = [0.0]
+    file.write_text(WORD)
     with (
         Simulator(NODE) as xpum,
         scraping(login(xpum, file, timeout=0.2), monotonic=lambda: now[0]) as scraper,
     ):
-        xpum.misbehave("unauthorized")
-        assert outcome(scraper) == "unauthorized"
-        xpum.misbehave("hang")  # it sleeps before its next 401, for longer than we wait
-        now[0] = 60
-        assert outcome(scraper) == "timeout"
-        now[0] = 60 + 119
-        assert outcome(scraper) == "unauthorized"
-        assert xpum.requests == 2
+        for name in ("hang", "drip-headers"):
+            xpum.misbehave(name)
+            assert outcome(scraper) == "timeout"
+            assert outcome(scraper) == "unauthorized"
+            now[0] += 120
         xpum.heal()
-        now[0] = 60 + 120
         assert outcome(scraper) == "links"
-
-
-def test_silence_that_follows_no_refusal_of_this_password_asks_for_no_patience(file: Path) -> None:
-    file.write_text("wrong")
-    with (
-        Simulator(NODE) as xpum,
-        scraping(login(xpum, file, timeout=0.2), monotonic=lambda: 0.0) as scraper,
-    ):
-        xpum.misbehave("unauthorized")
-        assert outcome(scraper) == "unauthorized"
-        file.write_text(WORD)
         xpum.misbehave("hang")
-        assert outcome(scraper) == "timeout"
-        xpum.heal()
-        assert outcome(scraper) == "links"
+        assert [outcome(scraper) for _ in range(3)] == ["timeout"] * 3
+        assert xpum.requests == 6
+
+
+def test_silence_before_the_password_was_sent_asks_for_no_patience(file: Path) -> None:
+    file.write_text(WORD)
+    ca = file.with_name("ca.crt")
+    ca.write_bytes(trustme.CA().cert_pem.bytes())
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        target = Target(
+            deaf.getsockname()[1],
+            trust=TrustFiles(ca),
+            credentials=Credentials("xpumadmin", file),
+            timeout=0.2,
+        )
+        with scraping(target) as scraper:
+            assert [outcome(scraper) for _ in range(2)] == ["tls"] * 2
 
 
 @pytest.mark.parametrize("name", ["unauthorized", "daemon-down", "reset", "refuse", "cut"])

@@ -11,10 +11,17 @@ import pytest
 
 from sidecar.classification import Reason
 from sidecar.simulator import Serving, Simulator
-from tests.sidecar.test_scrape import NODE, PATIENCE, SOON, Answering, outcome, refusal, scraping
+from tests.sidecar.test_scrape import (
+    EMPTY,
+    NODE,
+    PATIENCE,
+    SOON,
+    Answering,
+    outcome,
+    refusal,
+    scraping,
+)
 from tests.sidecar.test_trust_servers import CA, HERE, Authority, https, written
-
-GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
 
 def test_https_to_a_plain_port_is_told(tmp_path: Path) -> None:
@@ -93,7 +100,7 @@ def test_a_server_that_knows_only_tls_1_1_is_refused(tmp_path: Path) -> None:
             context.maximum_version = ssl.TLSVersion.TLSv1_1
         except (ValueError, ssl.SSLError) as lacking:
             pytest.skip(f"this OpenSSL cannot serve TLS 1.1: {lacking}")
-    with Answering([GOOD], context) as server:
+    with Answering([EMPTY], context) as server:
         trust = written(tmp_path, "ca.crt", CA.pem)
         with scraping(https(server.port, trust)) as scraper:
             error = refusal(scraper)
@@ -112,7 +119,7 @@ def test_a_server_that_asks_for_a_client_certificate_gets_ours(
     context.load_verify_locations(trust)
     ours = written(tmp_path, "client.pem", CA.issue())
     foreign = written(tmp_path, "foreign.pem", Authority("other").issue())
-    with Answering([GOOD], context) as server:
+    with Answering([EMPTY], context) as server:
         for client, advice in ((None, "-client-cert"), (foreign, "the CA of the -client-cert")):
             with scraping(https(server.port, trust, client)) as scraper:
                 error = refusal(scraper)
@@ -121,3 +128,11 @@ def test_a_server_that_asks_for_a_client_certificate_gets_ours(
         assert server.asked == 0
         with scraping(https(server.port, trust, ours)) as scraper:
             assert scraper.scrape().total == 0
+
+
+def test_a_server_that_hangs_up_between_scrapes_costs_none_of_them(tmp_path: Path) -> None:
+    context = server_context(written(tmp_path, "tls.pem", CA.issue(HERE)))
+    trust = written(tmp_path, "ca.crt", CA.pem)
+    with Answering([EMPTY], context) as server, scraping(https(server.port, trust)) as scraper:
+        assert [scraper.scrape().total for _ in range(100)] == [0] * 100
+        assert server.asked == 100
