@@ -32,6 +32,7 @@ from device_plugin.answers import (
 from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.api.deviceplugin_pb2_grpc import DevicePluginServicer
 from device_plugin.snapshot import Snapshot, Watch
+from device_plugin.subsets import EXACT_LIMIT
 from device_plugin.telemetry import Telemetry
 from device_plugin.waiting import first_of
 
@@ -242,8 +243,11 @@ class Plugin(DevicePluginServicer):
         if prefer is None:
             return simple
         try:
-            async with asyncio.timeout(self._manners.patience):
-                preference = await asyncio.to_thread(prefer, available, must, size)
+            if len(snapshot.devices(self.resource)) <= EXACT_LIMIT:
+                preference = prefer(available, must, size)
+            else:
+                async with asyncio.timeout(self._manners.patience):
+                    preference = await asyncio.to_thread(prefer, available, must, size)
             problem = preference.fault or fault(preference, available, must, size)
         except TimeoutError:
             problem = f"nothing was found in {self._manners.patience} s"

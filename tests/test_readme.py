@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from device_plugin.settings import PluginSettings
 from service.flags import load
 from sidecar.settings import SidecarSettings
 from tests.processes import running
 
 README = Path(__file__).parents[1] / "README.md"
+PLUGIN = README.parent / "docs" / "device-plugin.md"
 
 
 def test_the_demo_prints_what_the_readme_shows_and_ends_well() -> None:

@@ -1,50 +1,67 @@
 # ruff: noqa: INP001 - a program's part, not a package
-"""The generated blocks of README.md: flags and metrics as tables, what the demo prints."""
+"""The generated blocks of the documentation: flags and metrics as tables, what the demo prints."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from service.flags import flag_rows
+from device_plugin.settings import PluginSettings
+from device_plugin.telemetry import NodeTelemetry
+from device_plugin.telemetry import Telemetry as PluginTelemetry
+from service.flags import DaemonSettings, flag_rows
+from service.metrics import Metrics
 from sidecar.settings import SidecarSettings
-from sidecar.telemetry import Telemetry
+from sidecar.telemetry import Telemetry as SidecarTelemetry
 from xelink import demo
-
-README = Path("README.md")
 
 
 def blocks(root: Path) -> Mapping[Path, bytes]:
-    """Give README.md with its blocks as they must be."""
-    text = (root / README).read_text(encoding="utf-8")
-    text = replaced(text, "demo", demo_block())
-    text = replaced(text, "flags", "\n".join(_flags()))
-    text = replaced(text, "metrics", "\n".join(_metrics()))
-    return {README: text.encode()}
+    """Give the documents with their blocks as they must be."""
+    plugin = Metrics("xelink_device_plugin")
+    PluginTelemetry(plugin)
+    NodeTelemetry(plugin)
+    content = {
+        Path("README.md"): {
+            "demo": _demo(),
+            "flags": _flags(SidecarSettings),
+            "metrics": _metrics(SidecarTelemetry().rows),
+        },
+        Path("docs/device-plugin.md"): {
+            "plugin-flags": _flags(PluginSettings),
+            "plugin-metrics": _metrics(plugin.rows),
+        },
+    }
+    return {
+        path: _replaced((root / path).read_text(encoding="utf-8"), named).encode()
+        for path, named in content.items()
+    }
 
 
-def demo_block() -> str:
-    """Run the demo and give the block that shows it."""
+def _replaced(text: str, named: Mapping[str, Iterable[str]]) -> str:
+    """Put lines between the markers of each block."""
+    for name, lines in named.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        body = "\n".join(lines)
+        text = pattern.sub(lambda match, body=body: f"{match[1]}{body}\n{match[2]}", text)
+    return text
+
+
+def _demo() -> list[str]:
     said: list[str] = []
     demo.run(said.append)
-    return "\n".join(["```console", "$ make demo", *said, "```"])
+    return ["```console", "$ make demo", *said, "```"]
 
 
-def replaced(text: str, name: str, content: str) -> str:
-    """Put `content` between the markers of a block."""
-    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-    return pattern.sub(lambda match: f"{match[1]}{content}\n{match[2]}", text)
-
-
-def _flags() -> Iterator[str]:
+def _flags(settings: type[DaemonSettings]) -> Iterator[str]:
     yield "| Flag | Default | What it does |"
     yield "|---|---|---|"
-    for flag, default, description in flag_rows(SidecarSettings):
+    for flag, default, description in flag_rows(settings):
         escaped = flag.replace("|", "\\|")
         yield f"| `{escaped}` | {f'`{default}`' if default else ''} | {description} |"
 
 
-def _metrics() -> Iterator[str]:
+def _metrics(rows: Iterable[tuple[str, tuple[str, ...], str]]) -> Iterator[str]:
     yield "| Metric | Labels | What it tells |"
     yield "|---|---|---|"
-    for name, labels, description in Telemetry().rows:
+    for name, labels, description in rows:
         yield f"| `{name}` | {', '.join(f'`{label}`' for label in labels)} | {description} |"

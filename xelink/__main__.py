@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 from service.command import forget_stdout
 from xelink import demo
+from xelink.stage import StageError
 
 OK = 0
 FAILED = 1
@@ -24,15 +25,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser(
         "demo",
-        help="watch a simulated node's topology become labels, and survive failures",
+        help="watch a simulated node's topology become labels, and Pods get linked GPUs",
         description="Watch the sidecar publish the topology of a simulated node and keep it"
-        " through failures. Needs no GPU and no cluster, writes to a temporary directory only,"
-        " and ends by itself in under a minute.",
+        " through failures, and the device plugin give linked GPUs to Pods. Needs no GPU and no"
+        " cluster, writes to a temporary directory only, and ends by itself in under a minute.",
     )
     parser.parse_args(arguments)
     try:
         demo.run(_say)
-    except demo.DemoError as error:
+    except StageError as error:
         sys.stderr.write(f"xelink demo: {error}\n")
         return FAILED
     except KeyboardInterrupt:

@@ -1,177 +1,146 @@
 """The main job, end to end, on this machine: no GPU, no cluster, under a minute.
 
-XPU Manager is simulated; the sidecar is the real one, a process with its own file, exactly as it
-runs in a Pod.
+XPU Manager, kubelet and the node's GPUs are simulated; the sidecar and the device plugin are the
+real ones, processes with their own files and sockets, exactly as they run in a Pod.
 """
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from threading import Timer
-from typing import IO, Any
 
+from device_plugin.simulator.kubelet import Kubelet
+from device_plugin.simulator.node import Node
 from topology.features import parse
+from topology.model import Topology
 from topology.publication import DEFAULT_NAMESPACE, read
-from xelink.matrix import matrix
+from xelink import stage
+from xelink.matrix import lanes_between, matrix
+from xelink.stage import Daemon, StageError, XpuManager
 
 Say = Callable[[str], object]
 
-_PATIENCE = 30.0
 _LABELS_SHOWN = 2
 _CUT = "0.0-1.0"
-
-
-class DemoError(Exception):
-    """The demo did not get as far as it should: something on this machine is in its way."""
+_LOST = (1, 4)
+_PODS = {"one": 1, "two": 2, "four": 4}
+_RESOURCE = "gpu.intel.com/i915"
 
 
 def run(say: Say) -> None:
-    """Tell the story. Raises `DemoError`."""
-    with tempfile.TemporaryDirectory(prefix="xelink-demo-") as name, ExitStack() as cleanup:
+    """Tell the story. Raises `StageError`."""
+    # A short name: the path of a unix socket has 107 bytes at most.
+    with tempfile.TemporaryDirectory(prefix="xelink-") as name, ExitStack() as cleanup:
         directory = Path(name)
-        features_d = directory / "features.d"
-        features_d.mkdir()
-        labels = features_d / "xpum-sidecar-labels.txt"
-
-        say("xelink demo: a simulated XPU Manager with 8 GPUs x 2 tiles; the rest is real.")
-        xpum = cleanup.enter_context(_xpu_manager())
-        sidecar = cleanup.enter_context(_sidecar(xpum.port, features_d, labels))
-
-        say("\n1. The sidecar scrapes XPU Manager and publishes what NFD turns into node labels:\n")
-        sidecar.wait_for("labels published")
-        say(_published(labels))
-        say("\n   (0.0-1.0 is GPU 0, tile 0 to GPU 1, tile 0.) Lanes between the GPUs:\n")
-        say(_indented(_picture(labels)))
-
-        say(f"\n2. The Xe Link {_CUT} is cut. One scrape proves no loss, two in a row do:\n")
-        xpum.control("cut", links=[_CUT])
-        sidecar.wait_for("a loss waits for confirmation")
-        say(f"   after one scrape  {_count(labels)} links, {_CUT} waits for confirmation")
-        sidecar.wait_for("labels published")
-        say(f"   after two         {_count(labels)} links; ! marks what lost a link\n")
-        say(_indented(_picture(labels)))
-
-        say("\n3. XPU Manager breaks. Failure is not absence: the labels stay.\n")
-        for failure, text in (
-            ("daemon-down", "answers 500"),
-            ("reset", "resets the connection"),
-            ("empty", "answers nothing"),
-        ):
-            xpum.control("misbehave", name=failure)
-            reason = sidecar.wait_for("no usable answer", failure)["reason"]
-            say(f"   XPU Manager {text:<22} -> unknown ({reason}), {_count(labels)} links stay")
-            xpum.control("heal")
-            sidecar.wait_for("XPU Manager seen")
-
-        say("\n4. XPU Manager and the link are healed. A gain counts at once:\n")
-        xpum.control("reset")
-        sidecar.wait_for("labels published")
-        say(f"   after one scrape  {_count(labels)} links")
-
-        say("\n5. The sidecar is stopped, as in a rollout. The labels stay until they expire:\n")
-        code = sidecar.stop()
-        left = _minutes_left(labels)
-        say(f"   exit code {code}, {_count(labels)} links, gone in {left} minutes unless renewed")
+        labels = directory / "features.d" / "xpum-sidecar-labels.txt"
+        labels.parent.mkdir()
+        say("xelink demo: a simulated XPU Manager with 8 GPUs x 2 tiles; the daemons are real.")
+        xpum = cleanup.enter_context(stage.xpu_manager())
+        sidecar = cleanup.enter_context(stage.sidecar(xpum.port, labels))
+        _labels_appear(say, sidecar, labels)
+        _a_link_is_cut(say, xpum, sidecar, labels)
+        _xpu_manager_breaks(say, xpum, sidecar, labels)
+        _all_is_healed(say, xpum, sidecar, labels)
+        _pods_ask(say, xpum, sidecar, labels)
+        _the_sidecar_stops(say, sidecar, labels)
         say("\nThat is all. On a real node: see the README.")
 
 
-class _Process:
-    """A program of ours and its log, a JSON object a line."""
-
-    def __init__(self, process: subprocess.Popen[str], log: IO[str]) -> None:
-        self._process = process
-        self._log = log
-
-    def wait_for(self, event: str, detail: str = "") -> dict[str, Any]:
-        """Give the next log entry with this event. Raises `DemoError`."""
-        # The log ends when the process does: the timer turns waiting for ever into an end.
-        watchdog = Timer(_PATIENCE, self._process.kill)
-        watchdog.start()
-        lines: list[str] = []
-        try:
-            for line in self._log:
-                lines.append(line)
-                entry: dict[str, Any] = json.loads(line)
-                if event in entry["event"]:
-                    return entry
-        except ValueError:
-            pass
-        finally:
-            watchdog.cancel()
-        said = lines[-1].strip() if lines else "nothing"
-        raise DemoError(f"the sidecar ended before {event!r} {detail}; it said last: {said}")
-
-    def stop(self) -> int:
-        """End it as kubelet does; give the exit code."""
-        self._process.terminate()
-        return self._process.wait(_PATIENCE)
+def _labels_appear(say: Say, sidecar: Daemon, labels: Path) -> None:
+    say("\n1. The sidecar scrapes XPU Manager and publishes what NFD turns into node labels:\n")
+    sidecar.wait_for("labels published")
+    say(_published(labels))
+    say("\n   (0.0-1.0 is GPU 0, tile 0 to GPU 1, tile 0.) Lanes between the GPUs:\n")
+    say(_indented(matrix(_topology(labels))))
 
 
-class _XpuManager:
-    """The simulator's control."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
-
-    def control(self, call: str, **arguments: object) -> None:
-        """Change what is simulated."""
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/control/{call}", json.dumps(arguments).encode()
-        )
-        with self._open(request, timeout=_PATIENCE):
-            pass
+def _a_link_is_cut(say: Say, xpum: XpuManager, sidecar: Daemon, labels: Path) -> None:
+    say(f"\n2. The Xe Link {_CUT} is cut. One scrape proves no loss, two in a row do:\n")
+    xpum.control("cut", links=[_CUT])
+    sidecar.wait_for("a loss waits for confirmation")
+    say(f"   after one scrape  {_count(labels)} links, {_CUT} waits for confirmation")
+    sidecar.wait_for("labels published")
+    say(f"   after two         {_count(labels)} links; ! marks what lost a link\n")
+    say(_indented(matrix(_topology(labels))))
 
 
-@contextmanager
-def _xpu_manager() -> Iterator[_XpuManager]:
-    with _started("sidecar.simulator", "--control", "--port=0") as process:
-        line = process.stdout.readline() if process.stdout else ""
-        port = line.rpartition(":")[2].partition("/")[0]
-        if not port.isdigit():
-            raise DemoError(f"the simulator of XPU Manager did not start: {line.strip()}")
-        yield _XpuManager(int(port))
+def _xpu_manager_breaks(say: Say, xpum: XpuManager, sidecar: Daemon, labels: Path) -> None:
+    say("\n3. XPU Manager breaks. Failure is not absence: the labels stay.\n")
+    for failure, text in (
+        ("daemon-down", "answers 500"),
+        ("reset", "resets the connection"),
+        ("empty", "answers nothing"),
+    ):
+        xpum.control("misbehave", name=failure)
+        reason = sidecar.wait_for("no usable answer")["reason"]
+        say(f"   XPU Manager {text:<22} -> unknown ({reason}), {_count(labels)} links stay")
+        xpum.control("heal")
+        sidecar.wait_for("XPU Manager seen")
 
 
-@contextmanager
-def _sidecar(port: int, features_d: Path, labels: Path) -> Iterator[_Process]:
-    with _started(
-        "sidecar",
-        f"-xpum-port={port}",
-        f"-tmp-dir-prefix={features_d}",
-        f"-dst-file-path={labels}",
-        "-startup-delay=0",
-        "-interval=1",
-        "-listen=",
-        "-log-format=json",
-    ) as process:
-        if process.stderr is None:
-            raise DemoError("the sidecar has no log")
-        yield _Process(process, process.stderr)
+def _all_is_healed(say: Say, xpum: XpuManager, sidecar: Daemon, labels: Path) -> None:
+    say("\n4. XPU Manager and the link are healed. A gain counts at once:\n")
+    xpum.control("reset")
+    sidecar.wait_for("labels published")
+    say(f"   after one scrape  {_count(labels)} links")
 
 
-@contextmanager
-def _started(module: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(  # noqa: S603 - our own modules, an argument list
-        [sys.executable, "-m", module, *arguments],
-        # The caller's own settings are for his sidecar, not for this one.
-        env={name: value for name, value in os.environ.items() if "XELINK_" not in name},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+def _pods_ask(say: Say, xpum: XpuManager, sidecar: Daemon, labels: Path) -> None:
+    lost = " and ".join(f"GPU {device}" for device in _LOST)
+    say(f"\n5. {lost} lose all their links. Pods ask kubelet for 1, 2 and 4 GPUs:\n")
+    topology = _topology(labels)
+    ends = [str(link) for link in topology.links if {end.device for end in link.ends} & {*_LOST}]
+    xpum.control("cut", links=ends)
+    sidecar.wait_for("labels published")
+    topology = _topology(labels)
+    linked = _given(labels, topology, "topology")
+    plain = _given(labels, topology, "none")
+    say(f"   {'Pod':<6}{'xelink-device-plugin':<47}a plugin without preference")
+    for pod in _PODS:
+        say(f"   {pod:<6}{_told(linked[pod], topology):<47}{_told(plain[pod], topology)}".rstrip())
+
+
+def _given(labels: Path, topology: Topology, policy: str) -> dict[str, tuple[int, ...]]:
+    """Run Pods on a node with the real plugin; give the device ids that each got."""
+    ids = {gpu.bdf: gpu.id for gpu in topology.gpus}
+    directory = labels.parent.parent / policy[:1]
+    node = directory / "node"
+    Node.eight_max_1550(node)
+    with (
+        Kubelet(directory / "k") as kubelet,
+        stage.device_plugin(node, directory / "k", labels, policy) as plugin,
+    ):
+        plugin.wait_for("links", state="in use")
+        plugin.wait_for("registered", resource=_RESOURCE)
+        kubelet.wait_for_allocatable(_RESOURCE, len(ids))
+        given = {
+            pod: kubelet.run_pod(pod, _RESOURCE, size).env["XELINK_GPUS"].split(",")
+            for pod, size in _PODS.items()
+        }
+        if plugin.stop():
+            raise StageError("the device plugin did not end well")
+    return {pod: tuple(sorted(ids[bdf] for bdf in bdfs)) for pod, bdfs in given.items()}
+
+
+def _told(devices: Iterable[int], topology: Topology) -> str:
+    """Say which GPUs these are and how well they are linked."""
+    gpus = sorted(devices)
+    pairs = [(one, other) for one in gpus for other in gpus if one < other]
+    lanes = lanes_between(topology)
+    widths = [sum(lanes.get(pair, ())) for pair in pairs]
+    names = " ".join(f"GPU{device}" for device in gpus)
+    if not pairs:
+        return names
+    linked = sum(pair in lanes for pair in pairs)
+    return f"{names}: {linked} of {len(pairs)} linked, {sum(widths)} lanes"
+
+
+def _the_sidecar_stops(say: Say, sidecar: Daemon, labels: Path) -> None:
+    say("\n6. The sidecar is stopped, as in a rollout. The labels stay until they expire:\n")
+    code = sidecar.stop()
+    left = _minutes_left(labels)
+    say(f"   exit code {code}, {_count(labels)} links, gone in {left} minutes unless renewed")
 
 
 def _published(labels: Path) -> str:
@@ -183,11 +152,11 @@ def _published(labels: Path) -> str:
     return _indented("\n".join(lines))
 
 
-def _picture(labels: Path) -> str:
+def _topology(labels: Path) -> Topology:
     standing = read(labels.read_bytes(), DEFAULT_NAMESPACE, datetime.now(UTC))
     if standing.topology is None:
-        raise DemoError("the feature file has no topology")
-    return matrix(standing.topology)
+        raise StageError("the feature file has no topology")
+    return standing.topology
 
 
 def _count(labels: Path) -> str:

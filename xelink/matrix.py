@@ -9,18 +9,13 @@ def matrix(topology: Topology) -> str:
     A `!` marks a pair that has fewer links than most pairs of the node have.
     """
     devices = sorted({gpu.id for gpu in topology.gpus} | {tile.device for tile in topology.tiles})
-    lanes: dict[tuple[int, int], list[int]] = {}
-    for link in topology.links:
-        pair = link.a.device, link.b.device
-        lanes.setdefault(pair, []).append(link.width)
-        if pair[0] != pair[1]:
-            lanes.setdefault((pair[1], pair[0]), []).append(link.width)
+    lanes = lanes_between(topology)
     usual = _most_common([len(widths) for widths in lanes.values()])
 
     def cell(row: int, column: int) -> str:
         if row == column:
             return "-"
-        widths = lanes.get((row, column))
+        widths = lanes.get((min(row, column), max(row, column)))
         return f"{sum(widths)}{'!' if len(widths) < usual else ''}" if widths else "."
 
     names = [f"GPU{device}" for device in devices]
@@ -34,6 +29,15 @@ def matrix(topology: Topology) -> str:
             ),
         ]
     )
+
+
+def lanes_between(topology: Topology) -> dict[tuple[int, int], list[int]]:
+    """Give the lanes of each link by the device ids that it joins, lower id first."""
+    lanes: dict[tuple[int, int], list[int]] = {}
+    for link in topology.links:
+        if link.a.device != link.b.device:
+            lanes.setdefault((link.a.device, link.b.device), []).append(link.width)
+    return lanes
 
 
 def _most_common(counts: list[int]) -> int:
