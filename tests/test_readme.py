@@ -30,6 +30,13 @@ def test_the_calls_of_the_readme_are_right(line: str) -> None:
     assert load(SidecarSettings, line.split()).warnings == ()
 
 
+@pytest.mark.parametrize(
+    "line", re.findall(r"^\$ xelink-device-plugin (.*)$", PLUGIN.read_text(), re.MULTILINE)
+)
+def test_the_calls_of_the_plugin_s_page_are_right(line: str) -> None:
+    assert load(PluginSettings, line.split()).warnings == ()
+
+
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#:]+)\)", README.read_text()), ids=str)
 def test_the_links_of_the_readme_lead_somewhere(link: str) -> None:
     assert (README.parent / link).exists()

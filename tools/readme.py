@@ -20,7 +20,7 @@ def blocks(root: Path) -> Mapping[Path, bytes]:
     plugin = Metrics("xelink_device_plugin")
     PluginTelemetry(plugin)
     NodeTelemetry(plugin)
-    content = {
+    content: dict[Path, dict[str, Iterable[str]]] = {
         Path("README.md"): {
             "demo": _demo(),
             "flags": _flags(SidecarSettings),
@@ -41,8 +41,8 @@ def _replaced(text: str, named: Mapping[str, Iterable[str]]) -> str:
     """Put lines between the markers of each block."""
     for name, lines in named.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        body = "\n".join(lines)
-        text = pattern.sub(lambda match, body=body: f"{match[1]}{body}\n{match[2]}", text)
+        body = "\n".join(lines).replace("\\", r"\\")
+        text = pattern.sub(rf"\g<1>{body}\n\g<2>", text)
     return text
 
 
