@@ -32,7 +32,6 @@ from device_plugin.answers import (
 from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.api.deviceplugin_pb2_grpc import DevicePluginServicer
 from device_plugin.snapshot import Snapshot, Watch
-from device_plugin.subsets import EXACT_LIMIT
 from device_plugin.telemetry import Telemetry
 from device_plugin.waiting import first_of
 
@@ -238,16 +237,12 @@ class Plugin(DevicePluginServicer):
     async def _ask(
         self, snapshot: Snapshot, available: Sequence[str], must: Sequence[str], size: int
     ) -> Preference:
-        simple = plain(available, must, size)
         prefer = snapshot.prefer.get(self.resource)
         if prefer is None:
-            return simple
+            return plain(available, must, size)
         try:
-            if len(snapshot.devices(self.resource)) <= EXACT_LIMIT:
-                preference = prefer(available, must, size)
-            else:
-                async with asyncio.timeout(self._manners.patience):
-                    preference = await asyncio.to_thread(prefer, available, must, size)
+            async with asyncio.timeout(self._manners.patience):
+                preference = await asyncio.to_thread(prefer, available, must, size)
             problem = preference.fault or fault(preference, available, must, size)
         except TimeoutError:
             problem = f"nothing was found in {self._manners.patience} s"
@@ -256,7 +251,8 @@ class Plugin(DevicePluginServicer):
         else:
             if not problem:
                 return preference
-        return simple._replace(fault=problem)
+        # Raises `RequestError` where nobody could meet the request.
+        return plain(available, must, size)._replace(fault=problem)
 
     def _account(self, given: Container) -> None:
         choice = self._choice(frozenset(given.ids))

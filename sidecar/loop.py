@@ -122,7 +122,15 @@ class Sidecar:
 
     def tick(self, now: Callable[[], datetime], monotonic: Callable[[], float]) -> Outcome:
         """Scrape once, and publish when that changes something or the expiry is due."""
-        self._fault = "the last tick failed; see the log"
+        try:
+            outcome = self._tick(now, monotonic)
+        except Exception:
+            self._fault = "the last tick failed; see the log"
+            raise
+        self._fault = None
+        return outcome
+
+    def _tick(self, now: Callable[[], datetime], monotonic: Callable[[], float]) -> Outcome:
         started = monotonic()
         outcome = self._scrape()
         self._telemetry.scraped(outcome, monotonic() - started, now().timestamp())
@@ -131,7 +139,6 @@ class Sidecar:
         self._say_outcome(outcome)
         self._judge(outcome, now())
         self.outcome = outcome
-        self._fault = None
         return outcome
 
     def not_ready(self) -> str | None:

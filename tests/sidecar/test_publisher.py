@@ -1,6 +1,7 @@
 """The feature file appears whole, readable, as one event; nobody leads the publisher astray."""
 
 import ctypes
+import fcntl
 import os
 import stat
 import struct
@@ -253,6 +254,19 @@ def test_reading_neither_hangs_nor_swallows_what_is_no_feature_file(
     assert len(publisher.read() or b"") == 1 << 20
     publisher.publish(NEW)
     assert publisher.read() == NEW
+
+
+def test_what_another_instance_is_writing_is_no_leftover(
+    publisher: Publisher, folder: Path
+) -> None:
+    publisher.prepare()
+    name = f"{NAME}.{17:016x}"
+    with (folder / STAGE / name).open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert publisher.prepare() == []
+        publisher.publish(NEW)
+        assert names(folder / STAGE) == [name]
+    assert publisher.prepare() == [f"{STAGE}/{name}"]
 
 
 def test_leftovers_are_removed_and_what_is_not_ours_is_not(

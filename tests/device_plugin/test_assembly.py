@@ -1,0 +1,235 @@
+"""Snapshots from what was seen: which facts prepare a preference anew, and which do not."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+
+import pytest
+
+from device_plugin.allocation import Preferences
+from device_plugin.assembly import Assembler, Choosing, Seen
+from device_plugin.devices import Card, Inventory, Problem
+from device_plugin.health import GpuHealth, Health
+from device_plugin.labels import State
+from device_plugin.links import NodeLinks, Pair
+from device_plugin.offers import ByPath, Monitoring, Offer
+from device_plugin.snapshot import Snapshot
+from tests.device_plugin.plugins import I915, MONITORING, bdf, card
+from topology.model import PortState
+
+XE = "gpu.intel.com/xe"
+
+
+def assembler(offer: Offer | None = None) -> Assembler:
+    return Assembler(Choosing(clock=lambda: 0.0, offer=offer or Offer()))
+
+
+def node(*cards: Card, links: NodeLinks | None = None) -> Seen:
+    return Seen(
+        inventory=Inventory(cards or tuple(card(number, numa=0) for number in (1, 2, 3, 4))),
+        links=links or wired((1, 2), (3, 4)),
+        health=Health(trouble=""),
+    )
+
+
+def wired(*pairs: tuple[int, int], lanes: int = 8, state: State = State.IN_USE) -> NodeLinks:
+    return NodeLinks(state, lanes={(bdf(one), bdf(other)): lanes for one, other in pairs})
+
+
+def prepared(snapshot: Snapshot, resource: str = I915) -> Preferences:
+    """Give what a resource's preference was prepared from."""
+    prefer = snapshot.prefer[resource]
+    assert isinstance(prefer, partial)
+    (preferences,) = prefer.args
+    assert isinstance(preferences, Preferences)
+    return preferences
+
+
+def preferred(snapshot: Snapshot, size: int, resource: str = I915) -> tuple[str, ...]:
+    ids = [device.id for device in snapshot.devices(resource)]
+    return snapshot.prefer[resource](ids, [], size).ids
+
+
+def with_cards(change: Callable[[Card], Card]) -> Callable[[Seen], Seen]:
+    def changed(seen: Seen) -> Seen:
+        first, *others = seen.inventory.cards
+        return replace(seen, inventory=replace(seen.inventory, cards=(change(first), *others)))
+
+    return changed
+
+
+def with_links(**changes: object) -> Callable[[Seen], Seen]:
+    return lambda seen: replace(seen, links=replace(seen.links, **changes))  # type: ignore[arg-type]  # fields of the caller
+
+
+UNCHANGED: Mapping[str, Callable[[Seen], Seen]] = {
+    "nothing": lambda seen: seen,
+    "the labels were renewed": with_links(expiry=datetime.now(UTC), published=datetime.now(UTC)),
+    "the same lanes in another order": lambda seen: replace(
+        seen, links=replace(seen.links, lanes=dict(reversed([*seen.links.lanes.items()])))
+    ),
+    "a link of a GPU that is not here": with_links(
+        lanes={**wired((1, 2), (3, 4)).lanes, (bdf(4), bdf(9)): 4}
+    ),
+    "ports of a GPU that is not here": with_links(ports={bdf(9): PortState.FAILED}),
+    "a GPU is ill": lambda seen: replace(
+        seen, health=Health({bdf(1): GpuHealth(healthy=False, reason="hot")}, trouble="")
+    ),
+    "a device node is gone": with_cards(lambda one: replace(one, missing=("/dev/dri/card1",))),
+    "the CDI spec stands": lambda seen: replace(seen, cdi=True),
+    "another card is broken": lambda seen: replace(
+        seen, inventory=replace(seen.inventory, problems=(Problem("card9", "no device"),))
+    ),
+}
+
+CHANGED: Mapping[str, Callable[[Seen], Seen]] = {
+    "lanes": lambda seen: replace(seen, links=wired((1, 2), (3, 4), lanes=4)),
+    "a link less": lambda seen: replace(seen, links=wired((1, 2))),
+    "no links any more": lambda seen: replace(seen, links=wired()),
+    "expired": with_links(state=State.EXPIRED),
+    "ports": with_links(ports={bdf(1): PortState.DEGRADED}),
+    "NUMA": with_cards(lambda one: replace(one, numa=1)),
+    "NUMA is no longer told": with_cards(lambda one: replace(one, numa=None)),
+    "DRM's number": with_cards(lambda one: replace(one, name="card9")),
+    "the PCI address": with_cards(lambda one: replace(one, bdf=bdf(0))),
+    "a card more": lambda seen: replace(
+        seen, inventory=replace(seen.inventory, cards=(*seen.inventory.cards, card(5)))
+    ),
+    "a card less": lambda seen: replace(
+        seen, inventory=replace(seen.inventory, cards=seen.inventory.cards[1:])
+    ),
+}
+
+
+@pytest.mark.parametrize("change", UNCHANGED.values(), ids=UNCHANGED)
+def test_a_preference_is_kept_when_nothing_that_matters_to_it_changed(
+    change: Callable[[Seen], Seen],
+) -> None:
+    ours = assembler()
+    before = ours.assemble(node())
+    after = ours.assemble(change(node()))
+    assert prepared(after) is prepared(before)
+
+
+@pytest.mark.parametrize("change", CHANGED.values(), ids=CHANGED)
+def test_a_preference_is_prepared_anew_when_what_it_rests_on_changed(
+    change: Callable[[Seen], Seen],
+) -> None:
+    ours = assembler()
+    before = ours.assemble(node())
+    after = ours.assemble(change(node()))
+    assert prepared(after) is not prepared(before)
+    # and is no other than that of an assembler that has never seen anything else
+    assert prepared(after).fabric == prepared(assembler().assemble(change(node()))).fabric
+
+
+def test_a_preference_that_comes_back_is_right_again() -> None:
+    ours = assembler()
+    seen = node(links=wired((2, 4)))
+    assert preferred(ours.assemble(seen), 2) == ("card2-0", "card4-0")
+    assert preferred(ours.assemble(replace(seen, links=wired((1, 3)))), 2) == ("card1-0", "card3-0")
+    assert preferred(ours.assemble(seen), 2) == ("card2-0", "card4-0")
+
+
+def test_i915_and_xe_are_apart() -> None:
+    ours = assembler()
+    others = tuple(replace(card(number), driver="xe") for number in (5, 6))
+    seen = node(card(1), card(2), *others, links=wired((1, 2), (2, 5), (5, 6)))
+    before = ours.assemble(seen)
+    assert {name: [device.id for device in told] for name, told in before.resources.items()} == {
+        I915: ["card1-0", "card2-0"],
+        XE: ["card5-0", "card6-0"],
+    }
+    assert [gpu.card for gpu in prepared(before).fabric.gpus] == ["card1", "card2"]
+    assert [gpu.card for gpu in prepared(before, XE).fabric.gpus] == ["card5", "card6"]
+    # What changes within one, or between the two, leaves the other alone.
+    after = ours.assemble(replace(seen, links=wired((1, 2), (5, 6), lanes=2)))
+    assert prepared(after) is not prepared(before)
+    other = ours.assemble(replace(seen, links=wired((1, 2), (1, 6), lanes=2)))
+    assert prepared(other) is prepared(after)
+    assert prepared(other, XE) is not prepared(after, XE)
+
+
+@pytest.mark.parametrize(
+    ("mode", "names"),
+    [
+        (Monitoring.SINGLE, {MONITORING}),
+        (Monitoring.SPLIT, {"gpu.intel.com/i915_monitoring", "gpu.intel.com/xe_monitoring"}),
+    ],
+)
+def test_monitoring_is_offered_and_has_no_preference(mode: Monitoring, names: set[str]) -> None:
+    seen = node(card(1), replace(card(2), driver="xe"))
+    snapshot = assembler(Offer(1, ByPath.SINGLE, mode)).assemble(seen)
+    assert snapshot.resources.keys() == names | {I915, XE}
+    assert snapshot.prefer.keys() == {I915, XE}
+
+
+def test_shares_are_offered_and_preferred_by_gpu() -> None:
+    snapshot = assembler(Offer(2)).assemble(node(links=wired((2, 4))))
+    assert [device.id for device in snapshot.devices(I915)][:4] == [
+        "card1-0",
+        "card1-1",
+        "card2-0",
+        "card2-1",
+    ]
+    assert preferred(snapshot, 2) == ("card2-0", "card4-0")
+
+
+@pytest.mark.parametrize("state", State)
+def test_lanes_are_known_where_links_are_usable_and_none_otherwise(state: State) -> None:
+    snapshot = assembler().assemble(node(links=wired((2, 4), state=state)))
+    usable = state in {State.IN_USE, State.GUESS}
+    pair: Pair = (bdf(2), bdf(4))
+    assert snapshot.lanes == ({pair: 8} if usable else None)
+    best = ("card2-0", "card4-0") if usable else ("card1-0", "card2-0")
+    assert preferred(snapshot, 2) == best
+
+
+def test_before_the_first_look_no_lanes_are_known() -> None:
+    snapshot = assembler().assemble(Seen(inventory=Inventory((card(1), card(2)))))
+    assert snapshot.lanes is None
+    assert preferred(snapshot, 1) == ("card1-0",)
+
+
+def test_a_node_without_links_is_known_to_have_none() -> None:
+    assert assembler().assemble(node(links=NodeLinks(State.IN_USE))).lanes == {}
+
+
+def test_without_gpus_there_is_nothing_to_offer_and_what_was_known_comes_back() -> None:
+    ours = assembler()
+    before = ours.assemble(node())
+    empty = ours.assemble(Seen())
+    assert (empty.resources, empty.prefer, empty.unhealthy) == ({}, {}, {})
+    assert prepared(ours.assemble(node())) is prepared(before)
+
+
+def test_a_complaint_makes_a_device_unhealthy_and_gives_the_reason() -> None:
+    hot = Health({bdf(2): GpuHealth(healthy=False, reason="core is critical (hot)")}, trouble="")
+    snapshot = assembler().assemble(replace(node(), health=hot))
+    told = {device.id: snapshot.complaint(device) for device in snapshot.devices(I915)}
+    assert told == {
+        "card1-0": None,
+        "card2-0": "core is critical (hot)",
+        "card3-0": None,
+        "card4-0": None,
+    }
+
+
+def test_a_virtual_function_is_as_ill_as_its_physical_function() -> None:
+    hot = Health({bdf(9): GpuHealth(healthy=False, reason="hot")}, trouble="")
+    seen = replace(node(replace(card(1), physfn=bdf(9)), card(2)), health=hot)
+    snapshot = assembler().assemble(seen)
+    assert snapshot.unhealthy == {bdf(1): f"its physical function {bdf(9)}: hot"}
+
+
+@pytest.mark.parametrize("cdi", [True, False])
+def test_cdi_names_are_handed_out_while_the_spec_stands(cdi: bool) -> None:  # noqa: FBT001 - a case
+    assert assembler().assemble(replace(node(), cdi=cdi)).cdi is cdi
+
+
+def test_a_snapshot_is_not_changed_by_what_comes_after_it() -> None:
+    lanes = {(bdf(1), bdf(2)): 8}
+    snapshot = assembler().assemble(node(links=NodeLinks(State.IN_USE, lanes=lanes)))
+    lanes.clear()
+    assert snapshot.lanes == {(bdf(1), bdf(2)): 8}

@@ -1,0 +1,443 @@
+"""The plugin's eyes on a simulated node: real files, a real xpumd, nothing that hangs or is lost."""
+
+import asyncio
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path, PosixPath
+from typing import Any, ClassVar
+
+import pytest
+import structlog
+from structlog.testing import LogCapture
+
+from device_plugin import xpumd
+from device_plugin.answers import container
+from device_plugin.assembly import Assembler, Choosing
+from device_plugin.devfs import Roots
+from device_plugin.health import Severity
+from device_plugin.node import Node, Sources
+from device_plugin.simulator.node import Damage, SimulatedGpu
+from device_plugin.simulator.node import Node as Tree
+from device_plugin.simulator.xpumd import Xpumd
+from device_plugin.snapshot import Snapshot, Watch
+from device_plugin.telemetry import NodeTelemetry
+from service.metrics import Metrics
+from sidecar.simulator import Blueprint
+from tests.device_plugin.plugins import I915, PATIENCE, directory, until
+from topology.publication import Publication, render
+
+FIRST, SECOND = "0000:29:00.0", "0000:3a:00.0"
+MESH = Blueprint(gpus=8, tiles=2).build()
+
+
+class SlowSysfs(PosixPath):
+    """A sysfs that holds a scan, which looks at its entries, and no look at its fingerprint."""
+
+    held: ClassVar[threading.Event] = threading.Event()
+    go_on: ClassVar[threading.Event] = threading.Event()
+
+    def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
+        if not self.go_on.is_set():
+            self.held.set()
+            self.go_on.wait(PATIENCE)
+        return super().stat(follow_symlinks=follow_symlinks)
+
+    @classmethod
+    def hold(cls) -> None:
+        cls.held.clear()
+        cls.go_on.clear()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_held() -> Iterator[None]:
+    SlowSysfs.go_on.set()
+    yield
+    SlowSysfs.go_on.set()
+
+
+@dataclass
+class Scene:
+    """A node in a directory, and what the plugin saw and said of it."""
+
+    path: Path
+    tree: Tree
+    sources: Sources
+    watch: Watch[Snapshot] = field(default_factory=lambda: Watch(Snapshot()))
+    logs: LogCapture = field(default_factory=LogCapture)
+    metrics: Metrics = field(default_factory=lambda: Metrics("x"))
+    node: Node = field(init=False)
+
+    def publish(self, *cut: str) -> None:
+        """Put a feature file of a mesh, without some links, in place."""
+        expiry = datetime.now(UTC) + timedelta(minutes=5)
+        topology = (MESH.cut(*cut) if cut else MESH).topology
+        staged = self.path / "staged"
+        staged.write_bytes(render(Publication(topology, expiry), "gpu.intel.com"))
+        staged.rename(self.sources.label_file)
+
+    def said(self, event: str) -> list[Any]:
+        return [entry for entry in self.logs.entries if entry["event"] == event]
+
+    def scans(self, outcome: str) -> float:
+        labels = {"outcome": outcome}
+        return self.metrics.registry.get_sample_value("x_scans_total", labels) or 0.0
+
+    async def scanned(self, outcome: str, times: int = 3) -> None:
+        """Wait for so many more scans."""
+        before = self.scans(outcome)
+        await until(lambda: self.scans(outcome) >= before + times)
+
+    async def until(self, true: Callable[[Snapshot], object]) -> Snapshot:
+        """Wait for a snapshot."""
+        await until(lambda: true(self.watch.current))
+        return self.watch.current
+
+    def ids(self) -> list[str]:
+        return [device.id for device in self.watch.current.devices(I915)]
+
+
+@asynccontextmanager
+async def following(scene: Scene) -> AsyncIterator[Node]:
+    """Follow the sources until the block ends."""
+    stop = asyncio.Event()
+    log = structlog.wrap_logger(None, processors=[scene.logs])
+    scene.node = Node(
+        scene.sources,
+        Assembler(Choosing(clock=time.monotonic)),
+        scene.watch,
+        NodeTelemetry(scene.metrics),
+        log,
+    )
+    task = asyncio.create_task(scene.node.run(stop))
+    try:
+        yield scene.node
+    finally:
+        SlowSysfs.go_on.set()
+        stop.set()
+        await asyncio.wait_for(task, PATIENCE)
+
+
+def tell(story: Callable[[Scene], Awaitable[None]], gpus: int = 8, **changes: Any) -> None:  # noqa: ANN401 - fields of `Sources`
+    with directory() as path:
+        tree = Tree.eight_max_1550(path / "n")
+        for gpu in tree.gpus[1 + gpus :]:
+            tree.remove(gpu.bdf)
+        sources = Sources(
+            replace(Roots.under(path / "n"), sysfs=SlowSysfs(path / "n/sys")),
+            label_file=path / "labels",
+            scan_seconds=0.02,
+            look_seconds=0.005,
+        )
+        scene = Scene(path, tree, replace(sources, **changes))
+
+        async def whole() -> None:
+            await story(scene)
+
+        asyncio.run(whole())
+
+
+# Scans
+
+
+@pytest.mark.parametrize(
+    ("lost", "reason"),
+    [("sys", "no sysfs at"), ("sys/class/drm", "cannot list")],
+)
+def test_a_scan_that_fails_keeps_the_last_good_one_and_is_said_once_and_counted(
+    lost: str, reason: str
+) -> None:
+    async def story(scene: Scene) -> None:
+        async with following(scene):
+            before = await scene.until(lambda snapshot: snapshot.resources)
+            place, away = scene.tree.root / lost, scene.path / "away"
+            place.rename(away)
+            place.write_text("no directory")
+            await scene.scanned("failed", 5)
+            assert scene.watch.current == before
+            (entry,) = scene.said("scan failed: the last good one stands")
+            assert entry["log_level"] == "error"
+            assert entry["reason"].startswith(reason)
+            assert not scene.said("scans are good again")
+            place.unlink()
+            away.rename(place)
+            await scene.scanned("good")
+            assert len(scene.said("scans are good again")) == 1
+            assert scene.watch.current == before
+
+    tell(story)
+
+
+def test_a_second_failure_of_another_kind_is_said_too() -> None:
+    async def story(scene: Scene) -> None:
+        failures = "scan failed: the last good one stands"
+        async with following(scene):
+            await scene.until(lambda snapshot: snapshot.resources)
+            drm = scene.tree.root / "sys/class/drm"
+            shutil.rmtree(drm)
+            drm.touch()
+            await until(lambda: len(scene.said(failures)) == 1)
+            shutil.rmtree(scene.tree.root / "sys")
+            await until(lambda: len(scene.said(failures)) == 2)
+            await scene.scanned("failed")
+            assert len(scene.said(failures)) == 2
+
+    tell(story)
+
+
+def test_without_a_good_scan_nothing_is_offered() -> None:
+    async def story(scene: Scene) -> None:
+        (scene.tree.root / "sys").rename(scene.path / "away")
+        scene.publish()
+        async with following(scene):
+            await scene.scanned("failed")
+            assert scene.watch.current.resources == {}
+            (scene.path / "away").rename(scene.tree.root / "sys")
+            await scene.until(lambda snapshot: len(snapshot.devices(I915)) == 8)
+
+    tell(story)
+
+
+def test_a_card_that_comes_is_seen_before_the_next_scan_is_due() -> None:
+    async def story(scene: Scene) -> None:
+        async with following(scene):
+            await scene.until(lambda snapshot: len(snapshot.devices(I915)) == 2)
+            scene.tree.add(SimulatedGpu("0000:9a:00.0", 5, numa=1, render=140))
+            await scene.until(lambda snapshot: len(snapshot.devices(I915)) == 3)
+            assert [entry["cards"].count("=") for entry in scene.said("GPUs of this node")][-1] == 3
+
+    tell(story, gpus=2, scan_seconds=3600.0)
+
+
+def test_what_changes_nothing_is_said_once_and_makes_no_other_snapshot() -> None:
+    async def story(scene: Scene) -> None:
+        async with following(scene):
+            await scene.until(lambda snapshot: snapshot.resources)
+            await scene.scanned("good", 1)
+            said = len(scene.logs.entries)
+            await scene.scanned("good", 10)
+            assert len(scene.logs.entries) == said
+
+    tell(story)
+
+
+# What is learned while a scan is under way
+
+
+async def hold_a_scan() -> None:
+    SlowSysfs.hold()
+    await asyncio.to_thread(SlowSysfs.held.wait, PATIENCE)
+
+
+def test_health_that_arrives_during_a_slow_scan_is_not_lost() -> None:
+    async def story(scene: Scene) -> None:
+        socket = scene.path / "x.sock"
+        scene.sources = replace(scene.sources, endpoint=str(socket))
+        async with Xpumd(socket, [FIRST, SECOND], every=None) as health, following(scene) as node:
+            await scene.until(lambda snapshot: snapshot.resources)
+            await until(lambda: not node.seen.health.trouble)
+            await hold_a_scan()
+            scene.tree.remove("0000:da:00.0")
+            health.say(SECOND, "core", Severity.CRITICAL, "hot")
+            health.push()
+            held = await scene.until(lambda snapshot: snapshot.unhealthy)
+            assert len(held.devices(I915)) == 8
+            SlowSysfs.go_on.set()
+            after = await scene.until(lambda snapshot: len(snapshot.devices(I915)) == 7)
+            assert after.unhealthy == held.unhealthy == {SECOND: "core is critical (hot)"}
+            await scene.scanned("good")
+            assert scene.watch.current.unhealthy == held.unhealthy
+            (entry,) = scene.said("GPU is unhealthy")
+            assert (entry["gpu"], entry["reason"]) == (SECOND, "core is critical (hot)")
+            health.heal(SECOND)
+            health.push()
+            await scene.until(lambda snapshot: not snapshot.unhealthy)
+            assert len(scene.said("GPU is healthy again")) == 1
+
+    tell(story, rule=xpumd.Rule(confirmations=1))
+
+
+def test_labels_that_arrive_during_a_slow_scan_are_not_lost() -> None:
+    async def story(scene: Scene) -> None:
+        async with following(scene):
+            await scene.until(lambda snapshot: snapshot.resources)
+            await hold_a_scan()
+            scene.tree.remove("0000:da:00.0")
+            scene.publish()
+            held = await scene.until(lambda snapshot: snapshot.lanes)
+            assert len(held.devices(I915)) == 8
+            SlowSysfs.go_on.set()
+            after = await scene.until(lambda snapshot: len(snapshot.devices(I915)) == 7)
+            assert after.lanes is not None
+            assert len(after.lanes) == 7 * 6 // 2
+            await scene.scanned("good")
+            assert scene.watch.current.lanes == after.lanes
+
+    tell(story)
+
+
+def test_half_of_the_first_look_is_told_to_nobody() -> None:
+    async def story(scene: Scene) -> None:
+        SlowSysfs.hold()
+        scene.publish()
+        socket = scene.path / "x.sock"
+        scene.sources = replace(scene.sources, endpoint=str(socket))
+        async with Xpumd(socket, [FIRST], every=None), following(scene) as node:
+            await asyncio.to_thread(SlowSysfs.held.wait, PATIENCE)
+            await until(lambda: not node.seen.health.trouble)
+            assert scene.watch.current == Snapshot()
+            assert node.label_state == "links missing: it has not been looked at yet"
+            assert {entry["event"] for entry in scene.logs.entries} == {"health is known"}
+            SlowSysfs.go_on.set()
+            snapshot = await scene.until(lambda snapshot: snapshot.resources)
+            assert snapshot.lanes is not None
+            assert len(snapshot.lanes) == 28
+            assert node.label_state == "links in use"
+            assert not [entry for entry in scene.logs.entries if entry["log_level"] == "warning"]
+
+    tell(story)
+
+
+# Doubts
+
+
+def test_doubts_are_said_once() -> None:
+    async def story(scene: Scene) -> None:
+        scene.publish()
+        scene.tree.remove("0000:da:00.0")
+        scene.tree.add(SimulatedGpu("0000:db:00.0", 8, numa=1, render=135))
+        scene.tree.damage(FIRST, "numa_node", Damage.NONSENSE)
+        async with following(scene):
+            await scene.until(lambda snapshot: snapshot.lanes)
+            await scene.scanned("good", 5)
+            scene.publish("0.0-1.0")  # other news do not repeat them
+            await until(lambda: len(scene.said("links")) == 1)
+            await scene.scanned("good", 5)
+            warnings = [entry for entry in scene.logs.entries if entry["log_level"] == "warning"]
+            assert sorted(entry["event"] for entry in warnings) == [
+                f"card1 at {FIRST}: its NUMA node is unknown:"
+                " numa_node: not a number, '0xzz and more'",
+                "in the id map but not on this bus: 0000:da:00.0",
+                "on this bus but not in the id map: 0000:db:00.0",
+            ]
+
+    tell(story)
+
+
+def test_gpus_that_are_withheld_are_told_with_the_reason() -> None:
+    async def story(scene: Scene) -> None:
+        scene.tree.rebind(FIRST, "vfio-pci")
+        async with following(scene):
+            await scene.until(lambda snapshot: len(snapshot.devices(I915)) == 7)
+            (entry,) = scene.said("GPUs that are not offered")
+            assert FIRST in entry["gpus"]
+            assert "vfio-pci" in entry["gpus"]
+            scene.tree.rebind(FIRST, "i915")
+            await scene.until(lambda snapshot: len(snapshot.devices(I915)) == 8)
+            assert scene.said("GPUs that are not offered")[-1]["gpus"] == "none"
+
+    tell(story)
+
+
+# CDI
+
+
+def named(snapshot: Snapshot) -> tuple[str, ...]:
+    """Give the CDI names that a container of the first device would be told."""
+    return container(snapshot, I915, ["card1-0"], set()).cdi
+
+
+CARD1 = ("intel.cdi.k8s.io/gpu=card1",)
+SPEC = "intel.cdi.k8s.io-gpu.json"
+
+
+def test_the_cdi_spec_follows_the_node() -> None:
+    async def story(scene: Scene) -> None:
+        directory = scene.path / "cdi"
+        scene.sources = replace(scene.sources, cdi_dir=directory)
+
+        def devices() -> list[str]:
+            spec = json.loads((directory / SPEC).read_text())
+            return [device["name"] for device in spec["devices"]]
+
+        async with following(scene):
+            assert named(await scene.until(lambda snapshot: snapshot.cdi)) == CARD1
+            assert devices() == ["card1", "card2"]
+            scene.tree.remove(SECOND)
+            await scene.until(lambda snapshot: len(snapshot.devices(I915)) == 1)
+            assert devices() == ["card1"]
+            (directory / SPEC).write_text("{}")
+            await until(lambda: len(scene.said("CDI spec refreshed")) == 3)
+            assert devices() == ["card1"]
+            scene.tree.remove(FIRST)
+            await scene.until(lambda snapshot: not snapshot.cdi)
+            assert [*directory.iterdir()] == []
+
+    tell(story, gpus=2)
+
+
+def test_without_a_directory_no_spec_is_written_and_no_name_handed_out() -> None:
+    async def story(scene: Scene) -> None:
+        async with following(scene):
+            assert named(await scene.until(lambda snapshot: snapshot.resources)) == ()
+
+    tell(story, cdi_dir=None)
+
+
+def test_while_a_rival_defines_the_same_devices_no_name_is_handed_out_and_it_is_told() -> None:
+    async def story(scene: Scene) -> None:
+        directory = scene.path / "cdi"
+        directory.mkdir()
+        scene.sources = replace(scene.sources, cdi_dir=directory)
+        async with following(scene):
+            assert named(await scene.until(lambda snapshot: snapshot.cdi)) == CARD1
+            rival = directory / "other.yaml"
+            rival.write_text("kind: intel.cdi.k8s.io/gpu\n")
+            assert named(await scene.until(lambda snapshot: not snapshot.cdi)) == ()
+            await scene.scanned("good", 5)
+            (entry,) = scene.said("no CDI devices are named")
+            assert entry["reason"] == "other specs define the same devices: other.yaml"
+            rival.unlink()
+            assert named(await scene.until(lambda snapshot: snapshot.cdi)) == CARD1
+            assert len(scene.said("CDI devices are named again")) == 1
+
+    tell(story)
+
+
+def test_while_the_spec_cannot_be_written_no_name_is_handed_out_and_it_is_told() -> None:
+    async def story(scene: Scene) -> None:
+        # Below a file there is no directory, not even for root.
+        blocker = scene.path / "run"
+        blocker.touch()
+        scene.sources = replace(scene.sources, cdi_dir=blocker / "cdi")
+        async with following(scene):
+            snapshot = await scene.until(lambda snapshot: snapshot.resources)
+            assert named(snapshot) == ()
+            assert container(snapshot, I915, ["card1-0"], set()).nodes  # the rest goes on
+            await scene.scanned("good", 5)
+            (entry,) = scene.said("no CDI devices are named")
+            assert entry["reason"].startswith(f"cannot write {blocker}/cdi/{SPEC}: ")
+            blocker.unlink()
+            assert named(await scene.until(lambda snapshot: snapshot.cdi)) == CARD1
+            assert len(scene.said("CDI devices are named again")) == 1
+
+    tell(story)
+
+
+def test_a_failed_scan_leaves_the_cdi_names_as_they_were() -> None:
+    async def story(scene: Scene) -> None:
+        scene.sources = replace(scene.sources, cdi_dir=scene.path / "cdi")
+        async with following(scene):
+            await scene.until(lambda snapshot: snapshot.cdi)
+            (scene.tree.root / "sys").rename(scene.path / "away")
+            await scene.scanned("failed")
+            assert named(scene.watch.current) == CARD1
+            assert (scene.path / "cdi" / SPEC).exists()
+
+    tell(story)
