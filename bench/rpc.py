@@ -113,7 +113,7 @@ def plugin(directory: Path, wiring: str) -> Iterator[str]:
         f"-cdi-dir={root / 'cdi'}",
         "-listen=",
     ]
-    with subprocess.Popen(
+    with subprocess.Popen(  # noqa: S603 - our own program
         [sys.executable, "-m", "device_plugin", *arguments], stderr=subprocess.PIPE, text=True
     ) as process:
         if process.stderr is None:
@@ -146,7 +146,7 @@ def main() -> None:
     print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
     # Not pytest's or the user's own: the path of a socket has 107 bytes at most.
     with (
-        tempfile.TemporaryDirectory(prefix="x", dir="/tmp") as name,  # noqa: S108 - made anew, and ours
+        tempfile.TemporaryDirectory(prefix="x", dir="/tmp") as name,
         plugin(Path(name), "mesh") as mesh,
         plugin(Path(name), "ring") as ring,
         ProcessPoolExecutor(max(CALLERS), get_context("spawn")) as callers,
@@ -155,10 +155,10 @@ def main() -> None:
         for number in CALLERS:
             took: dict[tuple[str, str], list[float]] = {row: [] for row in ROWS}
             for _ in range(ROUNDS):
-                for row, times in took.items():
-                    request, links = row
-                    calls = CALLS // ROUNDS
-                    times += measure(callers, number, addresses[links], request, calls)
+                for request, links in ROWS:
+                    took[request, links] += measure(
+                        callers, number, addresses[links], request, CALLS // ROUNDS
+                    )
             for (request, links), times in took.items():
                 figures = " | ".join(cells(times, took["floor", "mesh"]))
                 print(f"| {request} | {links} | {number} | {figures} |", flush=True)

@@ -77,7 +77,7 @@ async def _serve(settings: PluginSettings, log: FilteringBoundLogger) -> None:
         return f"no look at the node for {silence:.0f} s" if silence > _PATIENCE else None
 
     def ready() -> Verdict:
-        problem = endpoints.not_ready()
+        problem = endpoints.not_ready() if node.scanned else "no scan has succeeded yet"
         return Verdict(problem is None, "; ".join(filter(None, (problem, node.label_state))))
 
     node.last_look = loop.time()

@@ -1,17 +1,20 @@
-"""The plugin's eyes: scans, label file and health, each followed for ever, into snapshots.
+"""The plugin's eyes: scans, feature file and health, each followed for ever, into snapshots.
 
 Sources run side by side; whatever one of them sees is assembled with the latest of the others. A
 source that fails keeps its last good word, says so once, and is counted.
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
 from device_plugin import cdi, health, labels, links, xpumd
+from device_plugin.aside import aside
 from device_plugin.assembly import Assembler, Seen
 from device_plugin.cdi import CdiError
 from device_plugin.devfs import Roots
@@ -22,6 +25,8 @@ from device_plugin.snapshot import Snapshot, Watch
 from device_plugin.telemetry import NodeTelemetry
 from device_plugin.waiting import first_of
 from service.logs import Changes
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,11 +65,13 @@ class Node:
         self._log = log
         self._changes = Changes()
         self._reading: Reading | None = None
-        self._scanned = False
+        self._doubts: frozenset[str] = frozenset()
         self._news = asyncio.Event()
         self.seen = Seen()
         self.last_look = 0.0
         """When the scan last went round, by the clock of the loop."""
+        self.scanned = False
+        """Whether a scan has ever succeeded."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Follow all sources until `stop` is set."""
@@ -95,27 +102,38 @@ class Node:
         signs: tuple[str, ...] | None = None
         due = clock()
         while not stop.is_set():
-            now = await asyncio.to_thread(fingerprint, self._sources.roots)
-            if now != signs or clock() >= due:
+            now = await self._unless(stop, partial(fingerprint, self._sources.roots))
+            if now is not None and (now != signs or clock() >= due):
                 signs, due = now, clock() + self._sources.scan_seconds
-                # In a thread: a device may be slow to tell. The others go on meanwhile, so only
-                # what was scanned is taken over.
-                inventory, stands = await asyncio.to_thread(self._look_around, self.seen)
-                self.seen = replace(self.seen, inventory=inventory, cdi=stands)
-                self._scanned = True
-                self._news.set()
+                found = await self._unless(stop, partial(self._look_around, self.seen.inventory))
+                if found:
+                    # The others go on meanwhile: only what was scanned is taken over.
+                    inventory, stands = found
+                    self.seen = replace(self.seen, inventory=inventory, cdi=stands)
+                    self.scanned = True
+                    self._news.set()
             self.last_look = clock()
             await first_of(stop.wait(), seconds=self._sources.look_seconds)
 
-    def _look_around(self, before: Seen) -> tuple[Inventory, bool]:
-        """Scan the node and refresh the CDI spec; say whether that stands."""
+    @staticmethod
+    async def _unless(stop: asyncio.Event, work: Callable[[], T]) -> T | None:
+        """Do work that may take long, as a device may be slow to tell; None when the end came."""
+        task = asyncio.ensure_future(aside(work))
+        await first_of(_wait_for(task), stop.wait())
+        if task.done():
+            return task.result()
+        task.cancel()
+        return None
+
+    def _look_around(self, before: Inventory) -> tuple[Inventory, bool] | None:
+        """Scan the node and refresh the CDI spec; say whether that stands. None: it failed."""
         try:
-            inventory = self._inventory(before.inventory)
+            inventory = self._inventory(before)
         except ScanError as error:
             self._telemetry.scanned(good=False)
             if self._changes.of("scan", str(error)):
                 self._log.error("scan failed: the last good one stands", reason=str(error))
-            return before.inventory, before.cdi
+            return None
         self._telemetry.scanned(good=True)
         if self._changes.of("scan", None):
             self._log.info("scans are good again")
@@ -173,33 +191,57 @@ class Node:
         while not stop.is_set():
             await first_of(self._news.wait(), stop.wait())
             self._news.clear()
-            if not self._scanned or self._reading is None:
-                continue  # half of the first look would be told as a doubt
-            joined = links.join(self._reading, self.seen.inventory)
-            self.seen = seen = replace(self.seen, links=joined)
-            self._say(seen)
-            self._telemetry.sees(seen)
-            # In a thread: preparing a preference may take tens of milliseconds.
-            self._watch.replace(await asyncio.to_thread(self._assembler.assemble, seen))
+            if not self.scanned:
+                continue  # links without GPUs would be told as a doubt
+            if self._reading is not None:
+                joined = links.join(self._reading, self.seen.inventory)
+                self.seen = replace(self.seen, links=joined)
+            seen = self.seen
+            # Beside the loop: preparing a preference may take tens of milliseconds.
+            snapshot = await self._unless(stop, partial(self._assembler.assemble, seen))
+            if snapshot:
+                self._watch.replace(snapshot)
+                self._say(seen)
+                self._telemetry.sees(seen, health_unknown=len(self._health_unknown(seen)))
+
+    def _health_unknown(self, seen: Seen) -> tuple[str, ...]:
+        """Name the GPUs of which XPU Manager, which tells of others, says nothing."""
+        if not self._sources.endpoint or seen.health.trouble:
+            return ()
+        return health.unknown(seen.health, seen.inventory.cards)
 
     def _say(self, seen: Seen) -> None:
         found = [f"{card.name}={card.bdf}" for card in seen.inventory.cards]
         if self._changes.of("cards", found or None):
             self._log.info("GPUs of this node", cards=" ".join(found) or "none")
-        for line in _doubts(seen):
-            if self._changes.of(line, line):
-                self._log.warning(line)
+        self._say_doubts(frozenset(_doubts(seen)))
         withheld = [str(gpu) for gpu in seen.inventory.withheld]
         if self._changes.of("withheld", withheld or None):
             self._log.info("GPUs that are not offered", gpus="; ".join(withheld) or "none")
+        silent = self._health_unknown(seen)
+        if self._changes.of("silent", silent or None):
+            self._log.info("GPUs of unknown health", gpus=" ".join(silent) or "none")
         known = seen.links
-        if self._changes.of("links", (known.state, known.reason, len(known.lanes))):
+        if self._changes.of("links", known):
             self._log.info(
                 "links",
                 state=known.state.value,
                 pairs=len(known.lanes),
+                lanes=sum(known.lanes.values()),
                 reason=known.reason or "none",
             )
+
+    def _say_doubts(self, doubts: frozenset[str]) -> None:
+        for text in sorted(doubts - self._doubts):
+            self._log.warning(text)
+        for text in sorted(self._doubts - doubts):
+            self._log.info("no longer so", was=text)
+        self._doubts = doubts
+
+
+async def _wait_for(task: asyncio.Future[T]) -> None:
+    """Wait for a task without taking it along when this wait is canceled."""
+    await asyncio.wait([task])
 
 
 def _doubts(seen: Seen) -> Iterator[str]:

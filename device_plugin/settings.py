@@ -13,11 +13,12 @@ from device_plugin.health import Threshold
 from device_plugin.labels import DEFAULT_PATH as LABEL_FILE
 from device_plugin.offers import ByPath, Monitoring
 from device_plugin.sockets import DIRECTORY as PLUGIN_DIRECTORY
-from service.flags import KlogSettings, listen_address
-from topology.features import namespace_problem
+from service.flags import Directory, KlogSettings, listen_address
+from topology.features import namespace
 from topology.publication import DEFAULT_NAMESPACE
 
 # ids = id *( "," id ) ; id = "0x" 4hexdigit : as lspci -n prints them
+_HIGHEST_ID = 0xFFFF
 _DEVICE_ID = re.compile(r"0x[0-9a-fA-F]{4}", re.ASCII)
 
 
@@ -37,22 +38,20 @@ class SocketName(Enum):
     UNIQUE = "unique"
 
 
-def _device_ids(value: object) -> object:
-    if not isinstance(value, str):
+def _device_ids(value: object) -> frozenset[int]:
+    """Read a list as text, or as YAML gives it: numbers and texts, one or many."""
+    if isinstance(value, str):
+        value = [word.strip() for word in value.split(",") if word.strip()]
+    many = value if isinstance(value, list | frozenset) else [value]
+    return frozenset(map(_device_id, many))
+
+
+def _device_id(value: object) -> int:
+    if isinstance(value, str) and _DEVICE_ID.fullmatch(value):
+        return int(value, 16)
+    if type(value) is int and 0 <= value <= _HIGHEST_ID:
         return value
-    ids = [word.strip() for word in value.split(",") if word.strip()]
-    for word in ids:
-        if not _DEVICE_ID.fullmatch(word):
-            raise ValueError(
-                f"should be PCI device ids, 0x and four hexadecimal digits each: not {word!r}"
-            )
-    return frozenset(int(word, 16) for word in ids)
-
-
-def _namespace(value: str) -> str:
-    if problem := namespace_problem(value):
-        raise ValueError(problem)
-    return value
+    raise ValueError("should be PCI device ids, 0x and four hexadecimal digits each: 0x0bd5,0x0bda")
 
 
 def _spelled(ids: frozenset[int]) -> str:
@@ -101,10 +100,10 @@ class PluginSettings(KlogSettings):
         description="one resource for all GPUs (monitoring), or one for each driver"
         " (i915_monitoring, xe_monitoring)",
     )
-    label_file: Path = Field(
+    label_file: Directory = Field(
         LABEL_FILE, description="feature file with the links, as the sidecar writes it"
     )
-    label_namespace: Annotated[str, AfterValidator(_namespace)] = Field(
+    label_namespace: Annotated[str, AfterValidator(namespace)] = Field(
         DEFAULT_NAMESPACE, description="namespace of the labels in that file"
     )
     allocate_env: bool = Field(
@@ -113,7 +112,7 @@ class PluginSettings(KlogSettings):
         " linked",
     )
     cdi: bool = Field(default=True, description="write a CDI spec and name CDI devices")
-    cdi_dir: Path = Field(CDI_DIRECTORY, description="directory of the CDI spec")
+    cdi_dir: Directory = Field(CDI_DIRECTORY, description="directory of the CDI spec")
     xpumd_endpoint: str = Field(
         "",
         description="gRPC endpoint of XPU Manager 2.x, for device health"
@@ -130,10 +129,10 @@ class PluginSettings(KlogSettings):
         description="name of our sockets; unique ones let two instances overlap in a rolling"
         " update",
     )
-    plugin_dir: Path = Field(
+    plugin_dir: Directory = Field(
         PLUGIN_DIRECTORY, description="kubelet's directory of device plugin sockets"
     )
-    prefix: Path = Field(Path("/"), description="where the host's /sys and /dev are seen")
+    prefix: Directory = Field(Path("/"), description="where the host's /sys and /dev are seen")
     listen: Annotated[str, AfterValidator(listen_address)] = Field(
         "127.0.0.1:29997", description="address of /healthz, /readyz and /metrics; empty for none"
     )

@@ -99,18 +99,21 @@ class NodeTelemetry:
         self._gpus = metrics.gauge("gpus", "GPUs that are offered")
         self._problems = metrics.gauge("gpu_problems", "GPUs of which something cannot be read")
         self._pairs = metrics.gauge("linked_pairs", "pairs of GPUs that are linked")
-        self._state = metrics.gauge("label_file_state", "1 for the label file's state", "state")
+        self._state = metrics.gauge("feature_file_state", "1 for the feature file's state", "state")
         self._published = metrics.gauge(
-            "label_file_timestamp_seconds", "when the label file was written; 0: there is none"
+            "feature_file_timestamp_seconds", "when the feature file was written; 0: there is none"
         )
         self._expiry = metrics.gauge(
-            "label_file_expiry_timestamp_seconds", "when it expires; 0: never, or there is none"
+            "feature_file_expiry_timestamp_seconds", "when it expires; 0: never, or there is none"
         )
         self._unhealthy = metrics.gauge("unhealthy_gpus", "GPUs that XPU Manager calls unhealthy")
         self._known = metrics.gauge("health_known", "1 while XPU Manager tells GPUs' health")
+        self._silent = metrics.gauge(
+            "gpus_health_unknown", "GPUs of which XPU Manager, which tells of others, says nothing"
+        )
         self._changes = metrics.counter("health_changes", "changes of a GPU's health", "to")
         self._unread = metrics.counter(
-            "health_messages_unread", "messages of health that were not understood"
+            "health_unread", "messages, addresses and severities that were not understood"
         )
         for outcome in ("good", "failed"):
             self._scans.labels(outcome)
@@ -122,8 +125,9 @@ class NodeTelemetry:
         """Count one scan."""
         self._scans.labels("good" if good else "failed").inc()
 
-    def sees(self, seen: Seen) -> None:
+    def sees(self, seen: Seen, *, health_unknown: int) -> None:
         """Show the latest of each source."""
+        self._silent.set(health_unknown)
         self._gpus.set(len(seen.inventory.cards))
         self._problems.set(len(seen.inventory.problems))
         self._pairs.set(len(seen.links.lanes))

@@ -14,9 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
@@ -64,6 +64,16 @@ def listen_address(value: str) -> str:
     if value:
         split_address(value)
     return value
+
+
+def _not_empty(value: object) -> object:
+    if not str(value):
+        raise ValueError("should be a path")
+    return value
+
+
+Directory = Annotated[Path, BeforeValidator(_not_empty)]
+"""A path that is not empty: an empty one would mean wherever the daemon happens to stand."""
 
 
 class KlogSettings(DaemonSettings):
@@ -198,7 +208,7 @@ def help_text(settings: type[DaemonSettings]) -> str:
     prefix = settings.model_config["env_prefix"]
     return "\n".join(
         [
-            f"{settings.PROGRAM}: {settings.SUMMARY}",
+            *textwrap.wrap(f"{settings.PROGRAM}: {settings.SUMMARY}", width),
             "",
             f"Usage: {settings.PROGRAM} [flags]",
             "Forms: -flag value, -flag=value, --flag value, --flag=value; booleans also bare.",
@@ -299,7 +309,7 @@ _PREFIXED = re.compile(r"[+-]?0[xXoObB][0-9a-fA-F]+", re.ASCII)
 
 
 def _as_go_reads(value: object, field: FieldInfo) -> object:
-    numeric = int in (get_args(field.annotation) or (field.annotation,))
+    numeric = field.annotation in {int, int | None}
     if numeric and isinstance(value, str) and _PREFIXED.fullmatch(value):
         with suppress(ValueError):
             return int(value, 0)

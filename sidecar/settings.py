@@ -6,9 +6,9 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from service.flags import KlogSettings, listen_address
+from service.flags import Directory, KlogSettings, listen_address
 from sidecar.publisher import OnExit
-from topology.features import namespace_problem
+from topology.features import namespace
 from topology.publication import DEFAULT_NAMESPACE
 
 FEATURES_D = Path("/etc/kubernetes/node-feature-discovery/features.d")
@@ -19,21 +19,9 @@ _INTERVALS_IN_LIFE = 6
 _LEAST_INTERVALS = 3
 
 
-def _namespace(value: str) -> str:
-    if problem := namespace_problem(value):
-        raise ValueError(problem)
-    return value
-
-
 def _file(value: Path) -> Path:
     if not value.name:
         raise ValueError("should be the path of a file")
-    return value
-
-
-def _not_empty(value: object) -> object:
-    if not str(value):
-        raise ValueError("should be a directory")
     return value
 
 
@@ -61,7 +49,7 @@ class SidecarSettings(KlogSettings):
     startup_delay: int = Field(
         10, ge=0, le=_DAY, description="seconds before the first scrape; none with -oneshot"
     )
-    label_namespace: Annotated[str, AfterValidator(_namespace)] = Field(
+    label_namespace: Annotated[str, AfterValidator(namespace)] = Field(
         DEFAULT_NAMESPACE, description="namespace of the labels"
     )
     allow_subdeviceless_links: bool = Field(
@@ -96,7 +84,7 @@ class SidecarSettings(KlogSettings):
         description="good scrapes in a row that must agree before a loss (a link, a tile, a GPU)"
         " is published; a gain counts at once",
     )
-    tmp_dir_prefix: Annotated[Path, BeforeValidator(_not_empty)] = Field(
+    tmp_dir_prefix: Directory = Field(
         FEATURES_D,
         description="directory in which .stage is made, to prepare the file; on the file system of"
         " -dst-file-path",

@@ -135,10 +135,17 @@ def name_problem(name: str) -> str | None:
 def namespace_problem(namespace: str) -> str | None:
     """Say why a label in this namespace would be refused."""
     if len(namespace) > _SUBDOMAIN_LIMIT or not _SUBDOMAIN.fullmatch(namespace):
-        return f"{namespace!r} is no namespace: a lower-case DNS name such as gpu.intel.com is"
+        return "a label's namespace should be a lower-case DNS name such as gpu.intel.com"
     if _DENIED.fullmatch(namespace) and not _ALLOWED.fullmatch(namespace):
-        return f"{namespace!r} belongs to Kubernetes: NFD refuses labels in this namespace"
+        return "this namespace belongs to Kubernetes: NFD refuses labels in it"
     return None
+
+
+def namespace(value: str) -> str:
+    """Give the namespace as it is. Raises `ValueError` when labels in it would be refused."""
+    if problem := namespace_problem(value):
+        raise ValueError(problem)
+    return value
 
 
 def value_problem(value: str) -> str | None:

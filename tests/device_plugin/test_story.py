@@ -26,7 +26,7 @@ PAIRS = Blueprint(gpus=8, tiles=2, wiring="none").build()
 
 
 class Scene:
-    """A node, a kubelet and a label file in one short directory."""
+    """A node, a kubelet and a feature file in one short directory."""
 
     def __init__(self, directory: Path, kubelet: Kubelet) -> None:
         self.directory = directory
@@ -115,7 +115,7 @@ def test_preference_follows_the_labels_as_they_appear_change_and_expire(scene: S
         assert scene.pod(2) == {"card1", "card2"}
         assert get(f"{url}/readyz")[0] == 200
         metrics = get(f"{url}/metrics")[1]
-        assert 'xelink_device_plugin_label_file_state{state="expired"} 1.0' in metrics
+        assert 'xelink_device_plugin_feature_file_state{state="expired"} 1.0' in metrics
         assert process.stop() == 0
 
 
