@@ -1,12 +1,12 @@
 """What kubelet is answered: pure functions of a snapshot and a request.
 
-No protobuf here: `plugin` translates. What is refused raises one of two exceptions, which are the
-two ways in which kubelet's request can be wrong.
+No protobuf here: `messages` translates. What is refused raises one of two exceptions, which are
+the two ways in which kubelet's request can be wrong.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from itertools import combinations
 from typing import NamedTuple
@@ -65,41 +65,31 @@ class Choice(Enum):
 
 @dataclass(frozen=True)
 class Container:
-    """What one container gets; `gpus` are PCI addresses in their order, `links` pairs of them."""
+    """What one container gets; `gpus` are PCI addresses in their order."""
 
     ids: tuple[str, ...] = ()
     gpus: tuple[str, ...] = ()
-    links: tuple[tuple[str, str, int], ...] = ()
-    linked: Linked = Linked.SINGLE
     nodes: tuple[DeviceNode, ...] = ()
     mounts: tuple[Mount, ...] = ()
     cdi: tuple[str, ...] = ()
 
-    @property
-    def facts(self) -> dict[str, str]:
-        """Tell the workload what it got, nothing where it got no GPU of its own.
 
-        `gpus`: PCI addresses. `links`: `address-address=lanes`, without `=lanes` where nobody told
-        how many. `linked`: whether all pairs are.
-        """
-        if not self.gpus:
-            return {}
-        links = (f"{one}-{other}" + f"={lanes}" * bool(lanes) for one, other, lanes in self.links)
-        return {
-            GPUS: ",".join(self.gpus),
-            LINKS: ",".join(links),
-            ALL_LINKED: self.linked.value,
-        }
+@dataclass(frozen=True)
+class Facts:
+    """What a workload is told of its GPUs, by name; nothing where it got no GPU of its own."""
+
+    linked: Linked = Linked.UNKNOWN
+    said: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def environment(self) -> dict[str, str]:
         """The facts as variables: `XELINK_GPUS`, `XELINK_LINKS`, `XELINK_LINKED`."""
-        return {f"XELINK_{name.upper()}": value for name, value in self.facts.items()}
+        return {f"XELINK_{name.upper()}": value for name, value in self.said.items()}
 
     @property
     def annotations(self) -> dict[str, str]:
         """The facts as annotations of the container: `gpu.intel.com/xelink.gpus` and so on."""
-        return {f"{NAMESPACE}/xelink.{name}": value for name, value in self.facts.items()}
+        return {f"{NAMESPACE}/xelink.{name}": value for name, value in self.said.items()}
 
 
 def listing(snapshot: Snapshot, resource: str) -> tuple[Told, ...]:
@@ -124,19 +114,20 @@ def container(
     `known` are ids that kubelet was ever told of. Raises `MalformedError` for others and
     `UnusableError` for those that are gone or unhealthy.
     """
-    there = {device.id: device for device in snapshot.devices(resource)}
+    places, every = snapshot.places(resource), snapshot.devices(resource)
     wanted = set(ids)
-    _require_known(wanted - there.keys(), known, resource)
-    complaints = dict.fromkeys(sorted(wanted - there.keys()), "it is gone")
-    for device in there.values():
-        complaint = snapshot.complaint(device) if device.id in wanted else None
-        if complaint:
+    gone = sorted(wanted - places.keys())
+    _require_known(gone, known, resource)
+    devices = [every[place] for place in sorted(places[id_] for id_ in wanted.difference(gone))]
+    complaints = dict.fromkeys(gone, "it is gone")
+    for device in devices:
+        if complaint := snapshot.complaint(device):
             complaints[device.id] = complaint
     if complaints:
         raise UnusableError(
             _some(f"{id_}: {why[:_LONGEST_REASON]}" for id_, why in complaints.items())
         )
-    return _container(snapshot, [device for device in there.values() if device.id in wanted])
+    return _container(snapshot, devices)
 
 
 def offered(
@@ -144,19 +135,12 @@ def offered(
 ) -> Sequence[str]:
     """Give those of the offered ids that can be used, all of them when these are too few.
 
-    kubelet may not have heard yet of what has just become unhealthy or gone.
+    kubelet may not have heard yet of what has just become unhealthy or gone, and remembers what an
+    instance before us told: ids that nobody here knows are no reason to fail a Pod.
     """
-    usable = {told.id for told in listing(snapshot, resource) if told.healthy}
+    usable = snapshot.usable(resource)
     good = [id_ for id_ in ids if id_ in usable]
     return good if len({*good, *must}) >= size else ids
-
-
-def require_known(
-    snapshot: Snapshot, resource: str, ids: Iterable[str], known: AbstractSet[str]
-) -> None:
-    """Raise `MalformedError` when kubelet was never told of one of these ids."""
-    there = {device.id for device in snapshot.devices(resource)}
-    _require_known({*ids} - there, known, resource)
 
 
 def fault(
@@ -174,10 +158,13 @@ def fault(
 
 
 def how_linked(snapshot: Snapshot, gpus: Sequence[str]) -> Linked:
-    """Say how much of a set of PCI addresses is linked; all means every pair."""
+    """Say how much of a set of PCI addresses is linked; all means every pair.
+
+    Unknown where the links of one of them are.
+    """
     if len(gpus) < 2:  # noqa: PLR2004 - a pair
         return Linked.SINGLE
-    if snapshot.lanes is None:
+    if not all(map(snapshot.speaks_of, gpus)):
         return Linked.UNKNOWN
     pairs = [snapshot.linked(one, other) is not None for one, other in combinations(gpus, 2)]
     if all(pairs):
@@ -185,24 +172,39 @@ def how_linked(snapshot: Snapshot, gpus: Sequence[str]) -> Linked:
     return Linked.SOME if any(pairs) else Linked.NONE
 
 
+def facts(snapshot: Snapshot, gpus: Sequence[str]) -> Facts:
+    """Tell what there is to tell of a container's GPUs, by their PCI addresses.
+
+    `gpus`: the addresses. `links`: `address-address=lanes`, without `=lanes` where nobody told how
+    many. `linked`: whether all pairs are.
+    """
+    linked = how_linked(snapshot, gpus)
+    if not gpus:
+        return Facts(linked)
+    links = ((one, other, snapshot.linked(one, other)) for one, other in combinations(gpus, 2))
+    told = (
+        f"{one}-{other}" if snapshot.guessed or not lanes else f"{one}-{other}={lanes}"
+        for one, other, lanes in links
+        if lanes is not None
+    )
+    said = {GPUS: ",".join(gpus), LINKS: ",".join(told), ALL_LINKED: linked.value}
+    return Facts(linked, said)
+
+
 def _container(snapshot: Snapshot, devices: Sequence[Device]) -> Container:
     # Two shares of one GPU bring the same nodes and mounts: each is given once.
     cards = tuple({device.card.bdf: device.card for device in devices if device.card}.values())
-    gpus = tuple(card.bdf for card in cards)
-    links = ((one, other, snapshot.linked(one, other)) for one, other in combinations(gpus, 2))
     return Container(
         ids=tuple(device.id for device in devices),
-        gpus=gpus,
-        links=tuple((one, other, lanes) for one, other, lanes in links if lanes is not None),
-        linked=how_linked(snapshot, gpus),
+        gpus=tuple(card.bdf for card in cards),
         nodes=tuple(dict.fromkeys(node for device in devices for node in device.nodes)),
         mounts=tuple(dict.fromkeys(mount for device in devices for mount in device.mounts)),
         cdi=tuple(qualified_name(card) for card in cards) if snapshot.cdi else (),
     )
 
 
-def _require_known(ids: AbstractSet[str], known: AbstractSet[str], resource: str) -> None:
-    if unknown := sorted(ids - known):
+def _require_known(ids: Iterable[str], known: AbstractSet[str], resource: str) -> None:
+    if unknown := [id_ for id_ in ids if id_ not in known]:
         raise MalformedError(f"{resource} has no device {_some(map(_quoted, unknown))}")
 
 

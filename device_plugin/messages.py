@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from device_plugin.answers import Container, Told
+from device_plugin.answers import Container, Facts, Told
 from device_plugin.api import deviceplugin_pb2 as pb
 
 MESSAGE_LIMIT = 4 << 20
@@ -19,10 +19,9 @@ def device_list(listing: Sequence[Told]) -> pb.ListAndWatchResponse:
     return message
 
 
-def allocation(given: Container, *, with_env: bool) -> pb.ContainerAllocateResponse:
+def allocation(given: Container) -> pb.ContainerAllocateResponse:
     """Tell what a container gets."""
     return pb.ContainerAllocateResponse(
-        envs=given.environment if with_env else {},
         mounts=[
             pb.Mount(
                 container_path=mount.container_path,
@@ -39,8 +38,14 @@ def allocation(given: Container, *, with_env: bool) -> pb.ContainerAllocateRespo
             )
             for node in given.nodes
         ],
-        annotations=given.annotations,
         cdi_devices=[pb.CDIDevice(name=name) for name in given.cdi],
+    )
+
+
+def account(facts: Facts, *, with_env: bool) -> pb.ContainerAllocateResponse:
+    """Tell a container about what it gets; to be merged into its `allocation`."""
+    return pb.ContainerAllocateResponse(
+        envs=facts.environment if with_env else {}, annotations=facts.annotations
     )
 
 

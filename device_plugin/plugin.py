@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
 
 from grpc import StatusCode
 from structlog.typing import FilteringBoundLogger
@@ -19,18 +20,20 @@ from device_plugin.allocation import Preference, RequestError, plain
 from device_plugin.answers import (
     Choice,
     Container,
+    Facts,
     MalformedError,
     Told,
     UnusableError,
     container,
+    facts,
     farewell,
     fault,
     listing,
     offered,
-    require_known,
 )
 from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.api.deviceplugin_pb2_grpc import DevicePluginServicer
+from device_plugin.aside import aside
 from device_plugin.snapshot import Snapshot, Watch
 from device_plugin.telemetry import Telemetry
 from device_plugin.waiting import first_of
@@ -49,14 +52,27 @@ class Manners:
 
     `prefers` offers kubelet a preference, for resources of single GPUs. `allocate_env` gives the
     workload its facts as environment variables, too. A vanished device is unhealthy for `farewell`
-    seconds, or until the next change, before it is left out. A preference that takes longer than
-    `patience` seconds is a fault.
+    seconds, or until the next change, before it is left out. kubelet follows a preference at once:
+    what it allocates more than `memory` seconds later has nothing to do with it.
+
+    A preference that takes longer than `patience` seconds is a fault, answered with a plain choice.
+    Give more than the time after which a preference settles for the best that it has found, or that
+    would be lost.
     """
 
     prefers: bool = True
     allocate_env: bool = True
     farewell: float = 10.0
+    memory: float = 10.0
     patience: float = 2.0
+
+
+class _Preferred(NamedTuple):
+    """A preference that kubelet was given, and of what."""
+
+    ids: frozenset[str]
+    available: frozenset[str]
+    until: float
 
 
 class Plugin(DevicePluginServicer):
@@ -78,8 +94,9 @@ class Plugin(DevicePluginServicer):
         self._telemetry = telemetry
         self._log = log.bind(resource=resource)
         self._manners = manners or Manners()
+        self._seen: Snapshot | None = None
         self._known: set[str] = set()
-        self._preferred: deque[frozenset[str]] = deque(maxlen=_REMEMBERED)
+        self._preferred: deque[_Preferred] = deque(maxlen=_REMEMBERED)
         self._ending = asyncio.Event()
         self._streams: set[object] = set()
         # Which resources a preference is asked for is fixed at registration.
@@ -129,7 +146,7 @@ class Plugin(DevicePluginServicer):
     async def GetPreferredAllocation(  # noqa: N802
         self, request: pb.PreferredAllocationRequest, context: Context
     ) -> pb.PreferredAllocationResponse:
-        """Prefer devices for each container; only a malformed request is an error."""
+        """Prefer devices for each container; only a size that cannot be met is an error."""
         try:
             chosen = [
                 await self._prefer(
@@ -139,9 +156,12 @@ class Plugin(DevicePluginServicer):
                 )
                 for asked in request.container_requests
             ]
-        except (MalformedError, RequestError) as error:
+        except RequestError as error:
             await self._refuse(context, "GetPreferredAllocation", error)
-        self._preferred.extend(frozenset(preference.ids) for preference in chosen)
+        until = asyncio.get_running_loop().time() + self._manners.memory
+        for asked, preference in zip(request.container_requests, chosen, strict=True):
+            available = frozenset((*asked.available_deviceIDs, *asked.must_include_deviceIDs))
+            self._preferred.append(_Preferred(frozenset(preference.ids), available, until))
         return pb.PreferredAllocationResponse(
             container_responses=[
                 pb.ContainerPreferredAllocationResponse(deviceIDs=preference.ids)
@@ -161,13 +181,17 @@ class Plugin(DevicePluginServicer):
             ]
         except (MalformedError, UnusableError) as error:
             await self._refuse(context, "Allocate", error)
-        for one in given:
-            self._account(one)
-        return pb.AllocateResponse(
-            container_responses=[
-                messages.allocation(one, with_env=self._manners.allocate_env) for one in given
-            ]
-        )
+        told = [messages.allocation(one) for one in given]
+        for one, message in zip(given, told, strict=True):
+            known_of_it = Facts()
+            with self._spared("facts"):
+                known_of_it = facts(snapshot, one.gpus)
+                message.MergeFrom(
+                    messages.account(known_of_it, with_env=self._manners.allocate_env)
+                )
+            with self._spared("account"):
+                self._account(one, known_of_it)
+        return pb.AllocateResponse(container_responses=told)
 
     async def PreStartContainer(  # noqa: N802
         self,
@@ -219,12 +243,13 @@ class Plugin(DevicePluginServicer):
     def _look(self) -> tuple[Snapshot, set[str]]:
         """Read the snapshot, and remember the ids that kubelet may have heard of."""
         snapshot = self._watch.current
-        self._known.update(device.id for device in snapshot.devices(self.resource))
+        if snapshot is not self._seen:
+            self._known |= snapshot.places(self.resource).keys()
+            self._seen = snapshot
         return snapshot, self._known
 
     async def _prefer(self, available: Sequence[str], must: Sequence[str], size: int) -> Preference:
-        snapshot, known = self._look()
-        require_known(snapshot, self.resource, (*available, *must), known)
+        snapshot, _ = self._look()
         usable = offered(snapshot, self.resource, available, must, size)
         clock = asyncio.get_running_loop().time
         start = clock()
@@ -241,8 +266,12 @@ class Plugin(DevicePluginServicer):
         if prefer is None:
             return plain(available, must, size)
         try:
-            async with asyncio.timeout(self._manners.patience):
-                preference = await asyncio.to_thread(prefer, available, must, size)
+            if self.resource in snapshot.quick:
+                preference = prefer(available, must, size)
+            else:
+                # Whatever becomes of it, the end of the process does not wait for it.
+                async with asyncio.timeout(self._manners.patience):
+                    preference = await aside(partial(prefer, available, must, size))
             problem = preference.fault or fault(preference, available, must, size)
         except TimeoutError:
             problem = f"nothing was found in {self._manners.patience} s"
@@ -254,26 +283,38 @@ class Plugin(DevicePluginServicer):
         # Raises `RequestError` where nobody could meet the request.
         return plain(available, must, size)._replace(fault=problem)
 
-    def _account(self, given: Container) -> None:
+    @contextmanager
+    def _spared(self, what: str) -> Iterator[None]:
+        """Let no fault in what is but told fail a Pod that can have its devices."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - whatever it is, kubelet is owed an answer
+            self._telemetry.lost(self.resource, what)
+            self._log.error(f"allocated without {what}", fault=f"{type(error).__name__}: {error}")
+
+    def _account(self, given: Container, told: Facts) -> None:
         choice = self._choice(frozenset(given.ids))
-        self._telemetry.allocated(self.resource, given.linked, choice)
+        self._telemetry.allocated(self.resource, told.linked, choice)
         self._log.info(
             "allocated",
             devices=" ".join(given.ids),
             gpus=" ".join(given.gpus),
-            linked=given.linked.value,
+            linked=told.linked.value,
             choice=choice.value,
         )
 
     def _choice(self, ids: frozenset[str]) -> Choice:
-        if ids in self._preferred:
-            self._preferred.remove(ids)
-            return Choice.PREFERRED
-        passed_over = [asked for asked in self._preferred if len(asked) == len(ids)]
-        if not passed_over:
+        now = asyncio.get_running_loop().time()
+        while self._preferred and self._preferred[0].until <= now:
+            self._preferred.popleft()
+        asked = [
+            one for one in self._preferred if len(one.ids) == len(ids) and ids <= one.available
+        ]
+        if not asked:
             return Choice.UNASKED
-        self._preferred.remove(passed_over[-1])
-        return Choice.OTHER
+        followed = [one for one in asked if one.ids == ids]
+        self._preferred.remove((followed or asked)[-1])
+        return Choice.PREFERRED if followed else Choice.OTHER
 
     async def _refuse(self, context: Context, rpc: str, error: Exception) -> NoReturn:
         unusable = isinstance(error, UnusableError)

@@ -5,6 +5,7 @@ import re
 import secrets
 import socket
 import stat
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,10 @@ KUBELET = "kubelet.sock"
 
 _LONGEST_PATH = 107  # bytes: sun_path is 108 with its final NUL
 _CONNECT_SECONDS = 1.0
+_BIRTH_SECONDS = 1.0  # between bind and listen a socket of another instance looks dead
+
+_SUFFIX = "[0-9a-f]{8}"
+_BIRTHPLACE = re.compile(r"\.[0-9a-f]{12}\.sock", re.ASCII)
 
 
 class SocketError(Exception):
@@ -74,11 +79,15 @@ def require_free(path: Path) -> None:
     """Raise `SocketError` when we could not serve on a path, or must not."""
     if len(os.fsencode(path)) > _LONGEST_PATH:
         raise SocketError(f"{path} is too long for a socket: at most {_LONGEST_PATH} bytes")
-    if not path.parent.is_dir():
+    try:
+        stands = _mode(path)
+    except OSError as error:
+        raise SocketError(f"cannot look into {path.parent}: {error.strerror}") from None
+    if stands is None and not path.parent.is_dir():
         raise SocketError(f"there is no directory {path.parent}: kubelet's must be mounted here")
-    if identity(path) is None and os.path.lexists(path):
+    if stands is not None and not stat.S_ISSOCK(stands):
         raise SocketError(f"{path} is no socket: remove it")
-    if is_answered(path):
+    if stands is not None and is_answered(path):
         raise SocketTakenError(
             f"{path} is served by another process: stop it, or give -socket-name unique"
         )
@@ -93,10 +102,40 @@ def birthplace(path: Path) -> Path:
     return path.with_name(f".{secrets.token_hex(6)}.sock")
 
 
+def remove_dead(directory: Path, resource: str) -> tuple[str, ...]:
+    """Remove what instances left behind that were killed: sockets with names as only ours have.
+
+    That is unique names of this resource and birthplaces. Those that anybody answers stay, and so
+    does whatever was made within the last second, or cannot be told. Gives the names.
+    """
+    unique = re.compile(re.escape(socket_name(resource, "?")).replace(r"\?", _SUFFIX), re.ASCII)
+    try:
+        names = sorted(entry.name for entry in directory.iterdir())
+    except OSError:
+        return ()
+    ours = (name for name in names if unique.fullmatch(name) or _BIRTHPLACE.fullmatch(name))
+    return tuple(name for name in ours if _remove_dead(directory / name))
+
+
+def _remove_dead(path: Path) -> bool:
+    seen = identity(path)
+    grown = seen is not None and time.time() - seen.created / 1e9 > _BIRTH_SECONDS
+    return grown and not is_answered(path) and remove_own(path, seen)
+
+
+def _mode(path: Path) -> int | None:
+    """Tell what stands at a path, None for nothing. Raises `OSError` where that cannot be told."""
+    try:
+        return path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 def remove_own(path: Path, own: Identity | None) -> bool:
-    """Remove the socket at a path if it is still our own; tell whether it was."""
+    """Remove the socket at a path if it is still our own; tell whether that was done."""
     if own is None or identity(path) != own:
         return False
     with suppress(OSError):
         path.unlink()
-    return True
+        return True
+    return False

@@ -45,6 +45,12 @@ class Telemetry:
         self._refusals = metrics.counter(
             "refusals", "requests that were refused", "resource", "rpc", "code"
         )
+        self._faults = metrics.counter(
+            "allocation_faults",
+            "containers that got their devices without facts or account, because of a fault",
+            "resource",
+            "lost",
+        )
 
     def begin(self, resource: str) -> None:
         """Show every series of a resource from the start."""
@@ -57,6 +63,8 @@ class Telemetry:
         for linked in Linked:
             for choice in Choice:
                 self._allocations.labels(resource, linked.value, choice.value)
+        for what in ("facts", "account"):
+            self._faults.labels(resource, what)
 
     def told(self, resource: str, listing: tuple[Told, ...]) -> None:
         """Show the devices that kubelet was told of."""
@@ -89,6 +97,10 @@ class Telemetry:
     def refused(self, resource: str, rpc: str, code: str) -> None:
         """Count one refusal."""
         self._refusals.labels(resource, rpc, code).inc()
+
+    def lost(self, resource: str, what: str) -> None:
+        """Count one container that was allocated, but lost facts or account to a fault."""
+        self._faults.labels(resource, what).inc()
 
 
 class NodeTelemetry:

@@ -1,9 +1,12 @@
 """Our programs as real processes, watched through their logs: no sleeping, no polling."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from queue import Queue
@@ -80,6 +83,23 @@ class Running:
         for stream in (self.process.stdout, self.process.stderr):
             assert stream
             stream.close()
+
+
+def address(process: Running) -> str:
+    """Wait until a daemon listens; give the URL of its probes."""
+    match = re.search(r"listen=(\S+)", process.wait_for("event=started"))
+    assert match
+    return f"http://{match[1]}"
+
+
+def get(url: str) -> tuple[int, str]:
+    """Give status and text of an answer, whatever the status."""
+    try:
+        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:  # noqa: S310 - our own address
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
 
 
 @contextmanager

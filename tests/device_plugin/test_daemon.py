@@ -9,8 +9,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -24,7 +22,7 @@ from device_plugin.api.deviceplugin_pb2_grpc import DevicePluginStub
 from device_plugin.simulator.kubelet import Kubelet
 from device_plugin.simulator.node import Node
 from sidecar.simulator import Blueprint
-from tests.processes import PATIENCE, Running, running
+from tests.processes import PATIENCE, Running, address, get, running
 from topology.publication import Publication, render
 
 I915 = "gpu.intel.com/i915"
@@ -76,21 +74,6 @@ def scene() -> Iterator[Scene]:
     # Not pytest's directory: a unix socket's path has 107 bytes at most.
     with tempfile.TemporaryDirectory(prefix="x") as name:
         yield Scene(Path(name))
-
-
-def address(process: Running) -> str:
-    match = re.search(r"listen=(\S+)", process.wait_for("event=started"))
-    assert match
-    return f"http://{match[1]}"
-
-
-def get(url: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - our own address
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
 
 
 # Another user

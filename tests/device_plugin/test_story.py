@@ -1,11 +1,8 @@
 """The plugin as a process on a simulated node, beside a simulated kubelet."""
 
-import re
 import signal
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -16,7 +13,7 @@ import pytest
 from device_plugin.simulator.kubelet import Kubelet
 from device_plugin.simulator.node import Node
 from sidecar.simulator import Blueprint, SimulatedNode
-from tests.processes import Running, running
+from tests.processes import Running, address, get, running
 from topology.publication import Publication, render
 
 I915 = "gpu.intel.com/i915"
@@ -75,21 +72,6 @@ def linked(*links: str) -> SimulatedNode:
     """Wire a node with just these links."""
     mesh = Blueprint(gpus=8, tiles=2).build()
     return mesh.cut(*(str(link) for link in mesh.links if str(link) not in links))
-
-
-def address(process: Running) -> str:
-    match = re.search(r"listen=(\S+)", process.wait_for("event=started"))
-    assert match
-    return f"http://{match[1]}"
-
-
-def get(url: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - our own address
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
 
 
 def test_preference_follows_the_labels_as_they_appear_change_and_expire(scene: Scene) -> None:
@@ -179,7 +161,7 @@ def test_kubelet_restarts_a_hundred_times_and_nothing_leaks(scene: Scene) -> Non
         assert scene.pod(2) == {"card2", "card7"}
         started = time.monotonic()
         assert process.stop() == 0
-        assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < 3  # one, and what coverage and a busy machine add
 
 
 def test_killed_and_restarted_it_serves_again_and_running_pods_keep_theirs(scene: Scene) -> None:
