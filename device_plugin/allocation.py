@@ -12,13 +12,14 @@ just gone) are taken last, and only when kubelet leaves no other choice.
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from device_plugin.branches import Task, Terrain
+from device_plugin.masks import members
+from device_plugin.policies import POLICIES, Policy, Spot
 from device_plugin.search import Found, Search
 from device_plugin.subsets import EXACT_LIMIT, Subsets
-from device_plugin.wishes import Fabric, GpuFacts, members
-from topology.model import Topology
+from device_plugin.terrain import Task, Terrain
+from device_plugin.wishes import Fabric, GpuFacts
 
 __all__ = [
     "POLICIES",
@@ -27,16 +28,16 @@ __all__ = [
     "Preference",
     "Preferences",
     "RequestError",
-    "lanes_between",
     "plain",
     "prefer_or_plain",
     "prepare",
 ]
 
-Policy = Literal["topology", "balanced", "packed", "none"]
-
 Clock = Callable[[], float]
 """Seconds from any fixed point, never going back: `time.monotonic`."""
+
+
+_QUICK_DEVICES = 256
 
 
 class RequestError(ValueError):
@@ -58,30 +59,6 @@ class Preference(NamedTuple):
     proven: bool = True
     unknown: tuple[str, ...] = ()
     fault: str | None = None
-
-
-class Spot(NamedTuple):
-    """One free device as a policy sees it.
-
-    `turn` counts the free devices of the same GPU before it, `free` all of them; `begun` tells
-    that the Pod has another device of this GPU already.
-    """
-
-    gpu: int
-    replica: int
-    turn: int
-    free: int
-    begun: bool
-
-
-# The order in which free devices are taken, the smallest first. `topology` chooses a set of GPUs
-# before and comes here only for more replicas, when every GPU is in the set.
-POLICIES: Mapping[Policy, Callable[[Spot], tuple[int, ...]]] = {
-    "topology": lambda spot: (spot.turn - spot.free, spot.gpu),
-    "balanced": lambda spot: (spot.turn - spot.free, spot.gpu),
-    "packed": lambda spot: (not spot.begun, spot.gpu, spot.replica),
-    "none": lambda spot: (spot.turn + spot.begun, spot.gpu),
-}
 
 
 class Request(NamedTuple):
@@ -114,6 +91,12 @@ class Preferences:
     terrain: Terrain | None = field(repr=False)
     names: tuple[tuple[tuple[str, ...], ...], ...] = field(repr=False)
     bits: Mapping[str, int] = field(repr=False)
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether every answer is a look-up, well below a millisecond, and no search."""
+        searches = self.terrain is not None and self.subsets is None
+        return not searches and len(self.bits) <= _QUICK_DEVICES
 
     def prefer(self, available: Iterable[str], must: Iterable[str], size: int) -> Preference:
         """Choose `size` ids of `available` with all of `must`.
@@ -253,9 +236,9 @@ def prepare(
 ) -> Preferences:
     """Prepare a snapshot for requests: 0.2 ms for 8 GPUs, some 35 ms for 16.
 
-    `lanes` is keyed by pairs of PCI addresses, as `lanes_between` makes it; empty is no topology.
+    `lanes` is keyed by pairs of PCI addresses, as in `Fabric.of`; empty is no topology.
     Each GPU is offered as `replicas` devices. Beyond 16 GPUs a request may take `timeout` seconds
-    of `clock`. Raises `ValueError` when two GPUs share a card or an address, or `replicas` < 1.
+    of `clock`. Raises `ValueError` as `Fabric.of` does, or when `replicas` < 1.
     """
     if replicas < 1:
         raise ValueError(f"a GPU is at least one device, not {replicas}")
@@ -281,20 +264,6 @@ def _by_byte(names: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
     for name in names:
         table += [(*some, name) for some in table]
     return tuple(table)
-
-
-def lanes_between(topology: Topology) -> dict[tuple[str, str], int]:
-    """Sum up the lanes of each pair of linked GPUs over their tiles, by PCI addresses.
-
-    Of each link the weaker direction counts; links to a GPU that is not in the id map do not.
-    """
-    lanes: dict[tuple[str, str], int] = {}
-    for link in topology.links:
-        one, other = topology.by_id.get(link.a.device), topology.by_id.get(link.b.device)
-        if one and other and one is not other:
-            pair = one.bdf, other.bdf
-            lanes[pair] = lanes.get(pair, 0) + link.width
-    return lanes
 
 
 def prefer_or_plain(

@@ -11,9 +11,10 @@ from functools import partial
 from device_plugin.allocation import Clock, Policy, Preferences, prefer_or_plain, prepare
 from device_plugin.devices import Inventory
 from device_plugin.health import Health, complaints
+from device_plugin.labels import State
 from device_plugin.links import UNREAD, NodeLinks, Pair
 from device_plugin.offers import Device, Offer, devices
-from device_plugin.snapshot import Prefer, Snapshot
+from device_plugin.snapshot import Snapshot
 from device_plugin.wishes import GpuFacts
 
 
@@ -56,20 +57,30 @@ class Assembler:
     def assemble(self, seen: Seen) -> Snapshot:
         """Make the snapshot of what was seen; up to 40 ms where a preference must be prepared."""
         resources = devices(seen.inventory, self._choosing.offer)
-        lanes: Mapping[Pair, int] = seen.links.lanes if seen.links.usable else {}
+        links = seen.links
+        lanes: Mapping[Pair, int] = links.lanes if links.usable else {}
+        prepared = {
+            resource: self._prepare(resource, _ground(offered, links, lanes))
+            for resource, offered in resources.items()
+            if any(device.card for device in offered)
+        }
         return Snapshot(
             resources=resources,
-            lanes=dict(lanes) if seen.links.usable else None,
+            lanes=dict(lanes) if links.usable else None,
+            mapped=_mapped(seen),
+            guessed=links.state is State.GUESS,
             unhealthy=complaints(seen.health, seen.inventory.cards),
             prefer={
-                resource: self._prefer(resource, _ground(offered, seen.links, lanes))
-                for resource, offered in resources.items()
-                if any(device.card for device in offered)
+                resource: partial(prefer_or_plain, preferences)
+                for resource, preferences in prepared.items()
             },
+            quick=frozenset(
+                resource for resource, preferences in prepared.items() if preferences.is_quick
+            ),
             cdi=seen.cdi,
         )
 
-    def _prefer(self, resource: str, ground: _Ground) -> Prefer:
+    def _prepare(self, resource: str, ground: _Ground) -> Preferences:
         known = self._prepared.get(resource)
         if known is None or known[0] != ground:
             prepared = prepare(
@@ -81,7 +92,14 @@ class Assembler:
                 timeout=self._choosing.timeout,
             )
             self._prepared[resource] = known = (ground, prepared)
-        return partial(prefer_or_plain, known[1])
+        return known[1]
+
+
+def _mapped(seen: Seen) -> frozenset[str] | None:
+    """Name the GPUs that the topology speaks of; None says all of them."""
+    if not seen.links.usable:
+        return None
+    return frozenset(card.bdf for card in seen.inventory.cards) - {*seen.links.not_in_map}
 
 
 def _ground(offered: Iterable[Device], links: NodeLinks, lanes: Mapping[Pair, int]) -> _Ground:

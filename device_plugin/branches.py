@@ -3,101 +3,11 @@
 GPUs that are alike are interchangeable, so of each kind only the first ones are tried.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from device_plugin.wishes import Fabric, linked_groups, members, prefixes, union
-
-PER_LANE = 1 << 16
-"""Worth of one lane. A GPU's ports are worth at most 2: lanes come before."""
-
-PORTS_BEST = 2
-
-
-class ExpiredError(Exception):
-    """The time is up: what was found so far is the answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Terrain:
-    """What a search looks up, made once per snapshot.
-
-    `alike` are sets of GPUs that can be exchanged, `rows` the worth of each pair, `widest` for each
-    GPU (worth, bit) of its links from the widest down, `homes` the GPUs of each NUMA node's bit.
-    """
-
-    fabric: Fabric
-    alike: tuple[int, ...]
-    rows: tuple[tuple[int, ...], ...]
-    widest: tuple[tuple[tuple[int, int], ...], ...]
-    own: tuple[int, ...]
-    homes: tuple[tuple[int, int], ...]
-
-    @classmethod
-    def of(cls, fabric: Fabric) -> "Terrain":
-        """Prepare a search on this node."""
-        rows = tuple(tuple(max(0, width) * PER_LANE for width in row) for row in fabric.lanes)
-        homes: dict[int, int] = {}
-        for i, node in enumerate(fabric.numa):
-            homes[node] = homes.get(node, 0) | 1 << i
-        return cls(
-            fabric=fabric,
-            alike=fabric.alike(),
-            rows=rows,
-            widest=tuple(
-                tuple(sorted(((row[j], 1 << j) for j in members(links)), reverse=True))
-                for row, links in zip(rows, fabric.links, strict=True)
-            ),
-            own=tuple(PORTS_BEST - cost for cost in fabric.ports_cost),
-            homes=tuple(homes.items()),
-        )
-
-
-@dataclass(slots=True)
-class Task:
-    """One request: `size` GPUs of `available`, with all of `must`; `whole` are untouched so far."""
-
-    terrain: Terrain
-    available: int
-    must: int
-    whole: int
-    size: int
-    clock: Callable[[], float]
-    end: float = 0.0
-    known: dict[int, int] = field(default_factory=dict)
-
-    def tick(self) -> None:
-        """Look at the clock; raise when the time is up."""
-        if self.clock() >= self.end:
-            raise ExpiredError
-
-    def kinds(self, within: int) -> list[int]:
-        """Split the free GPUs of `within` into sets whose members are alike for this request."""
-        free = within & ~self.must
-        parts = [
-            part & free
-            for alike in self.terrain.alike
-            for part in (alike & self.whole, alike & ~self.whole)
-        ]
-        parts = [part for part in parts if part]
-        return parts + [1 << i for i in members(free & ~union(parts))]
-
-    def ideal(self) -> list[int]:
-        """Measure the most that could be left: as many GPUs as can be, all linked, all wide."""
-        fabric = self.terrain.fabric
-        begun = (self.available & ~self.whole).bit_count()
-        count = self.whole.bit_count() - max(0, self.size - begun)
-        widest = max((width for row in fabric.lanes for width in row), default=0)
-        groups: int = (1 + (1 << len(fabric))) ** count
-        return [groups, max(0, widest) * count * (count - 1) // 2]
-
-    def left(self, chosen: int, within: int) -> tuple[int, int]:
-        """Measure what is left of `within`: linked groups and lanes."""
-        left = self.whole & within & ~chosen
-        fabric = self.terrain.fabric
-        groups = linked_groups(fabric.links, left, self.known, self.tick)
-        return groups, sum(width for width in fabric.lanes_within(left) if width > 0)
+from device_plugin.masks import members, prefixes, union
+from device_plugin.terrain import Task
 
 
 class _Branch(NamedTuple):
@@ -156,13 +66,14 @@ class Branches:
                 self._kind[i] = kind
         self._most = (-1, 0)
         self._left: tuple[int, ...] = ()
-        self._ideal = task.ideal()
+        self._ideal: list[int] = []
 
     def run(self, within: int) -> None:
         """Search sets of GPUs in `within`; better ones are appended to what was found."""
         near, worth, nodes, chosen = [0] * len(self._rows), 0, 0, 0
         candidates = within & ~self._task.must
         for i in members(self._task.must):
+            self._task.tick(1 + len(near) // 16)
             worth += near[i] + self._own[i]
             near = [a + b for a, b in zip(near, self._rows[i], strict=True)]
             nodes |= self._fabric.numa[i]
@@ -188,6 +99,7 @@ class Branches:
             edge = union(self._links[i] for i in members(chosen))
         ranked = self._rank(at, near, open_)
         while ranked:
+            task.tick(1 + len(ranked) // 4)
             bound = _bound([(lost, count) for lost, _, _, count in ranked], open_)
             rest = _Branch(chosen, candidates, worth, nodes)
             if bound is None or self._hopeless(2 * worth + bound, rest, open_):
@@ -196,6 +108,7 @@ class Branches:
             if i is None:
                 return
             for child, more in self._children(at, candidates, near, i):
+                task.tick(1 + len(ranked) // 4)
                 if more == open_ or self._worth_a_look(child, ranked, i, more):
                     row = self._rows[i]
                     self._branch(child, [a + more * b for a, b in zip(near, row, strict=True)])
@@ -258,6 +171,7 @@ class Branches:
             self._left = self._remainder(self._found[-1])
         # Where nothing could leave more, only lower addresses could be better.
         *left, address = self._left
+        self._ideal = self._ideal or self._task.ideal()
         return left == self._ideal and self._address(at, open_) <= address
 
     def _address(self, at: _Branch, open_: int) -> int:
@@ -284,6 +198,7 @@ class Branches:
         rest = candidates
         while rest:
             i = (rest & -rest).bit_length() - 1
+            self._task.tick(2 + len(self._widest[i]) // 16)
             alike = self._kind[i] & rest
             rest ^= alike
             near_by = candidates & self._links[i]

@@ -15,7 +15,7 @@ from device_plugin.kubelet import Endpoints
 from device_plugin.node import Node, Sources
 from device_plugin.offers import Offer
 from device_plugin.plugin import Manners
-from device_plugin.settings import AllocationPolicy, PluginSettings, SocketName
+from device_plugin.settings import PluginSettings, SocketName
 from device_plugin.snapshot import Snapshot, Watch
 from device_plugin.sockets import SocketError
 from device_plugin.telemetry import NodeTelemetry, Telemetry
@@ -28,6 +28,7 @@ from service.signals import STOPPING, release_signals
 
 # The loop is dead, and kubelet should restart us, after so many seconds without a look at the node.
 _PATIENCE = 60.0
+_PREFERENCE_MARGIN = 1.0
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -67,8 +68,9 @@ async def _serve(settings: PluginSettings, log: FilteringBoundLogger) -> None:
         directory=settings.plugin_dir,
         suffix=sockets.unique_suffix() if settings.socket_name is SocketName.UNIQUE else "",
         manners=Manners(
-            prefers=settings.allocation_policy is not AllocationPolicy.NONE,
             allocate_env=settings.allocate_env,
+            # Later than the search's own limit: what it has found by then is worth more than none.
+            patience=settings.allocation_timeout / 1000 + _PREFERENCE_MARGIN,
         ),
     )
 

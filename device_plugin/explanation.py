@@ -9,7 +9,8 @@ from heapq import nlargest
 from itertools import combinations
 
 from device_plugin.allocation import Preference, Preferences
-from device_plugin.wishes import WISHES, Fabric, Score, Wish, group_counts, members
+from device_plugin.masks import members
+from device_plugin.wishes import WISHES, Fabric, Score, Wish, group_counts
 
 
 @dataclass(frozen=True, slots=True)

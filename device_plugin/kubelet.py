@@ -60,7 +60,8 @@ class Endpoint:
     """One resource: its server, its socket, its registration.
 
     `path` is where its socket stands, beside kubelet's own. `known` says whether kubelet knows the
-    resource, as far as we can tell.
+    resource, as far as we can tell. `served` says that sockets have worked here before: what goes
+    wrong from then on may pass.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Endpoint:
         self.plugin = plugin
         self.path = path
         self.known = False
+        self.served = False
         self._kubelet = path.with_name(sockets.KUBELET)
         self._telemetry = telemetry
         self._log = log.bind(resource=plugin.resource)
@@ -85,11 +87,28 @@ class Endpoint:
     async def run(self, stop: asyncio.Event) -> None:
         """Serve and stay registered until `stop` is set.
 
-        Raises `SocketError` when there is no socket to serve on.
+        Raises `SocketError` when there is no socket to serve on at first, later only
+        `SocketTakenError`.
         """
+        dead = sockets.remove_dead(self.path.parent, self.plugin.resource)
+        if dead:
+            self._log.info("removed sockets that were left behind", sockets=" ".join(dead))
+        pause = self._pace.look
         while not stop.is_set():
-            async with self._serving():
-                await self._stay_registered(stop)
+            try:
+                async with self._serving():
+                    self.served = True
+                    pause = self._pace.look
+                    await self._stay_registered(stop)
+            except SocketTakenError:
+                raise
+            except SocketError as error:
+                if not self.served:
+                    raise
+                if self._changes.of("socket", str(error)):
+                    self._log.error("cannot serve", reason=str(error), pause=round(pause, 1))
+                await first_of(stop.wait(), seconds=pause)
+                pause = min(2 * pause, self._pace.longest)
 
     @asynccontextmanager
     async def _serving(self) -> AsyncIterator[None]:
@@ -104,7 +123,10 @@ class Endpoint:
             born.rename(self.path)
         except (OSError, RuntimeError) as error:
             await server.stop(None)
-            raise SocketError(f"cannot serve on {self.path}: {error}") from error
+            # By the name that stays the same: a reason is said once.
+            reason = str(error).replace(str(born), str(self.path))
+            raise SocketError(f"cannot serve on {self.path}: {reason}") from error
+        self._changes.of("socket", None)
         self._log.info("serving", socket=str(self.path))
         try:
             yield
@@ -225,7 +247,8 @@ class Endpoints:
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set; then end streams, remove our sockets, register no more.
 
-        Raises `SocketError` when a resource has no socket to serve on.
+        Raises `SocketError` when there is no socket to serve on at first; once a resource was
+        served, only `SocketTakenError`.
         """
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -240,11 +263,26 @@ class Endpoints:
             raise group.exceptions[0] from None
 
     def not_ready(self) -> str | None:
-        """Say which resource kubelet does not know, None when it knows all; from any thread."""
-        unknown = [name for name, endpoint in [*self._endpoints.items()] if not endpoint.known]
-        return f"not registered with kubelet: {' '.join(sorted(unknown))}" if unknown else None
+        """Say of which resource kubelet does not know or hear, None when of none.
+
+        From any thread. Without a resource there is nothing that could be missing.
+        """
+        every = [*self._endpoints.items()]
+        unknown = [name for name, one in every if not one.known]
+        unheard = [name for name, one in every if one.known and not one.plugin.streams]
+        missing = [
+            f"{what}: {' '.join(sorted(names))}"
+            for what, names in (
+                ("not registered with kubelet", unknown),
+                ("kubelet does not listen", unheard),
+            )
+            if names
+        ]
+        return "; ".join(missing) or None
 
     def _endpoint(self, resource: str) -> Endpoint:
         plugin = Plugin(resource, self._watch, self._telemetry, self._log, self._manners)
         path = self._directory / sockets.socket_name(resource, self._suffix)
-        return Endpoint(plugin, path, self._telemetry, self._log, self._pace)
+        endpoint = Endpoint(plugin, path, self._telemetry, self._log, self._pace)
+        endpoint.served = any(other.served for other in self._endpoints.values())
+        return endpoint

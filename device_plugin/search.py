@@ -1,25 +1,27 @@
 """Preference for more than 16 GPUs, where no table of all subsets fits.
 
 The wishes come in an order, so the search does too: the widest lanes at which enough GPUs are all
-linked; else the connected sets; else sets over several components. Each step is exact. What a
-deadline cuts short is the best that was found, and is marked as not proven.
+linked; else the connected sets; else sets over several components. Each step is exact, and every
+loop of it minds the clock. What a deadline cuts short is the best that was found, and is marked as
+not proven. Where no two GPUs are linked at all, `unlinked` answers directly.
 
 GPUs that are alike are interchangeable: of each kind only the first ones are tried. On a node of
 equal cards that leaves a count per kind, however many cards there are.
 """
 
 from collections.abc import Sequence
-from itertools import product
+from itertools import product, takewhile
 from typing import NamedTuple
 
-from device_plugin.branches import PER_LANE, PORTS_BEST, Branches, ExpiredError, Task
-from device_plugin.wishes import mask_of, members, prefixes, union
+from device_plugin.branches import Branches
+from device_plugin.greed import Greed
+from device_plugin.masks import mask_of, members, prefixes, union
+from device_plugin.terrain import PER_LANE, PORTS_BEST, ExpiredError, Task
+from device_plugin.unlinked import unlinked
 
 # Choices in one component up to which all are weighed; more are searched.
 _CHOICES_LIMIT = 2048
-# Exchanges of one GPU that are weighed by all wishes, of those that gain the most lanes.
-_SWAPS = 8
-# The part of the time that goes to the search; what is left improves what was found.
+# The part of the time that goes to the search; what is left is for `Greed`.
 _SEARCHING = 0.85
 
 
@@ -44,66 +46,28 @@ class Search:
         found: list[int] = []
         start = task.clock()
         task.end = start + timeout * _SEARCHING
+        steps = [self._linked, self._connected, self._apart]
+        if not any(self._fabric.links[i] & task.available for i in members(task.available)):
+            steps = [self._unlinked]
         try:
-            for step in (self._linked, self._connected, self._apart):
+            for step in steps:
                 step(found)
                 if found:
                     return Found(found[-1], proven=True)
-        except ExpiredError:
+        except (ExpiredError, RecursionError):  # hundreds of GPUs may be too deep for the stack
             task.end = start + timeout
-        return Found(self._improve(max((*found, self._greedy()), key=self._rank)), proven=False)
+        return Found(Greed(task).best(found[-1] if found else None), proven=False)
 
-    def _rank(self, chosen: int) -> tuple[int, ...]:
-        """Rank by every wish that is cheap to measure."""
-        score = self._fabric.score(chosen, 0)
-        return (*score[: score._fields.index("groups_left")], score.address)
-
-    def _greedy(self) -> int:
-        """Take the GPU with the most lanes to those taken, one by one: quick and often wrong."""
-        chosen = self._must
-        near = self._near(chosen)
-        while chosen.bit_count() < self._size:
-            free = members(self._available & ~chosen)
-            best = max(
-                free,
-                key=lambda i: (near[i], (self._fabric.links[i] & self._available).bit_count(), -i),
-            )
-            chosen |= 1 << best
-            near = self._near(chosen)
-        return chosen
-
-    def _near(self, chosen: int) -> list[int]:
-        """Sum up the lanes from each GPU to a set."""
-        inside = list(members(chosen))
-        return [sum([row[j] for j in inside if row[j] > 0]) for row in self._fabric.lanes]
-
-    def _improve(self, chosen: int) -> int:
-        """Exchange single GPUs while that helps and time allows."""
-        rank, lanes = self._rank(chosen), self._fabric.lanes
-        while True:
-            near = self._near(chosen)
-            swaps = sorted(
-                (near[out] - near[into] + max(0, lanes[out][into]), out, into)
-                for out in members(chosen & ~self._must)
-                for into in members(self._available & ~chosen)
-            )
-            for _, out, into in swaps[:_SWAPS]:
-                if self._task.clock() >= self._task.end:
-                    return chosen
-                other = chosen & ~(1 << out) | 1 << into
-                other_rank = self._rank(other)
-                if other_rank > rank:
-                    chosen, rank = other, other_rank
-                    break
-            else:
-                return chosen
+    def _unlinked(self, found: list[int]) -> None:
+        unlinked(self._task, found)
 
     def _linked(self, found: list[int]) -> None:
         """Try sets that are all linked, at the widest lanes that allow one."""
-        inside = list(members(self._available))
-        widths = sorted({self._fabric.lanes[i][j] for i in inside for j in inside} - {-1})
-        if self._size == 1:
-            widths = [0]
+        met = {-1, 0}
+        for i in members(self._available) if self._size > 1 else ():
+            self._task.tick(1 + len(self._fabric) // 64)
+            met.update(self._fabric.lanes[i])
+        widths = sorted(met - {-1})
         feasible: list[int] = []
         low, high = 0, len(widths)
         while low < high:
@@ -118,13 +82,17 @@ class Search:
 
     def _links(self, width: int) -> list[int]:
         """Find the links of each available GPU that have at least so many lanes."""
+        if width <= 0:
+            return [links & self._available for links in self._fabric.links]
         found = []
-        for row in self._fabric.lanes:
-            links = 0
-            for j, lanes in enumerate(row):
-                if lanes >= width:
-                    links |= 1 << j
-            found.append(links & self._available)
+        least = width * PER_LANE
+        for links, widest in zip(self._fabric.links, self._task.terrain.widest, strict=True):
+            if widest and widest[-1][0] < least:
+                self._task.tick(1 + len(widest) // 8)
+                wide = takewhile(lambda link: link[0] >= least, widest)
+                found.append(union(bit for _, bit in wide) & self._available)
+            else:
+                found.append(links & self._available)
         return found
 
     def _has_group(self, links: Sequence[int]) -> bool:
@@ -197,8 +165,8 @@ class Search:
             options = self._options(unit)
             merged: dict[tuple[int, int], int] = {}
             for (count, nodes), worth in states.items():
-                self._task.tick()
                 for (more, touched), gain in options.items():
+                    self._task.tick(1 + n // 16)
                     taken = count + more
                     if taken <= self._size <= taken + open_:
                         state = taken, nodes | touched
@@ -219,7 +187,7 @@ class Search:
             self._task.tick()
             chosen = sum(taken, self._must & unit)
             inside = list(members(chosen))
-            lanes = sum(width for width in fabric.lanes_within(chosen) if width > 0)
+            lanes = self._task.lanes(chosen)
             groups, lanes_left = self._task.left(chosen, unit)
             worth = lanes * PER_LANE + sum(PORTS_BEST - fabric.ports_cost[i] for i in inside)
             worth = worth << n * n | groups >> n

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
 
-from device_plugin.wishes import Fabric, members, prefixes, union
+from device_plugin.masks import members, prefixes, union
+from device_plugin.wishes import Fabric
 
 EXACT_LIMIT = 16
 """GPUs up to which the tables are built: 2**16 entries."""

@@ -1,12 +1,15 @@
 """What makes one set of GPUs better than another: the table of wishes, and the node it judges.
 
-Sets of GPUs are `int` bitmasks here: bit i is the i-th GPU in the order of PCI addresses. The table
-is the definition; `subsets` and `search` only find its optimum without asking it for every set.
+Sets of GPUs are bitmasks, see `masks`. The table is the definition; `subsets` and `search` only
+find its optimum without asking it for every set.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from device_plugin.masks import mask_of, members, union
 
 LANES_LIMIT = 0xFFFF
 """Lanes that one pair counts at most; a pair of Xe Link GPUs has less than a hundred."""
@@ -49,12 +52,15 @@ class Fabric:
 
         A pair in `lanes` is linked, 0 lanes means that nobody told how wide. When both directions
         are given the weaker counts. Pairs that name no GPU of this node, or one twice, are
-        ignored. Raises `ValueError` when two GPUs share a card or a PCI address.
+        ignored. Raises `ValueError` when two GPUs share a card or a PCI address, or a GPU's address
+        is none.
         """
-        ordered = tuple(sorted(gpus, key=lambda gpu: gpu.bdf))
-        index = {gpu.bdf: i for i, gpu in enumerate(ordered)}
-        if len(index) < len(ordered) or len({gpu.card for gpu in ordered}) < len(ordered):
+        ordered = tuple(sorted(gpus, key=lambda gpu: _place(gpu.bdf)))
+        places = {_place(gpu.bdf) for gpu in ordered}
+        if len(places) < len(ordered) or len({gpu.card for gpu in ordered}) < len(ordered):
             raise ValueError("two GPUs of one node share a card or a PCI address")
+        index = {gpu.bdf: i for i, gpu in enumerate(ordered)}
+        links = [0] * len(ordered)
         matrix = [[-1] * len(ordered) for _ in ordered]
         for (one, other), width in lanes.items():
             i, j = index.get(one), index.get(other)
@@ -62,11 +68,13 @@ class Fabric:
                 continue
             back = lanes.get((other, one), width)
             matrix[i][j] = matrix[j][i] = max(0, min(width, back, LANES_LIMIT))
+            links[i] |= 1 << j
+            links[j] |= 1 << i
         nodes = {numa: 1 << i for i, numa in enumerate(dict.fromkeys(gpu.numa for gpu in ordered))}
         return cls(
             gpus=ordered,
             lanes=tuple(map(tuple, matrix)),
-            links=tuple(mask_of(j for j, width in enumerate(row) if width >= 0) for row in matrix),
+            links=tuple(links),
             ports_cost=tuple(_PORTS_COST[gpu.ports_healthy] for gpu in ordered),
             numa=tuple(nodes[gpu.numa] for gpu in ordered),
         )
@@ -113,18 +121,14 @@ class Fabric:
         Two GPUs are alike when they have the same lanes to every third one, the same ports and the
         same NUMA node; sets of one are left out.
         """
-        found: dict[object, list[list[int]]] = {}
+        found: dict[object, int] = {}
         for i, row in enumerate(self.lanes):
-            kind = (self.ports_cost[i], self.numa[i], tuple(sorted(row)))
-            sets = found.setdefault(kind, [])
-            for alike in sets:
-                j = alike[0]
-                if all(k in (i, j) or row[k] == self.lanes[j][k] for k in range(len(self))):
-                    alike.append(i)
-                    break
-            else:
-                sets.append([i])
-        return tuple(mask_of(s) for sets in found.values() for s in sets if len(s) > 1)
+            # GPUs that are alike have the same lanes between any two of them: put in place of the
+            # lanes of each to itself, these make their rows the same
+            for width in set(row):
+                kind = (self.ports_cost[i], self.numa[i], width, (*row[:i], width, *row[i + 1 :]))
+                found[kind] = found.get(kind, 0) | 1 << i
+        return tuple(alike for alike in found.values() if alike.bit_count() > 1)
 
     def components(self, mask: int) -> Iterator[int]:
         """Split a set where no link passes, by lowest PCI address."""
@@ -154,36 +158,6 @@ class Wish(NamedTuple):
     name: str
     meaning: str
     measure: Callable[[Fabric, int, int], int]
-
-
-def members(mask: int) -> Iterator[int]:
-    """Go through the GPUs of a set by PCI address."""
-    while mask:
-        lowest = mask & -mask
-        yield lowest.bit_length() - 1
-        mask ^= lowest
-
-
-def mask_of(indices: Iterable[int]) -> int:
-    """Make a set of indices."""
-    return union(1 << i for i in indices)
-
-
-def prefixes(mask: int) -> Iterator[int]:
-    """Grow a set from nothing to `mask`, the lowest PCI address first."""
-    taken = 0
-    yield taken
-    for i in members(mask):
-        taken |= 1 << i
-        yield taken
-
-
-def union(masks: Iterable[int]) -> int:
-    """Unite sets."""
-    united = 0
-    for mask in masks:
-        united |= mask
-    return united
 
 
 def linked_groups(
@@ -246,6 +220,11 @@ def group_counts(groups: int, step: int) -> tuple[tuple[int, int], ...]:
     """Read `groups_left` of a node with `step` GPUs: (size, count), the largest first."""
     digits = ((size, groups >> (size - 1) * step & (1 << step) - 1) for size in range(step, 0, -1))
     return tuple((size, count) for size, count in digits if count)
+
+
+def _place(bdf: str) -> tuple[int, ...]:
+    """Order PCI addresses as numbers: as text, domain 10000 would come before 2000."""
+    return tuple(int(part, 16) for part in re.split("[:.]", bdf))
 
 
 def _linked(fabric: Fabric, chosen: int, _left: int) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import structlog
 from structlog.testing import LogCapture
-from structlog.typing import FilteringBoundLogger
+from structlog.typing import FilteringBoundLogger, Processor
 
 from device_plugin.api.deviceplugin_pb2_grpc import (
     DevicePluginStub,
@@ -94,15 +94,17 @@ def directory() -> Iterator[Path]:
 
 @dataclass
 class Account:
-    """The log and the metrics of a plugin."""
+    """The log and the metrics of a plugin; `processors` see what is logged first."""
 
     logs: LogCapture = field(default_factory=LogCapture)
+    processors: list[Processor] = field(default_factory=list)
     metrics: Metrics = field(default_factory=lambda: Metrics("xelink_device_plugin"))
     log: FilteringBoundLogger = field(init=False)
     telemetry: Telemetry = field(init=False)
 
     def __post_init__(self) -> None:
-        self.log = structlog.wrap_logger(None, processors=[self.logs])
+        self.processors.append(self.logs)
+        self.log = structlog.wrap_logger(None, processors=self.processors)
         self.telemetry = Telemetry(self.metrics)
 
     def events(self, name: str) -> list[Any]:

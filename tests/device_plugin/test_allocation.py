@@ -12,12 +12,10 @@ from device_plugin.allocation import (
     Policy,
     Preferences,
     RequestError,
-    lanes_between,
     plain,
     prefer_or_plain,
     prepare,
 )
-from topology.model import Gpu, Link, Tile, Topology
 
 LANES = 16
 
@@ -90,6 +88,21 @@ def test_the_order_is_that_of_addresses_and_not_of_card_numbers() -> None:
     gpus = [GpuFacts(f"card{i}", bdf(20 - i)) for i in range(12)]
     preferences = prepare(gpus, {}, clock=standing)
     assert preferences.prefer(ids(2, 10, 3), [], 2).ids == ("card10-0", "card3-0")
+
+
+def test_addresses_are_ordered_as_numbers_and_not_as_text() -> None:
+    domains = ["10000", "2000", "0000000a", "0009"]
+    gpus = [GpuFacts(f"card{i}", f"{domain}:00:00.0") for i, domain in enumerate(domains)]
+    preferences = prepare(gpus, {}, clock=standing)
+    assert list(preferences.bits) == ids(3, 2, 1, 0)
+    assert preferences.prefer(ids(0, 1, 2, 3), [], 3).ids == tuple(ids(3, 2, 1))
+    assert preferences.prefer(ids(0, 1), [], 1).ids == ("card1-0",)
+    with pytest.raises(ValueError, match="share"):
+        prepare(
+            [GpuFacts("card0", "0000:00:00.0"), GpuFacts("card1", "00000000:00:00.0")],
+            {},
+            clock=standing,
+        )
 
 
 def test_the_weaker_direction_counts_when_both_are_given() -> None:
@@ -208,6 +221,31 @@ def test_every_policy_honors_must_include(policy: Policy) -> None:
     assert len(answer.ids) == 2
 
 
+@pytest.mark.parametrize(
+    ("must", "size", "expected"),
+    [
+        pytest.param([], 3, ids(0, 1, 2), id="one-of-each"),
+        pytest.param(["card1-2"], 3, ["card0-0", "card1-2", "card2-0"], id="others-than-begun"),
+        pytest.param(
+            ["card1-2"], 5, ["card0-0", "card0-1", "card1-0", "card1-2", "card2-0"], id="then-again"
+        ),
+        pytest.param(
+            [],
+            7,
+            [*ids(0), "card0-1", "card0-2", *ids(1), "card1-1", *ids(2), "card2-1"],
+            id="round-after-round",
+        ),
+    ],
+)
+def test_none_takes_as_many_different_shared_gpus_as_it_can_in_stable_order(
+    must: list[str], size: int, expected: list[str]
+) -> None:
+    preferences = node([2, 1], replicas=3, policy="none")
+    offer = list(preferences.bits)
+    assert preferences.prefer(offer, must, size).ids == tuple(expected)
+    assert preferences.prefer(offer[::-1], must, size).ids == tuple(expected)
+
+
 def test_packed_goes_on_where_the_pod_has_begun() -> None:
     preferences = node([2], replicas=2, policy="packed")
     assert preferences.prefer(preferences.bits, ["card1-1"], 2).ids == ("card1-0", "card1-1")
@@ -268,20 +306,7 @@ def test_every_answer_has_the_size_keeps_must_and_ignores_the_order(
         assert len({name.partition("-")[0] for name in answer.ids}) == wanted
 
 
-def test_lanes_are_summed_over_tiles_in_the_weaker_direction() -> None:
-    gpus = (Gpu(0, bdf(0)), Gpu(1, bdf(1)))
-    links = (
-        Link(Tile(0, 0), Tile(1, 0), 16, 8),
-        Link(Tile(0, 1), Tile(1, 1), 4, 16),
-        Link(Tile(0, 0), Tile(0, 1), 16, 16),
-        Link(Tile(1, 0), Tile(2, 0), 16, 16),
-    )
-    assert lanes_between(Topology(links, gpus)) == {(bdf(0), bdf(1)): 12}
-
-
 def test_a_link_whose_lanes_are_unknown_is_still_a_link() -> None:
-    links = (Link(Tile(1, 0), Tile(2, 0)),)
-    gpus = tuple(Gpu(i, bdf(i)) for i in range(3))
-    lanes = lanes_between(Topology(links, gpus))
-    preferences = prepare([GpuFacts(f"card{i}", bdf(i)) for i in range(3)], lanes, clock=standing)
+    gpus = [GpuFacts(f"card{i}", bdf(i)) for i in range(3)]
+    preferences = prepare(gpus, {(bdf(1), bdf(2)): 0}, clock=standing)
     assert preferences.prefer(ids(0, 1, 2), [], 2).ids == tuple(ids(1, 2))

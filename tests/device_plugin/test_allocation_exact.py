@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_plugin.allocation import GpuFacts, Preferences, prepare
-from device_plugin.branches import Task, Terrain
 from device_plugin.search import Search
 from device_plugin.subsets import Subsets
+from device_plugin.terrain import Task, Terrain
 from device_plugin.wishes import Fabric, group_counts, linked_groups
 
 Pairs = dict[tuple[int, int], int]
@@ -199,6 +199,26 @@ def test_tables_and_search_agree_with_brute_force(
     assert Subsets.of(fabric).best(*request) == expected
     found = Search(Task(Terrain.of(fabric), *request, clock=standing)).best(1.0)
     assert found == (expected, True)
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 3, 5])
+def test_without_links_the_direct_answer_is_the_best_by_brute_force(nodes: int) -> None:
+    rng = random.Random(nodes)  # noqa: S311 - the same nodes in every run
+    for _ in range(150):
+        n = rng.randint(1, 9)
+        health = rng.choice([(True,), (True, None, False)])
+        gpus = [
+            GpuFacts(f"card{i}", bdf(i), rng.randrange(nodes), rng.choice(health)) for i in range(n)
+        ]
+        node = Oracle(gpus, {})
+        available = sorted(rng.sample(range(n), rng.randint(1, n)))
+        size = rng.randint(1, len(available))
+        must = rng.sample(available, rng.choice((0, 0, rng.randint(0, size))))
+        whole = sorted(rng.sample(available, rng.randint(0, len(available))))
+        whole = rng.choice((whole, available))
+        request = mask(available), mask(must), mask(whole), size
+        task = Task(Terrain.of(prepared(node).fabric), *request, clock=standing)
+        assert Search(task).best(1.0) == (mask(node.best(available, must, whole, size)), True)
 
 
 def thinned(n: int) -> Pairs:

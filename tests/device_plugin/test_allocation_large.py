@@ -1,13 +1,18 @@
 """Nodes of up to 64 GPUs: always an answer, proven where the node is regular, in time elsewhere."""
 
 import random
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_plugin.allocation import GpuFacts, Preferences, prepare
+from device_plugin.search import Search
+from device_plugin.terrain import Task, Terrain
 
 Pairs = dict[tuple[int, int], int]
 
@@ -23,11 +28,42 @@ class Ticks:
         return self.looks / 1000
 
 
+Read = TypeVar("Read")
+
+
+class Spied(tuple[Read, ...]):
+    """Facts of each GPU that tell a clock of their own how often they were read between looks."""
+
+    __slots__ = ()
+    reads = 0
+    most = 0
+
+    def __getitem__(self, place: Any) -> Any:  # noqa: ANN401 - as tuple has it
+        Spied.reads += 1
+        Spied.most = max(Spied.most, Spied.reads)
+        return super().__getitem__(place)
+
+
+class Late:
+    """A clock at which the search is late from its first look on, but greed is not."""
+
+    def __init__(self, greed: int) -> None:
+        self.looks, self._until = 0, 2 + greed
+
+    def __call__(self) -> float:
+        self.looks += 1
+        if self.looks == 1:
+            return 0.0
+        return 0.9 if self.looks <= self._until else 1.0
+
+
 def bdf(i: int) -> str:
-    return f"0000:{i:02x}:00.0"
+    return f"{i >> 8:04x}:{i & 255:02x}:00.0"
 
 
-def node(n: int, pairs: Pairs, clock: Ticks, timeout: float = 0.05, numa: int = 2) -> Preferences:
+def node(
+    n: int, pairs: Pairs, clock: Callable[[], float], timeout: float = 0.05, numa: int = 2
+) -> Preferences:
     gpus = [GpuFacts(f"card{i}", bdf(i), i * numa // n, ports_healthy=True) for i in range(n)]
     lanes = {(bdf(i), bdf(j)): width for (i, j), width in pairs.items()}
     return prepare(gpus, lanes, clock=clock, timeout=timeout)
@@ -129,3 +165,66 @@ def test_64_gpus_without_links_are_a_plain_choice() -> None:
     answer = node(64, {}, Ticks(), timeout=2.0).prefer(ids(range(20, 64)), ["card63-0"], 5)
     assert answer.proven
     assert answer.ids == (*ids(range(32, 36)), "card63-0")
+
+
+@pytest.mark.parametrize("numa", [1, 2, 12])
+@pytest.mark.parametrize("n", [252, 504])
+def test_hundreds_of_gpus_without_links_are_answered_at_once_and_proven(n: int, numa: int) -> None:
+    clock = Ticks()
+    preferences = node(n, {}, clock, timeout=0.005, numa=numa)
+    for size in range(1, n + 1):
+        clock.looks = 0
+        answer = preferences.prefer(preferences.bits, [], size)
+        assert answer.proven
+        assert answer.ids == ids(range(size))
+        assert clock.looks <= 2
+
+
+def test_without_links_a_linked_gpu_that_is_taken_does_not_count() -> None:
+    preferences = node(100, {(3, 4): 16}, Ticks(), timeout=0.005)
+    answer = preferences.prefer(ids(range(4, 100)), [], 50)
+    assert answer.proven
+    # one NUMA node, and it has just so many
+    assert answer.ids == ids(range(50, 100))
+
+
+@pytest.mark.parametrize("size", [17, 60, 126, 247])
+def test_greed_minds_the_clock_for_every_gpu_and_stops_when_the_time_is_up(size: int) -> None:
+    pairs = links(252, random.Random(5), 0.3, 252)  # noqa: S311 - the same node in every run
+    free = Late(greed=10**9)
+    preferences = node(252, pairs, free, timeout=1.0)
+    answer = preferences.prefer(ids(range(252)), [], size)
+    assert free.looks > size
+    assert not answer.proven
+    greedy = preferences.fabric.score(answer.gpus, 0).lanes
+    for looks in (0, 1, size // 2, size + 1):
+        clock = Late(greed=looks)
+        short = replace(preferences, clock=clock).prefer(ids(range(252)), [], size)
+        assert len(set(short.ids)) == size
+        assert preferences.fabric.score(short.gpus, 0).lanes <= greedy
+        # the one that says so, and one more of who has not heard
+        assert clock.looks <= 2 + looks + 2
+
+
+@pytest.mark.parametrize("density", [0.02, 0.5, 1.0])
+@pytest.mark.parametrize("looks", [3, 60, 400])
+def test_no_loop_of_a_search_goes_on_for_long_without_a_look(density: float, looks: int) -> None:
+    pairs = links(252, random.Random(6), density, 252)  # noqa: S311 - the same node in every run
+    terrain = Terrain.of(node(252, pairs, Ticks()).fabric)
+    terrain = replace(terrain, rows=Spied(terrain.rows), own=Spied(terrain.own))
+    now = 0
+
+    def clock() -> float:
+        nonlocal now
+        now += 1
+        Spied.reads = 0
+        return now / looks
+
+    everything = (1 << 252) - 1
+    must = (1 << 150) - 1
+    for task_must in (0, must):
+        now = Spied.reads = Spied.most = 0
+        task = Task(terrain, everything, task_must, everything, 200, clock)
+        assert Search(task).best(1.0).chosen.bit_count() == 200
+        assert now <= looks + 3
+        assert Spied.most <= 130

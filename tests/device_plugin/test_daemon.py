@@ -65,7 +65,9 @@ class Scene:
     def program(self, code: str, *more: str) -> Iterator[Running]:
         """Run a program that ends up in the plugin's `main`."""
         (self.directory / "program.py").write_text(code)
-        with running("program", *self.arguments(*more), PYTHONPATH=str(self.directory)) as process:
+        # Without coverage, whose data another user may not write.
+        env = {"PYTHONPATH": str(self.directory), "COVERAGE_PROCESS_CONFIG": ""}
+        with running("program", *self.arguments(*more), **env) as process:
             yield process
 
 

@@ -1,7 +1,16 @@
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+import time
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    MutableMapping,
+    Sequence,
+)
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -339,8 +348,7 @@ def test_a_fault_in_the_preference_gives_a_plain_choice(
         pytest.param(
             ["card1-0", "card2-0"], ["card1-0", "card2-0"], 1, "must be included", id="too small"
         ),
-        pytest.param(["card1-0", "gpu7"], [], 1, "has no device 'gpu7'", id="unknown"),
-        pytest.param(["card1-0"], ["\n"], 1, r"has no device '\n'", id="unknown must"),
+        pytest.param(["gpu7"], [], 2, "only 1 devices are available", id="too few unknown ones"),
     ],
 )
 def test_a_malformed_request_is_refused(
@@ -365,6 +373,105 @@ def test_what_has_just_vanished_or_broken_is_not_preferred_and_not_an_error() ->
         assert len(await prefer(plugin, ids, [], 3)) == 3, "too few are left: kubelet is told"
 
     meet(node(prefer=last), story)
+
+
+@pytest.mark.parametrize(
+    ("available", "must", "chosen"),
+    [
+        pytest.param(
+            ["card9-0", "card3-0", "card1-0"], [], ["card3-0", "card1-0"], id="passed over"
+        ),
+        pytest.param(["card9-0", "card3-0"], [], ["card3-0", "card9-0"], id="no other choice"),
+        pytest.param(["card3-0", "card1-0"], ["card9-0"], ["card1-0", "card9-0"], id="required"),
+        pytest.param(["card8-0", "card9-0"], [], ["card8-0", "card9-0"], id="all of them"),
+    ],
+)
+def test_what_another_instance_told_of_is_taken_last_and_no_error(
+    available: list[str], must: list[str], chosen: list[str]
+) -> None:
+    preferences = prepare(
+        [GpuFacts(f"card{n}", bdf(n)) for n in (3, 1)], {}, clock=lambda: 0.0, policy="topology"
+    )
+
+    async def story(plugin: Served) -> None:
+        assert sorted(await prefer(plugin, available, must, 2)) == sorted(chosen)
+        assert plugin.count("preferences_total", outcome="plain") == 0
+
+    meet(node([card(3), card(1)], prefer=preferences.prefer), story)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_quick_preference_is_asked_for_on_the_loop_any_other_in_a_daemon_thread(
+    quick: bool,  # noqa: FBT001 - a case
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def noting(available: Sequence[str], must: Sequence[str], size: int) -> Preference:
+        threads.append(threading.current_thread())
+        return last(available, must, size)
+
+    async def story(plugin: Served) -> None:
+        assert await prefer(plugin, ["card1-0", "card2-0"], [], 1) == ["card2-0"]
+
+    resources = frozenset({I915} if quick else ())
+    meet(replace(node(prefer=noting), quick=resources), story)
+    (thread,) = threads
+    assert (thread is threading.main_thread()) == quick
+    assert thread.daemon != quick
+
+
+@pytest.mark.parametrize("broken", [fails, refuses])
+def test_a_fault_in_a_quick_preference_gives_a_plain_choice_too(
+    broken: Callable[..., Preference],
+) -> None:
+    async def story(plugin: Served) -> None:
+        assert await prefer(plugin, ["card3-0", "card1-0"], [], 1) == ["card1-0"]
+        assert plugin.count("preferences_total", outcome="plain") == 1
+
+    meet(replace(node(prefer=broken), quick=frozenset({I915})), story)
+
+
+def test_the_end_does_not_wait_for_a_preference_that_hangs() -> None:
+    freed = threading.Event()
+
+    def hangs(*_: object) -> Preference:
+        freed.wait(2 * PATIENCE)
+        return Preference(())
+
+    async def story(plugin: Served) -> None:
+        await prefer(plugin, ["card1-0"], [], 1)
+
+    start = time.monotonic()
+    try:
+        meet(node(prefer=hangs), story, patience=0.05)
+        assert time.monotonic() - start < PATIENCE
+    finally:
+        freed.set()
+
+
+def test_the_best_that_a_slow_preference_has_found_is_given_within_the_patience() -> None:
+    def slow(*_: object) -> Preference:
+        threading.Event().wait(0.2)
+        return Preference(("card4-0",), proven=False)
+
+    async def story(plugin: Served) -> None:
+        assert await prefer(plugin, ["card1-0", "card4-0"], [], 1) == ["card4-0"]
+        assert plugin.count("preferences_total", outcome="unproven") == 1
+
+    meet(node(prefer=slow), story, patience=PATIENCE)
+
+
+def test_what_a_request_needs_of_a_snapshot_is_prepared_once() -> None:
+    snapshot = node(3, shared=2, unhealthy={bdf(2): "hot"})
+    assert snapshot.usable(I915) == {"card1-0", "card1-1", "card3-0", "card3-1"}
+    assert list(snapshot.places(I915)) == [device.id for device in snapshot.devices(I915)]
+    assert snapshot.usable(I915) is snapshot.usable(I915)
+    assert snapshot.places(I915) is snapshot.places(I915)
+    assert not snapshot.usable("gpu.intel.com/xe")
+    assert not snapshot.places("gpu.intel.com/xe")
+    other = replace(snapshot, unhealthy={})
+    assert "card2-0" in other.usable(I915)
+    assert snapshot == node(3, shared=2, unhealthy={bdf(2): "hot"}), "whatever was asked of it"
 
 
 # Allocations
@@ -462,6 +569,96 @@ def test_whether_the_set_was_linked_and_preferred_is_logged_and_counted(
         assert plugin.count("allocations_total", linked=linked, choice=choice) == 1
 
     meet(node(lanes=lanes), story)
+
+
+@pytest.mark.parametrize("memory", [0.0, 60.0])
+def test_a_preference_that_kubelet_has_let_pass_is_forgotten(memory: float) -> None:
+    async def story(plugin: Served) -> None:
+        await prefer(plugin, ["card1-0", "card2-0"], [], 1)
+        await allocate(plugin, "card2-0")
+        (entry,) = plugin.events("allocated")
+        assert entry["choice"] == ("other" if memory else "unasked")
+
+    meet(node(), story, memory=memory)
+
+
+def test_a_preference_among_other_devices_has_not_been_passed_over() -> None:
+    async def story(plugin: Served) -> None:
+        await prefer(plugin, ["card1-0", "card2-0"], [], 1)
+        await allocate(plugin, "card4-0")
+        await allocate(plugin, "card1-0")
+        choices = [entry["choice"] for entry in plugin.events("allocated")]
+        assert choices == ["unasked", "preferred"]
+
+    meet(node(), story)
+
+
+ENDLESS = 10**5000  # more digits than Python writes
+
+
+def test_a_fault_in_the_facts_costs_the_facts_and_no_pod() -> None:
+    async def story(plugin: Served) -> None:
+        given = await allocate(plugin, "card1-0", "card2-0")
+        assert len(given.devices) == 4
+        assert len(given.cdi_devices) == 2
+        assert not given.envs
+        assert not given.annotations
+        (entry,) = plugin.events("allocated without facts")
+        assert entry["fault"].startswith("ValueError: Exceeds the limit")
+        assert plugin.count("allocation_faults_total", lost="facts") == 1
+        assert len(plugin.events("allocated")) == 1
+
+    meet(node(lanes={(1, 2): ENDLESS}, cdi=True), story)
+
+
+def test_a_fault_in_the_account_costs_no_pod() -> None:
+    def breaks(_logger: object, _method: str, entry: MutableMapping[str, Any]) -> Any:  # noqa: ANN401 - as structlog has it
+        if entry["event"] == "allocated":
+            raise ZeroDivisionError("no account")
+        return entry
+
+    async def story(plugin: Served) -> None:
+        plugin.processors.insert(0, breaks)
+        given = await allocate(plugin, "card1-0")
+        assert len(given.devices) == 2
+        assert given.envs
+        (entry,) = plugin.events("allocated without account")
+        assert entry["fault"] == "ZeroDivisionError: no account"
+        assert plugin.count("allocation_faults_total", lost="account") == 1
+
+    meet(node(), story)
+
+
+@pytest.mark.parametrize(
+    ("known", "links", "linked"),
+    [
+        pytest.param({}, "1-2=4", "all", id="everything"),
+        pytest.param({"mapped": {1, 2}}, "1-2=4", "all", id="both"),
+        pytest.param({"mapped": {1}}, "1-2=4", "unknown", id="one of them"),
+        pytest.param({"mapped": {1}, "lanes": {}}, "", "unknown", id="one of them, and no links"),
+        pytest.param({"mapped": {1, 2}, "lanes": {}}, "", "none", id="both, and no links"),
+        pytest.param({"guessed": True}, "1-2", "unknown", id="a guess"),
+        pytest.param({"guessed": True, "lanes": {}}, "", "unknown", id="a guess of no links"),
+    ],
+)
+def test_nothing_is_claimed_of_gpus_whose_links_are_not_known(
+    known: dict[str, Any], links: str, linked: str
+) -> None:
+    lanes = known.get("lanes", {(1, 2): 4})
+    snapshot = replace(
+        node(lanes=lanes),
+        mapped=frozenset(map(bdf, known["mapped"])) if "mapped" in known else None,
+        guessed=known.get("guessed", False),
+    )
+
+    async def story(plugin: Served) -> None:
+        given = await allocate(plugin, "card1-0", "card2-0")
+        assert given.envs["XELINK_LINKED"] == linked
+        told = links.replace("1-2", f"{bdf(1)}-{bdf(2)}")
+        assert given.envs["XELINK_LINKS"] == told
+        assert plugin.count("allocations_total", linked=linked, choice="unasked") == 1
+
+    meet(snapshot, story)
 
 
 def test_an_unknown_device_is_refused_by_name() -> None:
