@@ -1,5 +1,6 @@
 """What kubelet asked and got, as Prometheus metrics."""
 
+import time
 from datetime import datetime
 
 from device_plugin.allocation import Preference
@@ -115,6 +116,10 @@ class NodeTelemetry:
         self._published = metrics.gauge(
             "feature_file_timestamp_seconds", "when the feature file was written; 0: there is none"
         )
+        self._written = 0.0
+        metrics.gauge(
+            "feature_file_age_seconds", "time since it was written, renewals included; 0: none"
+        ).set_function(lambda: max(0.0, time.time() - self._written) if self._written else 0)
         self._expiry = metrics.gauge(
             "feature_file_expiry_timestamp_seconds", "when it expires; 0: never, or there is none"
         )
@@ -145,7 +150,8 @@ class NodeTelemetry:
         self._pairs.set(len(seen.links.lanes))
         for state in State:
             self._state.labels(state.value).set(state is seen.links.state)
-        self._published.set(_timestamp(seen.links.published))
+        self._written = _timestamp(seen.links.published)
+        self._published.set(self._written)
         self._expiry.set(_timestamp(seen.links.expiry))
 
     def judged(self, health: Health) -> None:
