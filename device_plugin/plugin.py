@@ -123,15 +123,15 @@ class Plugin(DevicePluginServicer):
 
     # The RPCs, named as in the API
 
-    async def GetDevicePluginOptions(  # noqa: N802
+    async def GetDevicePluginOptions(  # noqa: N802 - as the API names it
         self,
         request: pb.Empty,  # noqa: ARG002 - says nothing
-        context: Context,  # noqa: ARG002
+        context: Context,  # noqa: ARG002 - needed by others
     ) -> pb.DevicePluginOptions:
         """Say that there is a preference, and nothing to do before a container starts."""
         return self.options
 
-    async def ListAndWatch(  # noqa: N802
+    async def ListAndWatch(  # noqa: N802 - as the API names it
         self,
         request: pb.Empty,  # noqa: ARG002 - says nothing
         context: Context,
@@ -143,7 +143,7 @@ class Plugin(DevicePluginServicer):
                     self._telemetry.told(self.resource, told)
                     yield self._message(told)
 
-    async def GetPreferredAllocation(  # noqa: N802
+    async def GetPreferredAllocation(  # noqa: N802 - as the API names it
         self, request: pb.PreferredAllocationRequest, context: Context
     ) -> pb.PreferredAllocationResponse:
         """Prefer devices for each container; only a size that cannot be met is an error."""
@@ -169,7 +169,7 @@ class Plugin(DevicePluginServicer):
             ]
         )
 
-    async def Allocate(  # noqa: N802
+    async def Allocate(  # noqa: N802 - as the API names it
         self, request: pb.AllocateRequest, context: Context
     ) -> pb.AllocateResponse:
         """Give each container what it needs to use the devices that kubelet chose."""
@@ -193,10 +193,10 @@ class Plugin(DevicePluginServicer):
                 self._account(one, known_of_it)
         return pb.AllocateResponse(container_responses=told)
 
-    async def PreStartContainer(  # noqa: N802
+    async def PreStartContainer(  # noqa: N802 - as the API names it
         self,
         request: pb.PreStartContainerRequest,  # noqa: ARG002 - nothing is done with it
-        context: Context,  # noqa: ARG002
+        context: Context,  # noqa: ARG002 - needed by others
     ) -> pb.PreStartContainerResponse:
         """Do nothing: the options say that it is not required."""
         return pb.PreStartContainerResponse()
