@@ -26,6 +26,8 @@ _LANES_BITS = 23
 _LEVEL_SHIFT = _LANES_SHIFT + _LANES_BITS
 # Up to so many available GPUs the ranking is walked; beyond, up to so many sets are rather named.
 _WALK = 9
+# GPUs up to which every answer to a request without must-include is made beforehand, too
+_ANSWERED = 8
 _FEW = 2048
 
 
@@ -36,7 +38,7 @@ class Subsets:
     `ranking[k]` holds all subsets of k GPUs, the heaviest first, equals by PCI address, and
     `falling[k]` minus their weights. `alike` are the sets of two or more GPUs that can be
     exchanged without changing any measure. `fresh[k]` is the best set of k GPUs while the whole
-    node is free.
+    node is free; `answers[free][k]`, on a small node, while just these are, all of them whole.
     """
 
     weights: tuple[int, ...]
@@ -46,6 +48,7 @@ class Subsets:
     alike: tuple[int, ...]
     mirrored: tuple[int, ...]
     fresh: tuple[int, ...] = ()
+    answers: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
     def of(cls, fabric: Fabric) -> "Subsets":
@@ -67,12 +70,19 @@ class Subsets:
         )
         every = (1 << n) - 1
         best = tuple(tables._search(every, 0, every, size) for size in range(n + 1))
-        return replace(tables, fresh=best)
+        answers = tuple(
+            tuple(tables._search(free, 0, free, size) for size in range(free.bit_count() + 1))
+            for free in (range(1 << n) if n <= _ANSWERED else ())
+        )
+        return replace(tables, fresh=best, answers=answers)
 
     def best(self, available: int, must: int, whole: int, size: int) -> int:
         """Find the best set of `size` GPUs of `available` that has all of `must`."""
-        if whole == len(self.weights) - 1 and not must:
-            return self.fresh[size]
+        if not must and whole == available:
+            if self.answers:
+                return self.answers[available][size]
+            if whole == len(self.weights) - 1:
+                return self.fresh[size]
         return self._search(available, must, whole, size)
 
     def rank(self, chosen: int, whole: int) -> tuple[int, int, int]:
