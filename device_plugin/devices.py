@@ -194,6 +194,7 @@ def scan(
     unwanted = partial(_unwanted, allow_ids=allow_ids, deny_ids=deny_ids)
     told = [entry for name in _card_names(roots) for entry in _tell(roots, name, seen, unwanted)]
     told.extend(_without_card(roots, seen.keys()))
+    _card_names(roots)  # a node that was taken away meanwhile was seen by half: that is no scan
     return Inventory(
         tuple(sorted((entry for entry in told if isinstance(entry, Card)), key=place)),
         tuple(sorted((entry for entry in told if isinstance(entry, Withheld)), key=place)),

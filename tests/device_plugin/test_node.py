@@ -154,19 +154,23 @@ def test_a_scan_that_fails_keeps_the_last_good_one_and_is_said_once_and_counted(
     lost: str, reason: str
 ) -> None:
     async def story(scene: Scene) -> None:
+        # A link that is replaced, so that no scan finds nothing at all in between.
+        place = scene.tree.root / lost
+        there, gone = place.with_name("there"), place.with_name("gone")
+        place.rename(there)
+        place.symlink_to(there.name)
         async with following(scene):
             before = await scene.until(lambda snapshot: snapshot.resources)
-            place, away = scene.tree.root / lost, scene.path / "away"
-            place.rename(away)
-            place.write_text("no directory")
+            gone.write_text("no directory")
+            gone.replace(place)
             await scene.scanned("failed", 5)
             assert scene.watch.current == before
             (entry,) = scene.said("scan failed: the last good one stands")
             assert entry["log_level"] == "error"
             assert entry["reason"].startswith(reason)
             assert not scene.said("scans are good again")
-            place.unlink()
-            away.rename(place)
+            gone.symlink_to(there.name)
+            gone.replace(place)
             await scene.scanned("good")
             assert len(scene.said("scans are good again")) == 1
             assert scene.watch.current == before
