@@ -161,7 +161,7 @@ def test_kubelet_restarts_a_hundred_times_and_nothing_leaks(scene: Scene) -> Non
         assert scene.pod(2) == {"card2", "card7"}
         started = time.monotonic()
         assert process.stop() == 0
-        assert time.monotonic() - started < 3  # one, and what coverage and a busy machine add
+        assert time.monotonic() - started < 1.5
 
 
 def test_killed_and_restarted_it_serves_again_and_running_pods_keep_theirs(scene: Scene) -> None:
