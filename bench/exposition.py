@@ -10,7 +10,8 @@ from time import perf_counter
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from sidecar.exposition import Reader, Sieve
+from sidecar.exposition import Reader
+from sidecar.sieve import Sieve
 from sidecar.simulator import Blueprint, render
 
 _CHUNK = 1 << 16

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TypeAlias
 
-from sidecar.exposition import Connection, Reading
+from sidecar.exposition import Reading
+from sidecar.rows import Connection
 from topology.model import Gpu, Link, Tile, Topology
 
 

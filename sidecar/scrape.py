@@ -10,7 +10,8 @@ import httpx
 import tenacity
 
 from sidecar.classification import Reason
-from sidecar.exposition import Reader, Reading, Sieve, TooManyRowsError
+from sidecar.exposition import Reader, Reading
+from sidecar.sieve import TooManyRowsError
 from sidecar.trust import Trust, TrustError, TrustFiles
 
 HOST = "127.0.0.1"
@@ -55,11 +56,13 @@ class Target:
     """Seconds for the whole scrape, retries included."""
     max_body: int = 64 << 20
     """Bytes."""
+    host: str = HOST
 
     @property
     def url(self) -> str:
         """Where the metrics are; HTTPS as soon as there is something to verify with."""
-        return f"http{'s' if self.trust else ''}://{HOST}:{self.port}/metrics"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http{'s' if self.trust else ''}://{host}:{self.port}/metrics"
 
 
 class _Login:
@@ -215,7 +218,7 @@ class Scraper:
         ):
             self._note_certificate(response)
             self._check(response)
-            sieve = Sieve()
+            sieve = self._reader.sieve()
             size = 0
             for chunk in response.iter_raw(_CHUNK):
                 size += len(chunk)

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 
 from sidecar.classification import Outcome, Rules, Seen, classify
-from sidecar.exposition import Reader, Reading, Sieve
+from sidecar.exposition import Reader, Reading
+from sidecar.sieve import Sieve
 from topology.model import Topology
 
 
@@ -25,7 +26,8 @@ def row(
         f'local_cpu_affinity="0-51,104-155",local_device_id="{device}",local_numa_index="0",'
         f'local_on_subdevice="{on_subdevice}",local_subdevice_id="{subdevice}",'
         f'pci_bdf="{address}",remote_device_id="{remote_device}",'
-        f'remote_subdevice_id="{remote_subdevice}",uuid="00-{device}"}} {value}'
+        f'remote_subdevice_id="{remote_subdevice}",src="direct",uuid="00-{device}",'
+        f'vendor="Intel(R)"}} {value}'
     )
 
 

@@ -1,17 +1,12 @@
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.exposition import (
-    Connection,
-    Reader,
-    Row,
-    Sieve,
-    TooManyRowsError,
-    read,
-)
+from sidecar.exposition import Reader, read
+from sidecar.rows import Connection, Matrix, Row
+from sidecar.sieve import Sieve, TooManyRowsError
 from sidecar.simulator import Blueprint, render
 from tests.sidecar.bodies import body, both, read_body, row, self_rows
 from topology.model import Gpu, PortState, Tile
@@ -182,6 +177,79 @@ def test_an_unchanged_topology_is_the_same_reading_and_one_that_returns_is_read_
     gone = scrape(b"xpum_power_watts 1.0")
     assert gone == read_body(b"xpum_power_watts 1.0")
     assert scrape(SIMULATED) == first
+
+
+# Labels that look like those that differ among rows; without one, the next is misspelt
+NASTY = [
+    'dev_name="GPU"',
+    'dev_name="x,lane_count="',
+    'dev_name="x",lane_count="12"',
+    'dev_name="x",lane_count ="12"',
+    'dev_name="x",lan_count="12"',
+    'dev_name="remote_device_id="',
+    'dev_name="x",remote_device_id="3"',
+    'dev_name="x",remote_subdevice_id ="3"',
+    'dev_name="x,remote_device_id="',
+    'dev_name="x,remote_subdevice_id="',
+    'dev_name="x,src="',
+    "",
+    r'dev_name="a \" b"',
+    'dev_name="} 1.0"',
+    'dev_name="x',
+]
+
+
+@pytest.mark.parametrize("nasty", NASTY)
+@pytest.mark.parametrize(
+    "place",
+    ["dev_name", "lane_count", "local_numa_index", "remote_device_id", "src", "uuid", "vendor"],
+)
+def test_a_row_means_the_same_alone_and_among_others(nasty: str, place: str) -> None:
+    lines = [
+        row(local, remote)
+        .replace('lane_count="4"', f'lane_count="{lanes}"')
+        .replace(f",{place}=", f",{nasty},{place}=" if nasty else f",my_{place}=")
+        .removesuffix("1.0")
+        .encode()
+        + value
+        for local, remote, lanes, value in product(
+            ["0.0", "0.1"],
+            ["1.0", "2.0", "2.1"],
+            ["4", "0", "04", "8.0", "", "x"],
+            [b"1.0", b"0.0", b"1", b"2.0", b"1.0 1.0", b"1.0 0.0", b"7.0", b""],
+        )
+    ]
+    alone = [Matrix().read(line) for line in lines]
+    rows, unread = Matrix().read(b"\n".join(lines))
+    assert rows == [read_row for read_rows, _ in alone for read_row in read_rows]
+    assert unread == sum(count for _, count in alone)
+
+
+def test_states_of_ports_are_found_wherever_they_stand() -> None:
+    """They are looked for where the last body had them; from where they were, they may move."""
+    reader = Reader()
+
+    def scrape(*parts: bytes) -> dict[str, PortState]:
+        sieve = reader.sieve()
+        for part in parts:
+            sieve.feed(part)
+        return dict(reader.read(sieve).ports)
+
+    rows = body([*self_rows("0.0", "1.0"), *both("0.0", "1.0")]) + b"\n"
+    healthy = b'xpum_xelink_port_status{pci_bdf="0000:10:00.0"} 0.0\n'
+    failed = b'xpum_xelink_port_status{pci_bdf="0000:10:00.0"} 2.0\n'
+    for states in (
+        scrape(rows, healthy),
+        scrape(rows, healthy, b"other 1.0\n"),
+        scrape(healthy, rows),  # not looked for there: what was known stands for one scrape
+    ):
+        assert states == {"0000:10:00.0": PortState.HEALTHY}
+    assert scrape(failed, rows) == {"0000:10:00.0": PortState.FAILED}
+    assert scrape(healthy, rows) == {"0000:10:00.0": PortState.HEALTHY}
+    assert scrape(rows, failed) == {"0000:10:00.0": PortState.FAILED}
+    assert scrape(rows, failed) == {"0000:10:00.0": PortState.FAILED}
+    assert scrape(rows) == {"0000:10:00.0": PortState.FAILED}
+    assert scrape(rows) == {}
 
 
 def test_more_rows_than_any_node_has_end_the_reading() -> None:
