@@ -1,12 +1,12 @@
 """A daemon's command: what it answers at once, and how it ends."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
 from service.flags import HelpWanted, Loaded, S, UsageError, help_text, load
 from service.probes import ListenError
+from service.stdout import forget_stdout
 
 OK = 0
 CANNOT_START = 1
@@ -41,11 +41,6 @@ def _say(text: str) -> int:
     except BrokenPipeError:
         forget_stdout()
     return OK
-
-
-def forget_stdout() -> None:
-    """Go on where nobody reads any more what we print, as with `| head`."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _answer(loaded: Loaded[S]) -> str | None:

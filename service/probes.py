@@ -1,4 +1,4 @@
-"""The `-listen` server: probes for kubelet and metrics for Prometheus.
+"""The `-listen` server: probes for kubelet, metrics for Prometheus, pages for people.
 
 prometheus_client's WSGI application on the standard library's server: no further dependency, a
 short-lived thread for each request, nothing in it can hold up the daemon's loop.
@@ -33,15 +33,29 @@ Probe: TypeAlias = Callable[[], Verdict | str | None]
 """Gives None when all is well, a line that says what is not, or a verdict."""
 
 
+class Reply(NamedTuple):
+    """What a page answers: a media type, further headers, a body."""
+
+    type: str
+    body: bytes
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+Page: TypeAlias = Callable[[], Reply]
+
+
 class ListenError(Exception):
     """The address cannot be listened on: a daemon that nobody can probe does not start."""
 
 
 @contextmanager
 def serving(
-    listen: str, registry: CollectorRegistry, probes: Mapping[str, Probe]
+    listen: str,
+    registry: CollectorRegistry,
+    probes: Mapping[str, Probe],
+    pages: Mapping[str, Page] | None = None,
 ) -> Iterator[str | None]:
-    """Serve `/metrics` and one path for each probe while the block runs.
+    """Serve `/metrics` and one path for each probe and each page while the block runs.
 
     Gives the `host:port` in use (port 0 picks a free one), or None where `listen` is empty. Raises
     `ListenError`.
@@ -59,7 +73,7 @@ def serving(
         raise ListenError(
             f"cannot listen on {listen}: {error}; give -listen another address, or none"
         ) from None
-    server.set_app(_application(registry, probes))
+    server.set_app(_application(registry, probes, pages or {}))
     thread = threading.Thread(target=server.serve_forever, args=(_STOP_SECONDS,), daemon=True)
     thread.start()
     try:
@@ -81,7 +95,9 @@ def split_address(listen: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-def _application(registry: CollectorRegistry, probes: Mapping[str, Probe]) -> "WSGIApplication":
+def _application(
+    registry: CollectorRegistry, probes: Mapping[str, Probe], pages: Mapping[str, Page]
+) -> "WSGIApplication":
     metrics = make_wsgi_app(registry)
 
     def answer(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
@@ -89,12 +105,16 @@ def _application(registry: CollectorRegistry, probes: Mapping[str, Probe]) -> "W
         if path == "/metrics":
             body: Iterable[bytes] = metrics(environ, start_response)
             return body
+        if path in pages:
+            reply = pages[path]()
+            start_response("200 OK", [("Content-Type", reply.type), *reply.headers])
+            return [reply.body]
         if path in probes:
             found = probes[path]()
             fine, said = found if isinstance(found, Verdict) else (not found, found or "ok")
             status, text = "200 OK" if fine else "503 Service Unavailable", f"{said}\n"
         else:
-            status, text = "404 Not Found", f"try {' '.join(['/metrics', *probes])}\n"
+            status, text = "404 Not Found", f"try {' '.join(['/metrics', *probes, *pages])}\n"
         start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
         return [text.encode()]
 

@@ -3,12 +3,14 @@
 import sys
 from collections.abc import Sequence
 
+from service.lean import leave_out
 from service.signals import hold_signals
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT, or once with -oneshot; give the exit code."""
     hold_signals()
+    leave_out("rich", "click")
     from sidecar.daemon import run  # noqa: PLC0415 - takes a while, in which a signal may come
 
     return run(arguments)

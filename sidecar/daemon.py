@@ -2,17 +2,20 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
+from socket import gethostname
 
 from structlog.typing import FilteringBoundLogger
 
-from service.command import OK, forget_stdout, run_command
+from service.command import OK, run_command
 from service.flags import Loaded
 from service.logs import logger_to_stderr
-from service.probes import serving
+from service.page import pages
+from service.probes import Page, serving
+from service.stdout import forget_stdout
 from service.stopping import Stop, Stopped
 from sidecar.classification import Outcome, Rules, Unknown
 from sidecar.loop import Policy, Sidecar
@@ -20,6 +23,7 @@ from sidecar.publisher import OnExit, Publisher
 from sidecar.scrape import Credentials, Scraper
 from sidecar.scrape import Target as ScrapeTarget
 from sidecar.settings import SidecarSettings
+from sidecar.status import body, status
 from sidecar.telemetry import Telemetry
 from sidecar.trust import TrustFiles
 
@@ -81,7 +85,8 @@ def _run(loaded: Loaded[SidecarSettings]) -> int:
         )
         probes = {"/healthz": alive.problem, "/readyz": sidecar.not_ready}
         listen = "" if settings.oneshot else settings.listen
-        address = cleanup.enter_context(serving(listen, telemetry.registry, probes))
+        shown = _pages(settings, sidecar, source)
+        address = cleanup.enter_context(serving(listen, telemetry.registry, probes, shown))
         log.info("started", version=version("xelink"), source=source.url, listen=address or "none")
         _prepare(settings, publisher, log)
         sidecar.resume(_now())
@@ -93,6 +98,12 @@ def _run(loaded: Loaded[SidecarSettings]) -> int:
             return _exit_code(outcome, published=sidecar.published)
         sidecar.leave(OnExit.EXPIRE if settings.dry_run else settings.on_exit, _now())
     return OK
+
+
+def _pages(settings: SidecarSettings, sidecar: Sidecar, source: Scraper) -> Mapping[str, Page]:
+    file = "printed, not written" if settings.dry_run else str(settings.dst_file_path)
+    title = f"{settings.PROGRAM} {version('xelink')} on {gethostname()}"
+    return pages(title, lambda: status(sidecar, source.url, file, _now()), body)
 
 
 def _loop(

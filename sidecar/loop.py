@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from structlog.typing import FilteringBoundLogger
 
@@ -73,6 +73,17 @@ class Policy:
     """How long the labels live unless they are renewed; zero: for ever."""
 
 
+class Scrape(NamedTuple):
+    """One scrape as it is remembered: when it ended, how long it took, what it said."""
+
+    at: datetime
+    seconds: float
+    outcome: Outcome
+
+
+_MOST_REMEMBERED = 20
+
+
 class Sidecar:
     """The loop's state: what is believed, what stands, what was said last."""
 
@@ -97,6 +108,22 @@ class Sidecar:
         self._changes = Changes()
         self._written: tuple[Publication, bytes] | None = None
         self.outcome: Outcome | None = None
+        self.scrapes: tuple[Scrape, ...] = ()
+        """The last ones, newest first."""
+
+    @property
+    def belief(self) -> Belief | None:
+        """What is believed now."""
+        return self._belief
+
+    @property
+    def policy(self) -> Policy:
+        """How what is seen becomes what is published."""
+        return self._policy
+
+    def standing(self) -> bytes | None:
+        """Give the feature file as it is."""
+        return self._target.read()
 
     def resume(self, now: datetime) -> None:
         """Take what stands in the file as the last publication: a restart forgets nothing."""
@@ -133,7 +160,9 @@ class Sidecar:
     def _tick(self, now: Callable[[], datetime], monotonic: Callable[[], float]) -> Outcome:
         started = monotonic()
         outcome = self._scrape()
-        self._telemetry.scraped(outcome, monotonic() - started, now().timestamp())
+        seconds, at = monotonic() - started, now()
+        self.scrapes = (Scrape(at, seconds, outcome), *self.scrapes[: _MOST_REMEMBERED - 1])
+        self._telemetry.scraped(outcome, seconds, at.timestamp())
         self._telemetry.certificate(self._source.certificate_expiry)
         self._say_trust()
         self._say_outcome(outcome)

@@ -154,6 +154,8 @@ class Scraper:
         self._login = _Login(target.credentials, monotonic)
         self.certificate_expiry: float | None = None
         """When the server's certificate ends, in seconds since 1970."""
+        self.content_type: str | None = None
+        """What the last answer, good or bad, was said to be."""
 
     @property
     def url(self) -> str:
@@ -217,6 +219,7 @@ class Scraper:
             ) as response,
         ):
             self._note_certificate(response)
+            self.content_type = response.headers.get("Content-Type")
             self._check(response)
             sieve = self._reader.sieve()
             size = 0

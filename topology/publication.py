@@ -115,17 +115,24 @@ def raw_features(publication: Publication, namespace: str) -> dict[str, str]:
     if topology is None:
         return {}
     return {
-        f"{namespace}/{RAW_TOPOLOGY}": _compact(
-            {
-                "tiles": [str(tile) for tile in topology.tiles],
-                "links": [
-                    [str(link.a), str(link.b), link.lanes, link.lanes_back]
-                    for link in topology.links
-                ],
-            }
-        ),
-        f"{namespace}/{RAW_ID_MAP}": _compact([_gpu_entry(gpu) for gpu in topology.gpus]),
+        f"{namespace}/{RAW_TOPOLOGY}": _compact(shape(topology)),
+        f"{namespace}/{RAW_ID_MAP}": _compact(id_map(topology)),
     }
+
+
+def shape(topology: Topology) -> dict[str, Any]:
+    """Give tiles and links with the lanes of both directions, ready for JSON."""
+    return {
+        "tiles": [str(tile) for tile in topology.tiles],
+        "links": [
+            [str(link.a), str(link.b), link.lanes, link.lanes_back] for link in topology.links
+        ],
+    }
+
+
+def id_map(topology: Topology) -> list[dict[str, Any]]:
+    """Give what is known of each GPU, ready for JSON."""
+    return [_gpu_entry(gpu) for gpu in topology.gpus]
 
 
 def render(publication: Publication, namespace: str, *, summary: bool = True) -> bytes:

@@ -1,0 +1,218 @@
+"""A page for people and the same as JSON: whole in itself, safe, and renewed by itself.
+
+No framework and nothing from elsewhere: it works on a node without a network. Whatever is shown
+came from outside and is escaped; the content security policy names the one script and the styles by
+their digests, so that nothing else could run even if some text got through.
+"""
+
+import json
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from hashlib import sha256
+from html import escape
+from typing import Any, TypeAlias
+
+from service.probes import Page, Reply
+
+Status: TypeAlias = Mapping[str, Any]
+"""What a daemon tells of itself, ready for JSON."""
+
+
+class Html(str):
+    """A text that is HTML already."""
+
+    __slots__ = ()
+
+
+def tag(name: str, *children: str, **attributes: str) -> Html:
+    """Write an element; what is not `Html` is escaped. `class_` and `aria_label` as in Python."""
+    named = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"'
+        for key, value in attributes.items()
+    )
+    return Html(f"<{name}{named}>{''.join(map(_safe, children))}</{name}>")
+
+
+def _safe(text: str) -> str:
+    return text if isinstance(text, Html) else escape(text)
+
+
+def section(name: str, title: str, *children: str) -> Html:
+    """Write one part of the page; `name` tells it from the others."""
+    return tag(
+        "section", tag("h2", title, id=f"{name}-title"), *children, id=name,
+        aria_labelledby=f"{name}-title",
+    )  # fmt: skip
+
+
+def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Html:
+    """Write a table whose first column names the row."""
+    head = tag("tr", *(tag("th", column, scope="col") for column in columns))
+    body = [
+        tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:]))
+        for row in rows
+    ]
+    if not body:
+        return tag("p", f"{caption}: none.", class_="faint")
+    whole = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *body))
+    # Wide tables scroll by themselves, with the keyboard, too.
+    return tag("div", whole, class_="scroll", tabindex="0", role="group", aria_label=caption)
+
+
+def instant(moment: str | None, never: str = "never") -> Html:
+    """Write an instant, ISO 8601 or None; the page counts down to it, or up from it."""
+    return tag("time", moment, datetime=moment) if moment else tag("span", never)
+
+
+def badge(text: str, *, good: bool) -> Html:
+    """Write a word that stands out: by its sign, too, for who sees no colors."""
+    return tag("strong", f"{'✓' if good else '✗'} {text}", class_="good" if good else "bad")
+
+
+def pages(
+    title: str, status: Callable[[], Status], body: Callable[[Status], Sequence[Html]]
+) -> Mapping[str, Page]:
+    """Give the pages of a daemon: `/` for people, `/status.json` for programs."""
+
+    def page() -> Reply:
+        return _page(title, body(status()))
+
+    def as_json() -> Reply:
+        return Reply("application/json", json.dumps(status(), indent=1).encode(), _HEADERS)
+
+    return {"/": page, "/status.json": as_json}
+
+
+def iso(moment: datetime | float | None) -> str | None:
+    """Write an instant for a status; 0 and None are none."""
+    if not moment:
+        return None
+    if isinstance(moment, datetime):
+        return moment.isoformat(timespec="seconds")
+    return datetime.fromtimestamp(moment).astimezone().isoformat(timespec="seconds")
+
+
+_HEADERS = (
+    ("Cache-Control", "no-store"),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "no-referrer"),
+)
+
+
+def _page(title: str, sections: Sequence[Html]) -> Reply:
+    main = Html("".join(sections))
+    text = (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style>"
+        '<noscript><meta http-equiv="refresh" content="10"></noscript></head><body>'
+        f"{tag('header', tag('h1', title), tag('p', '', id='news', role='status'))}"
+        f"{tag('main', main)}"
+        f'<footer><a href="status.json">status.json</a> <a href="metrics">metrics</a> '
+        '<a href="readyz">readyz</a></footer>'
+        f"<script>{_SCRIPT}</script></body></html>\n"
+    )
+    styles = {_STYLE, *_within(main, "<style>", "</style>")}
+    policy = (
+        "default-src 'none'; connect-src 'self'; base-uri 'none'; form-action 'none';"
+        f" frame-ancestors 'none'; script-src {_digest(_SCRIPT)};"
+        f" style-src {' '.join(sorted(map(_digest, styles)))}"
+    )
+    headers = (*_HEADERS, ("Content-Security-Policy", policy))
+    return Reply("text/html; charset=utf-8", text.encode(), headers)
+
+
+def _within(text: str, start: str, end: str) -> Iterable[str]:
+    for part in text.split(start)[1:]:
+        yield part.partition(end)[0]
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
+
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1f2328; --faint: #59636e; --sheet: #ffffff;
+  --line: #d1d9e0; --good: #116329; --bad: #a40e26; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --faint: #9198a1; --sheet: #0d1117;
+  --line: #3d444d; --good: #56d364; --bad: #ff7b72; } }
+body { font: 15px/1.5 system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif; color: var(--ink);
+  background: var(--sheet); margin: 0 auto; padding: 1rem; max-width: 64rem; }
+h1 { font-size: 1.4rem; margin: 0; } h2 { font-size: 1.1rem; margin: 1.5rem 0 .5rem; }
+table { border-collapse: collapse; } caption { text-align: left; color: var(--faint); }
+th, td { text-align: left; padding: .15rem .8rem .15rem 0; border-bottom: 1px solid var(--line);
+  vertical-align: top; font-weight: normal; overflow-wrap: anywhere; min-width: 3rem; }
+thead th { color: var(--faint); } .scroll { overflow-x: auto; }
+.good { color: var(--good); } .bad { color: var(--bad); } .faint, footer { color: var(--faint); }
+footer { margin-top: 2rem; } a { color: inherit; } svg { max-width: 100%; height: auto; }
+:focus-visible { outline: 2px solid currentColor; outline-offset: 2px; }
+"""
+
+# Each part is replaced only when it changed, and the focus stays where it was. What changed in a
+# part with data-news is told to screen readers.
+_SCRIPT = """
+'use strict';
+const written = new Map();
+const span = (seconds) => {
+  const s = Math.abs(seconds);
+  const parts = [[86400, 'd'], [3600, 'h'], [60, 'min'], [1, 's']];
+  const at = parts.findIndex(([size], i) => s >= size || i === 3);
+  const [size, unit] = parts[at];
+  const rest = at < 3 ? ` ${Math.floor((s % size) / parts[at + 1][0])} ${parts[at + 1][1]}` : '';
+  return `${Math.floor(s / size)} ${unit}${rest}`;
+};
+const count = () => {
+  for (const time of document.querySelectorAll('time')) {
+    const left = (Date.parse(time.dateTime) - Date.now()) / 1000;
+    time.title = time.dateTime;
+    time.textContent = left > 0 ? `in ${span(left)}` : `${span(left)} ago`;
+  }
+};
+const take = (text) => {
+  const parts = [...new DOMParser().parseFromString(text, 'text/html')
+    .querySelectorAll('main > section')];
+  const main = document.querySelector('main');
+  for (const part of parts) {
+    if (written.get(part.id) === part.outerHTML) continue;
+    const first = !written.has(part.id);
+    written.set(part.id, part.outerHTML);
+    const old = document.getElementById(part.id);
+    const kept = old && old.contains(document.activeElement) &&
+      [...old.querySelectorAll('[tabindex],a')].indexOf(document.activeElement);
+    const news = part.querySelector('[data-news]');
+    if (old) old.replaceWith(part); else main.append(part);
+    if (typeof kept === 'number' && kept >= 0) {
+      const again = part.querySelectorAll('[tabindex],a')[kept];
+      if (again) again.focus();
+    }
+    if (news && !first) document.getElementById('news').textContent = news.textContent;
+  }
+  const ids = new Set(parts.map((part) => part.id));
+  for (const old of [...main.children]) {
+    if (!ids.has(old.id)) {
+      written.delete(old.id);
+      old.remove();
+    }
+  }
+};
+const renew = async () => {
+  try {
+    const answer = await fetch('./', { cache: 'no-store' });
+    if (!answer.ok) throw new Error(answer.statusText);
+    take(await answer.text());
+    document.body.removeAttribute('data-lost');
+  } catch (error) {
+    if (!document.body.hasAttribute('data-lost')) {
+      document.body.setAttribute('data-lost', '');
+      document.getElementById('news').textContent =
+        `No answer since ${new Date().toLocaleTimeString()}: what is shown is old.`;
+    }
+  }
+  count();
+};
+count();
+setInterval(count, 1000);
+setInterval(renew, 5000);
+renew();
+"""

@@ -1,0 +1,128 @@
+"""What the sidecar tells of itself: for programs as JSON, for people as a page."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from service.page import Html, Status, badge, instant, iso, section, table, tag
+from sidecar.classification import Unknown
+from sidecar.debounce import Key, Missing
+from sidecar.loop import Scrape, Sidecar
+from topology import features
+from topology.publication import id_map, shape
+
+
+def status(sidecar: Sidecar, source: str, file: str, now: datetime) -> Status:
+    """Tell all there is, ready for JSON; nothing of it is secret."""
+    belief = sidecar.belief
+    content = sidecar.standing()
+    standing = features.parse(content, now) if content is not None else None
+    return {
+        "now": iso(now),
+        "source": source,
+        "not_ready": sidecar.not_ready(),
+        "topology": {**shape(belief.topology), "gpus": id_map(belief.topology)} if belief else None,
+        "published": {
+            "file": file,
+            "expires": iso(standing.expiry),
+            "expired": standing.expired,
+            "labels": dict(standing.labels),
+        }
+        if standing
+        else None,
+        "waiting": [
+            _waiting(key, missing, sidecar.policy.confirmations)
+            for key, missing in (belief.missing if belief else {}).items()
+        ],
+        "scrapes": [_scrape(scrape) for scrape in sidecar.scrapes],
+    }
+
+
+def _waiting(key: Key, missing: Missing, confirmations: int) -> dict[str, Any]:
+    names = key.of if isinstance(key.of, tuple) else (key.of,)
+    return {
+        "kind": key.kind.value,
+        "of": "-".join(map(str, names)),
+        "scrapes": missing.scrapes,
+        "confirmations": confirmations,
+    }
+
+
+def _scrape(scrape: Scrape) -> dict[str, Any]:
+    outcome = scrape.outcome
+    return {
+        "at": iso(scrape.at),
+        "seconds": round(scrape.seconds, 3),
+        "class": outcome.kind,
+        "reason": outcome.reason.value if isinstance(outcome, Unknown) else None,
+        "detail": outcome.detail if isinstance(outcome, Unknown) else None,
+        "links": None if isinstance(outcome, Unknown) else len(outcome.topology.links),
+    }
+
+
+def body(told: Status) -> Sequence[Html]:
+    """Write the parts of the page."""
+    return (_summary(told), _labels(told), _scrapes(told), _waits(told), _gpus(told))
+
+
+def _summary(told: Status) -> Html:
+    problem = told["not_ready"]
+    scrape = told["scrapes"][0]["class"] if told["scrapes"] else "none yet"
+    return section(
+        "summary",
+        "Now",
+        tag(
+            "p",
+            badge("ready" if not problem else "not ready", good=not problem),
+            f": {problem}" if problem else "",
+            data_news="",
+        ),
+        tag("p", f"Last scrape of {told['source']}: {scrape}."),
+    )
+
+
+def _labels(told: Status) -> Html:
+    published = told["published"]
+    if not published:
+        return section("labels", "Labels", tag("p", "Nothing is published."))
+    expires = published["expires"]
+    return section(
+        "labels",
+        "Labels",
+        tag("p", f"In {published['file']}, they expire ", instant(expires), "."),
+        table("labels of this node", ("label", "value"), published["labels"].items()),
+    )
+
+
+def _scrapes(told: Status) -> Html:
+    rows = [
+        (
+            instant(scrape["at"]),
+            badge(scrape["class"], good=scrape["class"] != "unknown"),
+            f"{scrape['seconds']:.3f} s",
+            f"{scrape['reason']}: {scrape['detail']}"
+            if scrape["reason"]
+            else f"{scrape['links']} links",
+        )
+        for scrape in told["scrapes"]
+    ]
+    return section("scrapes", "Scrapes", table("last scrapes", ("when", "class", "took", ""), rows))
+
+
+def _waits(told: Status) -> Html:
+    rows = [
+        (f"{loss['kind']} {loss['of']}", f"{loss['scrapes']} of {loss['confirmations']}")
+        for loss in told["waiting"]
+    ]
+    return section(
+        "waiting",
+        "Losses",
+        table("losses that wait for confirmation", ("what", "scrapes that agree"), rows),
+    )
+
+
+def _gpus(told: Status) -> Html:
+    gpus = told["topology"]["gpus"] if told["topology"] else []
+    columns = ("id", "pci", "card", "numa", "ports", "uuid")
+    rows = [[str(gpu.get(column, "")) for column in columns] for gpu in gpus]
+    return section("gpus", "GPUs", table("id map", columns, rows))

@@ -1,0 +1,152 @@
+"""The page: safe whatever it shows, whole in itself, and alive in a real browser."""
+
+import json
+import re
+import shutil
+import subprocess
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+from service.page import Html, Status, badge, instant, iso, pages, section, table, tag
+from service.probes import serving
+from tests.processes import get
+
+CHROMIUM = shutil.which("chromium")
+NASTY = '<script>alert("x")</script>&amp;\'"'
+
+
+class Elements(HTMLParser):
+    """Collects elements, texts and ids."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.texts: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def shown(told: Status) -> Sequence[Html]:
+    drawing = Html("<svg><style>circle { fill: red; }</style></svg>")
+    return (
+        section("now", "Now", tag("p", badge(told["state"], good=False), data_news="")),
+        section("times", "Times", tag("p", instant(told["expires"])), drawing),
+        section("rows", "Rows", table("rows", ("name", "value"), [("a", told["state"])])),
+    )
+
+
+def page_of(status: Status) -> tuple[str, dict[str, str]]:
+    reply = pages("a title", lambda: status, shown)["/"]()
+    return reply.body.decode(), dict(reply.headers)
+
+
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_whatever_is_shown_stays_text(text: str, value: str) -> None:
+    clean = text.replace("\r", "").replace("\0", "")
+    seen = Elements(tag("p", clean, title=value.replace("\r", "").replace("\0", "")))
+    assert seen.tags == ["p"]
+    assert "".join(seen.texts) == clean
+
+
+def test_a_page_shows_what_is_told_and_runs_nothing_but_its_own_script() -> None:
+    text, headers = page_of({"state": NASTY, "expires": None})
+    seen = Elements(text)
+    assert seen.tags.count("script") == 1
+    assert any(NASTY in part for part in seen.texts)
+    policy = headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    for element in ("script", "style"):
+        found = re.findall(f"<{element}>(.*?)</{element}>", text, re.DOTALL)
+        allowed = re.search(f"{element}-src ([^;]*)", policy)
+        assert allowed
+        digests = [b64encode(sha256(part.encode()).digest()).decode() for part in found]
+        assert sorted(f"'sha256-{digest}'" for digest in digests) == sorted(allowed[1].split())
+    links = [value for name, value in seen.attributes if name in ("src", "href")]
+    assert links == ["status.json", "metrics", "readyz"]
+
+
+def test_every_part_has_a_heading_that_names_it_and_every_table_says_what_it_is() -> None:
+    text, _ = page_of({"state": "fine", "expires": None})
+    seen = Elements(text)
+    ids = [value for name, value in seen.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    assert {value for name, value in seen.attributes if name == "aria-labelledby"} <= set(ids)
+    assert seen.tags.count("caption") == seen.tags.count("table") == 1
+
+
+def test_an_empty_table_says_so() -> None:
+    assert Elements(table("losses", ("what",), [])).texts == ["losses: none."]
+
+
+def test_instants_are_told_with_their_zone_or_not_at_all() -> None:
+    moment = datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC)
+    assert iso(moment) == "2026-01-02T03:04:05+00:00"
+    assert datetime.fromisoformat(iso(moment.timestamp()) or "") == moment.replace(microsecond=0)
+    assert iso(None) is iso(0) is None
+
+
+@contextmanager
+def served(status: Status) -> Iterator[str]:
+    registry = CollectorRegistry()
+    with serving("127.0.0.1:0", registry, {}, pages("a title", lambda: status, shown)) as address:
+        yield f"http://{address}"
+
+
+def test_programs_get_the_same_as_json() -> None:
+    status = {"state": NASTY, "expires": None}
+    with served(status) as url:
+        code, text = get(f"{url}/status.json")
+        assert (code, json.loads(text)) == (200, status)
+        assert get(f"{url}/")[0] == 200
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed")
+def test_a_browser_counts_down_and_follows_what_changes(tmp_path: Path) -> None:
+    soon = (datetime.now(UTC) + timedelta(hours=1)).isoformat(timespec="seconds")
+    status = {"state": "first", "expires": soon}
+    answered = 0
+
+    def shown_once(told: Status) -> Sequence[Html]:
+        nonlocal answered
+        answered += 1
+        return shown(told if answered < 3 else {**told, "state": "later"})
+
+    registry = CollectorRegistry()
+    with serving(
+        "127.0.0.1:0", registry, {}, pages("a title", lambda: status, shown_once)
+    ) as address:
+        assert CHROMIUM
+        dumped = subprocess.run(
+            [
+                *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
+                *("--no-first-run", "--disable-background-networking", "--disable-sync"),
+                *("--disable-component-update", f"--user-data-dir={tmp_path}"),
+                *("--virtual-time-budget=12000", "--dump-dom", f"http://{address}/"),
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        )
+    seen = Elements(dumped.stdout)
+    assert any(re.fullmatch(r"in (1 h 0|59 min \d+|60 min 0) (min|s)", text) for text in seen.texts)
+    assert "✗ later" in seen.texts
+    assert "✗ first" not in seen.texts
+    assert "Refused" not in dumped.stderr
