@@ -20,9 +20,16 @@ PATIENCE = 20.0
 class Running:
     """A program of ours that runs; its log lines are events to wait for."""
 
-    def __init__(self, module: str, *arguments: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        module: str,
+        *arguments: str,
+        env: dict[str, str] | None = None,
+        before: tuple[str, ...] = (),
+    ) -> None:
+        """Run `python -m module`, started by the program `before` if there is one."""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [*before, sys.executable, "-m", module, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

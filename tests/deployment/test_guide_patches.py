@@ -1,0 +1,179 @@
+"""docs/install.md: its patches and its HTTPS by hand do what they are said to do."""
+
+import json
+import threading
+from base64 import b64decode
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import yaml
+
+from tests.deployment.chain import (
+    EXPORTER,
+    SIDECAR,
+    Chain,
+    SecretVolume,
+    call,
+    certificate_volume,
+    chain,
+    container,
+)
+from tests.deployment.guide import (
+    GUIDE,
+    PATCH,
+    SECRET,
+    Shell,
+    daemon_set,
+    needs_kubectl,
+    patched,
+    shown,
+)
+from tests.deployment.rendering import OVERLAYS, ROOT, needs, needs_kustomize
+
+pytestmark = [needs_kubectl, needs_kustomize]
+
+needs_openssl = needs("openssl")
+
+
+@needs("curl")
+def test_a_patch_is_downloaded_and_adds_the_sidecar_alone(tmp_path: Path) -> None:
+    user = Shell(tmp_path)
+    with tree_server(ROOT) as url:
+        prefix = "https://git.example.com/xelink/raw/v0.1.0"
+        user.run(shown("curl -fsSO ").line.replace(prefix, url))
+    before = daemon_set("base")
+    line = shown(f"{PATCH} --patch-file xpumanager.yaml").line
+    after = patched(user, line, before)
+    assert container(after, SIDECAR) == container(daemon_set("http"), SIDECAR)
+    assert container(after, EXPORTER) == container(before, EXPORTER)
+    names = [each["name"] for each in after["spec"]["template"]["spec"]["containers"]]
+    assert sorted(names) == ["python-exporter", "xelink-sidecar", "xpumd"]
+
+
+@contextmanager
+def tree_server(directory: Path) -> Iterator[str]:
+    handler = partial(QuietHandler, directory=str(directory))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_kubectl_reads_no_patch_from_an_address(tmp_path: Path) -> None:
+    user = Shell(tmp_path)
+    (tmp_path / "before.json").write_text(json.dumps(daemon_set("base")))
+    with tree_server(OVERLAYS) as url:
+        address = f"{url}/http/xpumanager.yaml"
+        done = user.attempt(f"kubectl patch --local -f before.json --patch-file {address}")
+    assert "unable to read patch file" in done.stderr
+
+
+def test_the_sidecar_is_taken_out_again_and_nothing_else(tmp_path: Path) -> None:
+    line = shown(f"{PATCH} -p ").line
+    after = patched(Shell(tmp_path), line, daemon_set("http"))
+    nothing = f"{PATCH} -p '{{}}'"
+    before = patched(Shell(tmp_path), nothing, daemon_set("base"))
+    assert after["spec"]["template"] == before["spec"]["template"]
+
+
+def test_the_image_and_the_end_are_set_at_the_sidecar_alone(tmp_path: Path) -> None:
+    user, before = Shell(tmp_path), daemon_set("http")
+    image = container(
+        patched(user, shown("kubectl -n monitoring set image ").line, before), SIDECAR
+    )
+    assert image["image"] == "registry.example.com/xelink:0.1.0"
+    after = patched(user, shown("kubectl -n monitoring set env ").line, before)
+    assert container(after, SIDECAR)["env"] == [
+        {"name": "XELINK_SIDECAR_ON_EXIT", "value": "remove"}
+    ]
+    assert container(after, EXPORTER)["env"] == container(before, EXPORTER)["env"]
+
+
+# HTTPS by hand
+
+
+class ByHand:
+    """What an administrator has after the commands of the guide: files, a Secret, a DaemonSet."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.user = Shell(directory)
+        (directory / "overlays").symlink_to(OVERLAYS)
+
+    def certify(self, line: str | None = None) -> None:
+        self.user.run(line or shown("openssl req ").line)
+
+    def secret(self, line: str) -> dict[str, bytes]:
+        manifest = yaml.safe_load(self.user.run(line))
+        assert manifest["type"] == "kubernetes.io/tls"
+        return {key: b64decode(value) for key, value in manifest["data"].items()}
+
+    @contextmanager
+    def deployed(self, secret: Mapping[str, bytes]) -> Iterator[tuple[Chain, list[SecretVolume]]]:
+        """Run what the patched DaemonSet runs; give it with the volumes of its containers."""
+        line = shown(f"{PATCH} --patch-file overlays/").line
+        after = patched(self.user, line, daemon_set("http"))
+        calls, volumes = [], []
+        for name in (EXPORTER, SIDECAR):
+            volume = certificate_volume(after, name)
+            assert volume
+            assert volume["secretName"] == "xpum-server-cert"
+            paths = {item["key"]: item["path"] for item in volume["items"]}
+            volumes.append(SecretVolume(self.directory / name, paths, secret))
+            calls.append(call(container(after, name), volumes[-1].directory)[0])
+        hurry = {"GUNICORN_CMD_ARGS": "--keep-alive=0"}
+        with chain(calls[0], calls[1], self.directory, hurry) as running:
+            yield running, volumes
+
+
+@needs_openssl
+def test_https_by_hand_works_and_is_renewed_while_the_labels_stand(tmp_path: Path) -> None:
+    site = ByHand(tmp_path)
+    site.certify()
+    verify = shown("openssl verify ")
+    assert site.user.run(verify.line) == verify.output
+    first = site.secret(f"{shown(SECRET, '=tls.crt').line} --dry-run=client -o yaml")
+    with site.deployed(first) as (running, volumes):
+        assert "gpu.intel.com/xe-links" in running.wait_for_labels()
+        site.certify()
+        line, _, rest = shown(SECRET, "kubectl apply -f -").line.partition(" | ")
+        assert rest == "kubectl apply -f -"
+        second = site.secret(line)
+        assert second != first
+        volumes[0].update(second)
+        running.sidecar.wait_for("reason=tls")
+        running.assert_nothing_changed()
+        volumes[1].update(second)
+        running.sidecar.wait_for("XPU Manager seen")
+        running.assert_nothing_changed()
+
+
+@needs_openssl
+def test_a_certificate_with_a_common_name_alone_is_refused_as_the_table_says(
+    tmp_path: Path,
+) -> None:
+    site = ByHand(tmp_path)
+    line = shown("openssl req ").line
+    line = line.replace("/CN=intel-xpumanager", "/CN=127.0.0.1")
+    site.certify(line.replace(" -addext subjectAltName=IP:127.0.0.1", ""))
+    secret = site.secret(f"{shown(SECRET, '=tls.crt').line} --dry-run=client -o yaml")
+    assert site.user.attempt(shown("openssl verify ").line).returncode != 0
+    with site.deployed(secret) as (running, _):
+        told = running.sidecar.wait_for("no usable answer")
+        assert "reason=tls" in told
+        advice = "it needs subjectAltName=IP:127.0.0.1"
+        assert advice in told
+        assert f"`{advice}`" in GUIDE
+        assert not running.labels.exists()

@@ -1,0 +1,150 @@
+"""What the containers may do: nothing that they do not need."""
+
+import tomllib
+from typing import Any
+
+import pytest
+
+from tests.deployment.rendering import (
+    ROOT,
+    Document,
+    Pod,
+    each_overlay,
+    is_ours,
+    needs_kustomize,
+    pods,
+)
+
+pytestmark = needs_kustomize
+
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+# What one of our containers may have in spite of the rule, each with its reason in the manifest.
+CAPABILITIES = {"node": ["MKNOD"]}  # the demo makes device nodes
+ROOTS = {"xelink-sidecar", "xelink-device-plugin", "node"}  # directories that are root's
+
+
+def ours(overlay: str) -> list[tuple[Pod, Document]]:
+    return [(pod, each) for pod in pods(overlay) for each in pod.containers if is_ours(each)]
+
+
+@each_overlay
+def test_each_image_is_pinned(overlay: str) -> None:
+    for pod in pods(overlay):
+        for container in pod.containers:
+            image = container["image"]
+            name, _, digest = image.partition("@")
+            tag = name.rpartition("/")[2].partition(":")[2]
+            assert digest.startswith("sha256:") or tag not in {"", "latest", "devel"}, image
+            assert container["imagePullPolicy"] == "IfNotPresent"
+
+
+@each_overlay
+def test_our_image_is_of_this_version(overlay: str) -> None:
+    assert all(container["image"] == f"xelink:{VERSION}" for _, container in ours(overlay))
+
+
+@each_overlay
+def test_our_containers_are_locked_in(overlay: str) -> None:
+    for _, container in ours(overlay):
+        security: dict[str, Any] = container["securityContext"]
+        assert security["allowPrivilegeEscalation"] is False
+        assert security["readOnlyRootFilesystem"] is True
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert security["capabilities"]["drop"] == ["ALL"]
+        assert security["capabilities"].get("add", []) == CAPABILITIES.get(container["name"], [])
+        assert not security.get("privileged")
+
+
+@each_overlay
+def test_no_container_may_call_whatever_the_kernel_has(overlay: str) -> None:
+    for pod in pods(overlay):
+        of_pod = pod.spec.get("securityContext", {}).get("seccompProfile")
+        for container in pod.containers:
+            own = container["securityContext"].get("seccompProfile", of_pod)
+            assert own == {"type": "RuntimeDefault"}
+
+
+@each_overlay
+def test_only_who_writes_where_root_does_is_root(overlay: str) -> None:
+    for pod, container in ours(overlay):
+        security = container["securityContext"]
+        assert "runAsUser" in security
+        if container["name"] in ROOTS:
+            assert security["runAsUser"] == security["runAsGroup"] == 0
+            paths = [
+                pod.volumes[mount["name"]].get("hostPath")
+                for mount in container["volumeMounts"]
+                if not mount.get("readOnly")
+            ]
+            assert any(paths), "root, and nothing of root's to write to"
+        else:
+            assert security["runAsNonRoot"] is True
+            assert security["runAsUser"] > 0
+
+
+@each_overlay
+def test_our_containers_say_what_they_use(overlay: str) -> None:
+    for _, container in ours(overlay):
+        resources = container["resources"]
+        assert set(resources["requests"]) == {"cpu", "memory"}
+        assert set(resources["limits"]) == {"memory"}, "a CPU limit makes a daemon late"
+        asked, most = (resources[kind]["memory"] for kind in ("requests", "limits"))
+        assert int(asked.removesuffix("Mi")) < int(most.removesuffix("Mi"))
+
+
+@each_overlay
+def test_no_pod_gets_a_token_of_the_api_server(overlay: str) -> None:
+    for pod in pods(overlay):
+        assert pod.spec["automountServiceAccountToken"] is False
+        assert "serviceAccountName" not in pod.spec
+
+
+@each_overlay
+def test_a_pod_shares_no_more_with_the_host_than_the_network(overlay: str) -> None:
+    for pod in pods(overlay):
+        assert not {"hostPID", "hostIPC", "shareProcessNamespace"} & set(pod.spec)
+
+
+@each_overlay
+def test_privilege_is_xpumd_s_and_only_where_no_device_plugin_can_serve_it(overlay: str) -> None:
+    for pod in pods(overlay):
+        names = {container["name"] for container in pod.containers}
+        for container in pod.containers:
+            security = container["securityContext"]
+            companion = container["name"] == "xpumd" and "xelink-device-plugin" in names
+            assert bool(security.get("privileged")) is companion
+            # The API server refuses a privileged container that says otherwise.
+            assert security["allowPrivilegeEscalation"] is companion
+
+
+@each_overlay
+@pytest.mark.parametrize("path", ["/", "/dev", "/etc", "/proc", "/run", "/sys", "/var"])
+def test_no_wide_directory_of_the_host_is_mounted(overlay: str, path: str) -> None:
+    for pod in pods(overlay):
+        paths = [volume.get("hostPath", {}).get("path") for volume in pod.volumes.values()]
+        assert path not in [each and (each.rstrip("/") or "/") for each in paths]
+
+
+@each_overlay
+def test_what_is_mounted_to_be_read_cannot_be_written(overlay: str) -> None:
+    writable = {
+        "xelink-sidecar": {"features-d"},
+        "xelink-device-plugin": {"kubeletsockets", "cdipath"},
+    }
+    for _, container in ours(overlay):
+        found = {
+            mount["name"]
+            for mount in container.get("volumeMounts", ())
+            if not mount.get("readOnly")
+        }
+        assert found <= writable.get(container["name"], found)
+
+
+@each_overlay
+def test_node_agents_are_not_pushed_off_their_node(overlay: str) -> None:
+    for pod in pods(overlay):
+        if overlay == "demo":
+            assert "priorityClassName" not in pod.spec
+        else:
+            assert pod.spec["priorityClassName"] == "system-node-critical"
+            assert pod.spec["tolerations"] == [{"operator": "Exists"}]
