@@ -1,12 +1,17 @@
 """How long kubelet waits for an answer: whole RPCs of the plugin's process, over its own socket.
 
-The plugin runs as a process of its own on a simulated node of eight GPUs, the callers are one or
-four processes more, each with a connection of its own. What an RPC costs that carries next to
+The plugin runs as a process of its own on a simulated node of eight GPUs. The callers, one or four
+with a connection each, are a Go program where there is `go` (`rpcclient/`), as kubelet is one, and
+else Python processes, whose own work takes longer than ours. What an RPC costs that carries next to
 nothing (GetDevicePluginOptions) is the floor; the other rows are ratios to it from the same run,
 as absolute times of a shared machine mean little. Requests take turns, so that whatever else the
 machine does falls on all of them alike. Prints one Markdown table.
 """
 
+import base64
+import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,15 +21,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from threading import Thread
+from typing import NamedTuple, TypeAlias
 
 import grpc
 
 from device_plugin.api import deviceplugin_pb2 as pb
-from device_plugin.api.deviceplugin_pb2_grpc import DevicePluginStub
 from device_plugin.simulator.node import Node
 from sidecar.simulator import Blueprint
 from topology.publication import DEFAULT_NAMESPACE, Publication, render
@@ -46,56 +51,120 @@ ROWS = (
 )
 
 
-def prefer(stub: DevicePluginStub, size: int) -> None:
+class Request(NamedTuple):
+    """One RPC: its method, and its message as it is sent."""
+
+    method: str
+    message: bytes
+
+
+def prefer(size: int) -> Request:
     """Ask which GPUs of a free node a Pod had best get."""
     request = pb.PreferredAllocationRequest()
     request.container_requests.add(available_deviceIDs=IDS, allocation_size=size)
-    answer = stub.GetPreferredAllocation(request)
-    if len(answer.container_responses[0].deviceIDs) != size:
-        raise AssertionError(answer)
+    return Request("/v1beta1.DevicePlugin/GetPreferredAllocation", request.SerializeToString())
 
 
-def allocate(stub: DevicePluginStub) -> None:
+def allocate() -> Request:
     """Take two GPUs."""
     request = pb.AllocateRequest()
     request.container_requests.add(devices_ids=IDS[:2])
-    stub.Allocate(request)
+    return Request("/v1beta1.DevicePlugin/Allocate", request.SerializeToString())
 
 
-REQUESTS: dict[str, Callable[[DevicePluginStub], object]] = {
-    "floor": lambda stub: stub.GetDevicePluginOptions(pb.Empty()),
-    "prefer 2": lambda stub: prefer(stub, 2),
-    "prefer 4": lambda stub: prefer(stub, 4),
-    "allocate 2": allocate,
+REQUESTS = {
+    "floor": Request("/v1beta1.DevicePlugin/GetDevicePluginOptions", b""),
+    "prefer 2": prefer(2),
+    "prefer 4": prefer(4),
+    "allocate 2": allocate(),
 }
+
+Measure: TypeAlias = Callable[[int, str, Request, int], list[float]]
+"""Lets so many callers make so many calls together, and gives the seconds that each call took."""
 
 
 @cache
-def dial(address: str) -> DevicePluginStub:
+def dial(address: str) -> grpc.Channel:
     """Connect once in each caller's process."""
-    return DevicePluginStub(grpc.insecure_channel(address))
+    return grpc.insecure_channel(address)
 
 
-def call(address: str, name: str, calls: int, begin: float) -> list[float]:
+def call(address: str, request: Request, calls: int, begin: float) -> list[float]:
     """Warm up, wait for the others, and give the seconds that each call took."""
-    stub, request, took = dial(address), REQUESTS[name], []
+    once, took = (
+        partial(dial(address).unary_unary(request.method, bytes, bytes), request.message),
+        [],
+    )
     for _ in range(WARM_UP):
-        request(stub)
+        once()
     time.sleep(max(0.0, begin - time.monotonic()))
     for _ in range(calls):
         start = time.perf_counter()
-        request(stub)
+        once()
         took.append(time.perf_counter() - start)
     return took
 
 
-def measure(
-    callers: ProcessPoolExecutor, number: int, address: str, name: str, calls: int
-) -> list[float]:
-    """Let so many callers make calls at the same time."""
-    begin = time.monotonic() + TOGETHER
-    running = [callers.submit(call, address, name, calls // number, begin) for _ in range(number)]
-    return [seconds for one in running for seconds in one.result()]
+@contextmanager
+def python_callers() -> Iterator[Measure]:
+    """Start a process for each caller."""
+    with ProcessPoolExecutor(max(CALLERS), get_context("spawn")) as callers:
+
+        def measure(number: int, address: str, request: Request, calls: int) -> list[float]:
+            begin = time.monotonic() + TOGETHER
+            each = calls // number
+            running = [callers.submit(call, address, request, each, begin) for _ in range(number)]
+            return [seconds for one in running for seconds in one.result()]
+
+        yield measure
+
+
+@contextmanager
+def go_callers(program: Path) -> Iterator[Measure]:
+    """Start the Go program, which is all callers."""
+    with subprocess.Popen(  # noqa: S603 - our own program
+        [program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as process:
+        orders, answers = process.stdin, process.stdout
+        if orders is None or answers is None:
+            raise AssertionError(program)
+
+        def measure(number: int, address: str, request: Request, calls: int) -> list[float]:
+            order = {
+                "address": address,
+                "method": request.method,
+                "request": base64.b64encode(request.message).decode(),
+                "callers": number,
+                "calls": calls // number,
+                "warmUp": WARM_UP,
+            }
+            print(json.dumps(order), file=orders, flush=True)
+            took: list[float] = json.loads(answers.readline() or "[]")
+            if not took:
+                raise AssertionError("the Go client has failed")
+            return took
+
+        try:
+            yield measure
+        finally:
+            orders.close()
+
+
+def go_client(directory: Path) -> Path | str:
+    """Build the Go client; a text says why there is none."""
+    go = shutil.which("go")
+    if go is None:
+        return "there is no go on PATH"
+    program = directory / "rpcclient"
+    built = subprocess.run(  # noqa: S603 - an argument list
+        [go, "build", "-C", Path(__file__).parent / "rpcclient", "-o", program, "."],
+        env={**os.environ, "GOFLAGS": "-mod=readonly", "GOTOOLCHAIN": "local"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    why = (built.stderr.splitlines() or [""])[-1]
+    return f"go build failed: {why}" if built.returncode else program
 
 
 @contextmanager
@@ -142,26 +211,34 @@ def cells(took: list[float], floor: list[float]) -> Iterator[str]:
 
 def main() -> None:
     """Print the table."""
-    print("| request | links | callers | p50, ms | /floor | p99, ms | /floor | max, ms | /floor |")
-    print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
     # Not pytest's or the user's own: the path of a socket has 107 bytes at most.
-    with (
-        tempfile.TemporaryDirectory(prefix="x", dir="/tmp") as name,
-        plugin(Path(name), "mesh") as mesh,
-        plugin(Path(name), "ring") as ring,
-        ProcessPoolExecutor(max(CALLERS), get_context("spawn")) as callers,
-    ):
-        addresses = {"mesh": mesh, "ring": ring}
-        for number in CALLERS:
-            took: dict[tuple[str, str], list[float]] = {row: [] for row in ROWS}
-            for _ in range(ROUNDS):
-                for request, links in ROWS:
-                    took[request, links] += measure(
-                        callers, number, addresses[links], request, CALLS // ROUNDS
-                    )
-            for (request, links), times in took.items():
-                figures = " | ".join(cells(times, took["floor", "mesh"]))
-                print(f"| {request} | {links} | {number} | {figures} |", flush=True)
+    with tempfile.TemporaryDirectory(prefix="x", dir="/tmp") as name:
+        client = go_client(Path(name))
+        if isinstance(client, Path):
+            print("Client: Go, as kubelet.\n")
+            callers = go_callers(client)
+        else:
+            print(f"Client: Python, slower than kubelet's ({client}).\n")
+            callers = python_callers()
+        print(
+            "| request | links | callers | p50, ms | /floor | p99, ms | /floor | max, ms | /floor |"
+        )
+        print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
+        with plugin(Path(name), "mesh") as mesh, plugin(Path(name), "ring") as ring, callers as ask:
+            for number in CALLERS:
+                for row in rows(ask, number, {"mesh": mesh, "ring": ring}):
+                    print(row, flush=True)
+
+
+def rows(measure: Measure, number: int, addresses: dict[str, str]) -> Iterator[str]:
+    """Write a row for each request of so many callers."""
+    took: dict[tuple[str, str], list[float]] = {row: [] for row in ROWS}
+    for _ in range(ROUNDS):
+        for name, links in ROWS:
+            took[name, links] += measure(number, addresses[links], REQUESTS[name], CALLS // ROUNDS)
+    for (name, links), times in took.items():
+        figures = " | ".join(cells(times, took["floor", "mesh"]))
+        yield f"| {name} | {links} | {number} | {figures} |"
 
 
 if __name__ == "__main__":

@@ -234,7 +234,7 @@ def prepare(
     policy: Policy = "topology",
     timeout: float = 0.05,
 ) -> Preferences:
-    """Prepare a snapshot for requests: 0.2 ms for 8 GPUs, some 35 ms for 16.
+    """Prepare a snapshot for requests: some 15 ms for 8 GPUs, some 35 ms for 16.
 
     `lanes` is keyed by pairs of PCI addresses, as in `Fabric.of`; empty is no topology.
     Each GPU is offered as `replicas` devices. Beyond 16 GPUs a request may take `timeout` seconds

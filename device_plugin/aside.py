@@ -13,11 +13,44 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+class NoRoomError(Exception):
+    """As many threads run as may, and perhaps they hang: this work was not begun."""
+
+
 async def aside(work: Callable[[], T]) -> T:
     """Run `work` in a daemon thread and give its result; raises what it raises.
 
     Canceled, it leaves the thread to itself and forgets the result.
     """
+    return await _begin(work)
+
+
+class Asides:
+    """Work beside the loop in at most `limit` threads at a time, those that were left included."""
+
+    def __init__(self, limit: int) -> None:
+        self._room = threading.Semaphore(limit)
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Run `work` as `aside` does. Raises `NoRoomError` when too many threads run already."""
+        if not self._room.acquire(blocking=False):
+            raise NoRoomError
+
+        def and_leave() -> T:
+            try:
+                return work()
+            finally:
+                self._room.release()
+
+        try:
+            done = _begin(and_leave)
+        except RuntimeError:  # no thread could be started
+            self._room.release()
+            raise
+        return await done
+
+
+def _begin(work: Callable[[], T]) -> asyncio.Future[T]:
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
@@ -40,4 +73,4 @@ async def aside(work: Callable[[], T]) -> T:
             loop.call_soon_threadsafe(settle, result, failure)
 
     threading.Thread(target=run, daemon=True).start()
-    return await done
+    return done

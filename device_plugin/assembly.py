@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from device_plugin.allocation import Clock, Policy, Preferences, prefer_or_plain, prepare
+from device_plugin.decision import Decisions
 from device_plugin.devices import Inventory
 from device_plugin.health import Health, complaints
 from device_plugin.labels import State
@@ -72,6 +73,10 @@ class Assembler:
             unhealthy=complaints(seen.health, seen.inventory.cards),
             prefer={
                 resource: partial(prefer_or_plain, preferences)
+                for resource, preferences in prepared.items()
+            },
+            decide={
+                resource: Decisions(preferences).decide
                 for resource, preferences in prepared.items()
             },
             quick=frozenset(

@@ -111,7 +111,7 @@ def _choosing(settings: PluginSettings) -> Choosing:
 
 def _sources(settings: PluginSettings) -> Sources:
     return Sources(
-        Roots.under(settings.prefix),
+        Roots.under(settings.prefix, settings.device_root),
         settings.label_file,
         settings.label_namespace,
         settings.allow_ids,

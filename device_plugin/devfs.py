@@ -16,8 +16,8 @@ _MEI = re.compile(r"mei[0-9]{1,6}", re.ASCII)
 class Roots:
     """Where sysfs and devfs are read, and what the host calls that devfs.
 
-    Containers see `/dev/...` whatever the prefix; kubelet and the runtime open the path of the
-    host, which is the same path that we read (so mount a prefixed tree where the host has it).
+    Containers see `/dev/...` whatever the roots; kubelet and the runtime open the path of the host,
+    which need not be the path that we read.
     """
 
     sysfs: Path = Path("/sys")
@@ -25,10 +25,13 @@ class Roots:
     host_devfs: Path = Path("/dev")
 
     @classmethod
-    def under(cls, prefix: str | Path = "/") -> "Roots":
-        """Give the roots below a prefix; an empty prefix is `/`."""
+    def under(cls, prefix: str | Path = "/", device_root: str | Path = "/") -> "Roots":
+        """Give the roots below a prefix; an empty prefix is `/`.
+
+        What is seen at the prefix, the host has at `device_root`, an absolute path.
+        """
         base = Path(prefix or "/").absolute()
-        return cls(base / "sys", base / "dev", base / "dev")
+        return cls(base / "sys", base / "dev", Path(device_root) / "dev")
 
 
 @dataclass(frozen=True, order=True, slots=True)

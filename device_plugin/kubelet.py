@@ -30,7 +30,7 @@ from device_plugin.registration import (
     until_accepted,
 )
 from device_plugin.snapshot import Snapshot, Watch
-from device_plugin.sockets import Identity, SocketError, SocketTakenError
+from device_plugin.sockets import Held, Identity, SocketError, SocketTakenError
 from device_plugin.telemetry import Telemetry
 from device_plugin.waiting import first_of
 from service.logs import Changes
@@ -109,6 +109,8 @@ class Endpoint:
                     self._log.error("cannot serve", reason=str(error), pause=round(pause, 1))
                 await first_of(stop.wait(), seconds=pause)
                 pause = min(2 * pause, self._pace.longest)
+            finally:
+                await self.plugin.close(self._pace.grace)
 
     @asynccontextmanager
     async def _serving(self) -> AsyncIterator[None]:
@@ -141,16 +143,15 @@ class Endpoint:
         """Register whenever there is reason to; return when our socket is gone, or at the end."""
         registered: Identity | None = None
         while not stop.is_set():
+            # kubelet's first: a new one has deleted our socket before its own appears.
+            kubelet = sockets.identity(self._kubelet)
             if not self._stands():
                 return
-            kubelet = sockets.identity(self._kubelet)
             if kubelet is None:
                 self._set_known(known=False)
             elif kubelet != registered or self._is_lost():
                 self._set_known(known=False)
-                if await self._register(kubelet, stop):
-                    registered = kubelet
-                continue
+                registered = await self._register(stop)
             await first_of(stop.wait(), seconds=self._pace.look)
 
     def _stands(self) -> bool:
@@ -169,14 +170,24 @@ class Endpoint:
         since = max(self._registered_at, self.plugin.silent_since)
         return self._now() - since >= self._pace.lost
 
-    async def _register(self, kubelet: Identity, stop: asyncio.Event) -> bool:
-        """Register with this kubelet; False when the sockets moved, or the end came, before."""
+    async def _register(self, stop: asyncio.Event) -> Identity | None:
+        """Register, and tell with which kubelet; None when sockets moved, or the end came, before.
+
+        It is the socket that is dialed that tells kubelets apart, not the one that stands at the
+        path before or after: a kubelet that appears meanwhile would be registered with twice.
+        """
+        with sockets.holding(self._kubelet) as kubelet:
+            if kubelet and sockets.identity(self.path) == self._own:
+                return await self._register_with(kubelet, stop)
+        return None
+
+    async def _register_with(self, kubelet: Held, stop: asyncio.Event) -> Identity | None:
         registration = Registration(self.plugin.resource, self.path.name, self.plugin.options)
-        before = kubelet, self._own
+        before = kubelet.identity, self._own
 
         async def attempt() -> None:
             try:
-                await register(self._kubelet, registration, self._pace.patience)
+                await register(kubelet.path, registration, self._pace.patience)
             except ConnectedAlreadyError:
                 if not self.plugin.streams:
                     raise
@@ -192,15 +203,15 @@ class Endpoint:
             longest = self._pace.longest
             await first_of(until_accepted(attempt, pause, self._failed, longest), stop.wait())
         except _MovedError:
-            return False
+            return None
         if stop.is_set():
-            return False
+            return None
         self._registered_at = self._now()
         self._telemetry.attempted(self.plugin.resource, accepted=True)
         self._set_known(known=True)
         self._changes.of("failure", None)
         self._log.info("registered", endpoint=self.path.name)
-        return True
+        return kubelet.identity
 
     def _failed(self, error: RegistrationError, pause: float) -> None:
         self._telemetry.attempted(self.plugin.resource, accepted=False)

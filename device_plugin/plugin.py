@@ -6,11 +6,11 @@ kubelet did with our preference.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from grpc import StatusCode
 from structlog.typing import FilteringBoundLogger
@@ -33,7 +33,9 @@ from device_plugin.answers import (
 )
 from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.api.deviceplugin_pb2_grpc import DevicePluginServicer
-from device_plugin.aside import aside
+from device_plugin.aside import Asides, NoRoomError
+from device_plugin.decision import PLAIN, UNKNOWN, Decision
+from device_plugin.journal import Journal
 from device_plugin.snapshot import Snapshot, Watch
 from device_plugin.telemetry import Telemetry
 from device_plugin.waiting import first_of
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 Context: TypeAlias = "ServicerContext[Any, Any]"
 
+_UNDECIDED = Decision(UNKNOWN)
 _REMEMBERED = 64  # preferences that kubelet has not followed or passed over yet
 
 
@@ -57,7 +60,8 @@ class Manners:
 
     A preference that takes longer than `patience` seconds is a fault, answered with a plain choice.
     Give more than the time after which a preference settles for the best that it has found, or that
-    would be lost.
+    would be lost. Of those that take long at most `threads` are looked for at the same time, those
+    that hang included: what is asked for beyond them gets a plain choice at once.
     """
 
     prefers: bool = True
@@ -65,14 +69,32 @@ class Manners:
     farewell: float = 10.0
     memory: float = 10.0
     patience: float = 2.0
+    threads: int = 8
 
 
-class _Preferred(NamedTuple):
-    """A preference that kubelet was given, and of what."""
+@dataclass(eq=False)
+class _Preferred:
+    """A preference that kubelet was given, of what, and what decided it, as soon as that is known.
 
-    ids: frozenset[str]
-    available: frozenset[str]
-    until: float
+    `account` finds that out; it takes its time.
+    """
+
+    preference: Preference
+    seconds: float
+    account: Callable[[], Decision]
+    available: Sequence[str]
+    must: Sequence[str]
+    until: float = 0.0
+    decision: Decision = _UNDECIDED
+
+    def could_be(self, ids: frozenset[str]) -> bool:
+        """Tell whether kubelet may have asked for this preference to allocate these devices."""
+        return len(self.preference.ids) == len(ids) and ids <= {*self.available, *self.must}
+
+
+def _plainly(*_request: object) -> Decision:
+    """Decide as a resource does that has no preference of its own."""
+    return Decision(PLAIN)
 
 
 class Plugin(DevicePluginServicer):
@@ -97,6 +119,8 @@ class Plugin(DevicePluginServicer):
         self._seen: Snapshot | None = None
         self._known: set[str] = set()
         self._preferred: deque[_Preferred] = deque(maxlen=_REMEMBERED)
+        self._asides = Asides(self._manners.threads)
+        self._journal = Journal()
         self._ending = asyncio.Event()
         self._streams: set[object] = set()
         # Which resources a preference is asked for is fixed at registration.
@@ -120,6 +144,10 @@ class Plugin(DevicePluginServicer):
         """End every open stream as finished; those that come later are not ended."""
         self._ending.set()
         self._ending = asyncio.Event()
+
+    async def close(self, patience: float) -> None:
+        """Write down what is still to be told, but within so many seconds."""
+        await self._journal.close(patience)
 
     # The RPCs, named as in the API
 
@@ -158,14 +186,11 @@ class Plugin(DevicePluginServicer):
             ]
         except RequestError as error:
             await self._refuse(context, "GetPreferredAllocation", error)
-        until = asyncio.get_running_loop().time() + self._manners.memory
-        for asked, preference in zip(request.container_requests, chosen, strict=True):
-            available = frozenset((*asked.available_deviceIDs, *asked.must_include_deviceIDs))
-            self._preferred.append(_Preferred(frozenset(preference.ids), available, until))
+        asyncio.get_running_loop().call_soon(self._note, chosen)
         return pb.PreferredAllocationResponse(
             container_responses=[
-                pb.ContainerPreferredAllocationResponse(deviceIDs=preference.ids)
-                for preference in chosen
+                pb.ContainerPreferredAllocationResponse(deviceIDs=one.preference.ids)
+                for one in chosen
             ]
         )
 
@@ -189,8 +214,7 @@ class Plugin(DevicePluginServicer):
                 message.MergeFrom(
                     messages.account(known_of_it, with_env=self._manners.allocate_env)
                 )
-            with self._spared("account"):
-                self._account(one, known_of_it)
+            asyncio.get_running_loop().call_soon(self._account, one, known_of_it)
         return pb.AllocateResponse(container_responses=told)
 
     async def PreStartContainer(  # noqa: N802 - as the API names it
@@ -248,7 +272,7 @@ class Plugin(DevicePluginServicer):
             self._seen = snapshot
         return snapshot, self._known
 
-    async def _prefer(self, available: Sequence[str], must: Sequence[str], size: int) -> Preference:
+    async def _prefer(self, available: Sequence[str], must: Sequence[str], size: int) -> _Preferred:
         snapshot, _ = self._look()
         usable = offered(snapshot, self.resource, available, must, size)
         clock = asyncio.get_running_loop().time
@@ -256,8 +280,10 @@ class Plugin(DevicePluginServicer):
         preference = await self._ask(snapshot, usable, must, size)
         if preference.fault:
             self._log.error("no preference: a plain choice instead", fault=preference.fault)
-        self._telemetry.preferred(self.resource, preference, clock() - start)
-        return preference
+        seconds = clock() - start
+        decide = snapshot.decide.get(self.resource, _plainly)
+        account = partial(decide, usable, must, size, preference)
+        return _Preferred(preference, seconds, account, available, must)
 
     async def _ask(
         self, snapshot: Snapshot, available: Sequence[str], must: Sequence[str], size: int
@@ -271,8 +297,10 @@ class Plugin(DevicePluginServicer):
             else:
                 # Whatever becomes of it, the end of the process does not wait for it.
                 async with asyncio.timeout(self._manners.patience):
-                    preference = await aside(partial(prefer, available, must, size))
+                    preference = await self._asides.run(partial(prefer, available, must, size))
             problem = preference.fault or fault(preference, available, must, size)
+        except NoRoomError:
+            problem = f"{self._manners.threads} others are still looked for: do they hang?"
         except TimeoutError:
             problem = f"nothing was found in {self._manners.patience} s"
         except Exception as error:  # noqa: BLE001 - whatever it is, kubelet is owed an answer
@@ -283,6 +311,8 @@ class Plugin(DevicePluginServicer):
         # Raises `RequestError` where nobody could meet the request.
         return plain(available, must, size)._replace(fault=problem)
 
+    # What is told of them, once the answer is on its way; beside the loop, where it takes a while
+
     @contextmanager
     def _spared(self, what: str) -> Iterator[None]:
         """Let no fault in what is but told fail a Pod that can have its devices."""
@@ -290,31 +320,72 @@ class Plugin(DevicePluginServicer):
             yield
         except Exception as error:  # noqa: BLE001 - whatever it is, kubelet is owed an answer
             self._telemetry.lost(self.resource, what)
-            self._log.error(f"allocated without {what}", fault=f"{type(error).__name__}: {error}")
+            done = "preferred" if what == "decision" else "allocated"
+            self._log.error(f"{done} without {what}", fault=f"{type(error).__name__}: {error}")
+
+    def _later(self, what: str, work: Callable[[], None]) -> None:
+        """Do work after the answer, in order; it is lost when too much waits, or to a fault."""
+
+        def spared() -> None:
+            with self._spared(what):
+                work()
+
+        if not self._journal.add(spared):
+            self._telemetry.lost(self.resource, what)
+
+    def _note(self, chosen: Sequence[_Preferred]) -> None:
+        until = asyncio.get_running_loop().time() + self._manners.memory
+        for one in chosen:
+            one.until = until
+            self._preferred.append(one)
+            with self._spared("decision"):
+                self._telemetry.preferred(self.resource, one.preference, one.seconds)
+                self._later("decision", partial(self._decide, one))
+
+    def _decide(self, one: _Preferred) -> None:
+        one.decision = one.account()
+        self._telemetry.decided(self.resource, one.decision.wish)
+        self._log.debug(
+            "preferred",
+            devices=" ".join(one.preference.ids),
+            decided=one.decision.wish,
+            runner_up=" ".join(one.decision.runner_up),
+        )
 
     def _account(self, given: Container, told: Facts) -> None:
-        choice = self._choice(frozenset(given.ids))
-        self._telemetry.allocated(self.resource, told.linked, choice)
+        with self._spared("account"):
+            choice, asked = self._choice(frozenset(given.ids))
+            self._telemetry.allocated(self.resource, told.linked, choice)
+            self._later("account", partial(self._say, given, told, choice, asked))
+
+    def _say(self, given: Container, told: Facts, choice: Choice, asked: _Preferred | None) -> None:
+        """Tell of an allocation: by now it is known what decided."""
+        decision = {}
+        if asked:
+            decision = {"decided": asked.decision.wish}
+            if asked.decision.runner_up:
+                decision["runner_up"] = " ".join(asked.decision.runner_up)
         self._log.info(
             "allocated",
             devices=" ".join(given.ids),
             gpus=" ".join(given.gpus),
             linked=told.linked.value,
             choice=choice.value,
+            **decision,
         )
 
-    def _choice(self, ids: frozenset[str]) -> Choice:
+    def _choice(self, ids: frozenset[str]) -> tuple[Choice, _Preferred | None]:
+        """Tell what became of a preference, and of which."""
         now = asyncio.get_running_loop().time()
         while self._preferred and self._preferred[0].until <= now:
             self._preferred.popleft()
-        asked = [
-            one for one in self._preferred if len(one.ids) == len(ids) and ids <= one.available
-        ]
+        asked = [one for one in self._preferred if one.could_be(ids)]
         if not asked:
-            return Choice.UNASKED
-        followed = [one for one in asked if one.ids == ids]
-        self._preferred.remove((followed or asked)[-1])
-        return Choice.PREFERRED if followed else Choice.OTHER
+            return Choice.UNASKED, None
+        followed = [one for one in asked if ids == {*one.preference.ids}]
+        one = (followed or asked)[-1]
+        self._preferred.remove(one)
+        return Choice.PREFERRED if followed else Choice.OTHER, one
 
     async def _refuse(self, context: Context, rpc: str, error: Exception) -> NoReturn:
         unusable = isinstance(error, UnusableError)

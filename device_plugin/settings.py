@@ -58,6 +58,12 @@ def _spelled(ids: frozenset[int]) -> str:
     return ",".join(f"0x{device_id:04x}" for device_id in sorted(ids))
 
 
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute():
+        raise ValueError("should be an absolute path, as it is one of the host: /var/lib/tree")
+    return path
+
+
 DeviceIds = Annotated[
     frozenset[int], NoDecode, BeforeValidator(_device_ids), PlainSerializer(_spelled)
 ]
@@ -133,6 +139,11 @@ class PluginSettings(KlogSettings):
         PLUGIN_DIRECTORY, description="kubelet's directory of device plugin sockets"
     )
     prefix: Directory = Field(Path("/"), description="where the host's /sys and /dev are seen")
+    device_root: Annotated[Directory, AfterValidator(_absolute)] = Field(
+        Path("/"),
+        description="where the host has what is seen at -prefix: from there the container runtime"
+        " takes the device nodes",
+    )
     listen: Annotated[str, AfterValidator(listen_address)] = Field(
         "127.0.0.1:29997", description="address of /healthz, /readyz and /metrics; empty for none"
     )

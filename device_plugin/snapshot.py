@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Generic, TypeAlias, TypeVar
 
 from device_plugin.allocation import Preference
+from device_plugin.decision import Decision
 from device_plugin.offers import Device
 
 Prefer: TypeAlias = Callable[[Sequence[str], Sequence[str], int], Preference]
@@ -18,6 +19,10 @@ Prefer: TypeAlias = Callable[[Sequence[str], Sequence[str], int], Preference]
 Pure, and run in a thread unless it is quick. Raises `allocation.RequestError` for what nobody
 could choose.
 """
+
+
+Decide: TypeAlias = Callable[[Sequence[str], Sequence[str], int, Preference], Decision]
+"""Says what decided a preference that was asked for with these words. Pure, run in a thread."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +35,9 @@ class Snapshot:
     `mapped` are the PCI addresses that the topology speaks of, None for all. `guessed` says that
     `lanes` go by PCI order alone: worth a preference, but no claim and no number of lanes.
     `unhealthy` tells by PCI address why a GPU must not be used though its devices are there.
-    `prefer` is the preference of each resource that has one, `quick` are those resources whose
-    preference takes microseconds, so that it may be asked for on the loop. `cdi` says that the CDI
-    spec stands, so that its names may be handed out.
+    `prefer` is the preference of each resource that has one, `decide` its account of one, `quick`
+    are those resources whose preference takes microseconds, so that it may be asked for on the
+    loop. `cdi` says that the CDI spec stands, so that its names may be handed out.
     """
 
     resources: Mapping[str, tuple[Device, ...]] = field(default_factory=dict)
@@ -41,6 +46,7 @@ class Snapshot:
     guessed: bool = False
     unhealthy: Mapping[str, str] = field(default_factory=dict)
     prefer: Mapping[str, Prefer] = field(default_factory=dict, compare=False)
+    decide: Mapping[str, Decide] = field(default_factory=dict, compare=False)
     quick: frozenset[str] = field(default=frozenset(), compare=False)
     cdi: bool = False
 

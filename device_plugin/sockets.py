@@ -6,7 +6,8 @@ import secrets
 import socket
 import stat
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +41,13 @@ class Identity(NamedTuple):
     created: int
 
 
+class Held(NamedTuple):
+    """A socket that is held: who dials `path` reaches this one or nobody."""
+
+    identity: Identity
+    path: Path
+
+
 def socket_name(resource: str, suffix: str = "") -> str:
     """Name the socket of a resource: `gpu.intel.com/i915` has `gpu.intel.com-i915.sock`."""
     return f"{re.sub('[^A-Za-z0-9._-]', '-', resource)}{'-' * bool(suffix)}{suffix}.sock"
@@ -53,9 +61,31 @@ def unique_suffix() -> str:
 def identity(path: Path) -> Identity | None:
     """Tell which socket stands at a path, None when there is none."""
     try:
-        told = path.lstat()
+        return _identity(path.lstat())
     except OSError:
         return None
+
+
+@contextmanager
+def holding(path: Path) -> Iterator[Held | None]:
+    """Hold the socket that stands at a path, None when there is none.
+
+    Between a look at a path and a connection to it another socket may take its place; the one that
+    is held can be dialed for certain.
+    """
+    try:
+        descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        yield None
+        return
+    try:
+        known = _identity(os.fstat(descriptor))
+        yield known and Held(known, Path(f"/proc/self/fd/{descriptor}"))
+    finally:
+        os.close(descriptor)
+
+
+def _identity(told: os.stat_result) -> Identity | None:
     if not stat.S_ISSOCK(told.st_mode):
         return None
     # The modification, not the change: no chmod makes another socket of it.

@@ -7,6 +7,7 @@ one operation of the interpreter. That makes 65,536 weights a matter of millisec
 
 import struct
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
@@ -26,7 +27,7 @@ _LANES_BITS = 23
 _LEVEL_SHIFT = _LANES_SHIFT + _LANES_BITS
 # Up to so many available GPUs the ranking is walked; beyond, up to so many sets are rather named.
 _WALK = 9
-# GPUs up to which every answer to a request without must-include is made beforehand, too
+# GPUs up to which every answer is made beforehand, too
 _ANSWERED = 8
 _FEW = 2048
 
@@ -38,7 +39,8 @@ class Subsets:
     `ranking[k]` holds all subsets of k GPUs, the heaviest first, equals by PCI address, and
     `falling[k]` minus their weights. `alike` are the sets of two or more GPUs that can be
     exchanged without changing any measure. `fresh[k]` is the best set of k GPUs while the whole
-    node is free; `answers[free][k]`, on a small node, while just these are, all of them whole.
+    node is free. `answers[free][must][k]`, on a small node, is the best set that has k GPUs more
+    than `must`, while just the GPUs in `free` are there and all of them whole.
     """
 
     weights: tuple[int, ...]
@@ -48,7 +50,7 @@ class Subsets:
     alike: tuple[int, ...]
     mirrored: tuple[int, ...]
     fresh: tuple[int, ...] = ()
-    answers: tuple[tuple[int, ...], ...] = ()
+    answers: tuple[Mapping[int, tuple[int, ...]], ...] = ()
 
     @classmethod
     def of(cls, fabric: Fabric) -> "Subsets":
@@ -70,24 +72,42 @@ class Subsets:
         )
         every = (1 << n) - 1
         best = tuple(tables._search(every, 0, every, size) for size in range(n + 1))
-        answers = tuple(
-            tuple(tables._search(free, 0, free, size) for size in range(free.bit_count() + 1))
-            for free in (range(1 << n) if n <= _ANSWERED else ())
-        )
-        return replace(tables, fresh=best, answers=answers)
+        frees = range(1 << n if n <= _ANSWERED else 0)
+        return replace(tables, fresh=best, answers=tuple(map(tables._answers, frees)))
 
     def best(self, available: int, must: int, whole: int, size: int) -> int:
         """Find the best set of `size` GPUs of `available` that has all of `must`."""
-        if not must and whole == available:
+        if whole == available:
             if self.answers:
-                return self.answers[available][size]
-            if whole == len(self.weights) - 1:
+                return self.answers[available][must][size - must.bit_count()]
+            if not must and whole == len(self.weights) - 1:
                 return self.fresh[size]
         return self._search(available, must, whole, size)
 
     def rank(self, chosen: int, whole: int) -> tuple[int, int, int]:
         """Rank a set among those of its size as the wishes do; more is better."""
         return self.weights[chosen], self.left[whole & ~chosen], self.mirrored[chosen]
+
+    def _answers(self, free: int) -> dict[int, tuple[int, ...]]:
+        """Find the best sets of each size for each must-include, the largest must-include first.
+
+        The best set that has one GPU more at least is the best of those for each GPU added.
+        """
+        subsets = [free]
+        while subsets[-1]:
+            subsets.append(subsets[-1] - 1 & free)
+        weights, left, mirrored = self.weights, self.left, self.mirrored
+        ranked = sorted([(weights[m], left[free ^ m], mirrored[m], m) for m in subsets])
+        order = [rank[-1] for rank in ranked]
+        place = {mask: place for place, mask in enumerate(order)}
+        bits = [1 << i for i in members(free)]
+        bests: dict[int, tuple[int, ...]] = {}
+        for must in subsets:
+            wider = [bests[must | bit] for bit in bits if not must & bit]
+            further = tuple(map(max, *wider)) if len(wider) > 1 else sum(wider, ())
+            bests[must] = (place[must], *further)
+        pick = order.__getitem__
+        return {must: tuple(map(pick, places)) for must, places in bests.items()}
 
     def _search(self, available: int, must: int, whole: int, size: int) -> int:
         many = available.bit_count() > _WALK

@@ -13,7 +13,7 @@ _INTEL = 0x8086
 _DISPLAY_CLASS = 0x03  # PCI base class of every display controller, 3D-only GPUs included
 _ATTRIBUTE_LIMIT = 4096  # bytes: sysfs never gives more than a page
 _NUMA_LIMIT = 1024  # the kernel's largest MAX_NUMNODES
-_MAX_SERIES = range(0x0BD0, 0x0C00)
+MAX_SERIES = range(0x0BD0, 0x0C00)
 
 _TILE = {kind: re.compile(rf"{kind}[0-9]{{1,2}}", re.ASCII) for kind in ("tile", "gt")}
 _NUMBER = {
@@ -81,7 +81,7 @@ def tiles(device: Path, card: str, driver: str, device_id: int) -> int | None:
         found = sum(1 for entry in listing(directory) if _TILE[kind].fullmatch(entry))
     except OSError:
         return None
-    certain = xe or found == 1 or device_id in _MAX_SERIES
+    certain = xe or found == 1 or device_id in MAX_SERIES
     return found if found and certain else None
 
 

@@ -6,6 +6,7 @@ from datetime import datetime
 from device_plugin.allocation import Preference
 from device_plugin.answers import Choice, Linked, Told
 from device_plugin.assembly import Seen
+from device_plugin.decision import WORDS
 from device_plugin.health import Health
 from device_plugin.labels import State
 from service.metrics import Metrics
@@ -36,6 +37,13 @@ class Telemetry:
         self._preference = metrics.histogram(
             "preference_seconds", "time to find a preference", _BUCKETS, "resource"
         )
+        self._decisions = metrics.counter(
+            "preference_decisions",
+            "preferences by the wish that decided; none: there was no other set; policy: no wish"
+            " was asked; plain: a plain choice; unknown: not found in time",
+            "resource",
+            "wish",
+        )
         self._allocations = metrics.counter(
             "allocations",
             "containers by how much of their set is linked, and whether we preferred it",
@@ -48,7 +56,8 @@ class Telemetry:
         )
         self._faults = metrics.counter(
             "allocation_faults",
-            "containers that got their devices without facts or account, because of a fault",
+            "containers that got their devices without facts, account or decision: a fault, or too"
+            " much to do",
             "resource",
             "lost",
         )
@@ -64,7 +73,9 @@ class Telemetry:
         for linked in Linked:
             for choice in Choice:
                 self._allocations.labels(resource, linked.value, choice.value)
-        for what in ("facts", "account"):
+        for word in WORDS:
+            self._decisions.labels(resource, word)
+        for what in ("facts", "account", "decision"):
             self._faults.labels(resource, what)
 
     def told(self, resource: str, listing: tuple[Told, ...]) -> None:
@@ -91,6 +102,10 @@ class Telemetry:
         self._preferences.labels(resource, "plain" if preference.fault else outcome).inc()
         self._preference.labels(resource).observe(seconds)
 
+    def decided(self, resource: str, wish: str) -> None:
+        """Count one preference by what decided it."""
+        self._decisions.labels(resource, wish).inc()
+
     def allocated(self, resource: str, linked: Linked, choice: Choice) -> None:
         """Count one container that got devices."""
         self._allocations.labels(resource, linked.value, choice.value).inc()
@@ -100,7 +115,7 @@ class Telemetry:
         self._refusals.labels(resource, rpc, code).inc()
 
     def lost(self, resource: str, what: str) -> None:
-        """Count one container that was allocated, but lost facts or account to a fault."""
+        """Count one container that lost facts, account or decision."""
         self._faults.labels(resource, what).inc()
 
 

@@ -21,6 +21,7 @@ import threading
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -139,8 +140,9 @@ class Kubelet(Ledger, RegistrationServicer):
     def wipe_sockets(self) -> None:
         """Delete every socket in the directory but our own; connections live on."""
         for path in self.directory.iterdir():
-            if path != self.socket and stat.S_ISSOCK(path.lstat().st_mode):
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # gone, or moved, meanwhile
+                if path != self.socket and stat.S_ISSOCK(path.lstat().st_mode):
+                    path.unlink()
 
     def lose_streams(self) -> None:
         """Hang up on every plugin, and say nothing."""

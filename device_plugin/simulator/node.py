@@ -300,6 +300,7 @@ class Node:
         path.parent.mkdir(parents=True, exist_ok=True)
         if self._character_devices:
             os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(*NULL_DEVICE))
+            path.chmod(0o666)  # whatever the umask
         else:
             path.touch()
 

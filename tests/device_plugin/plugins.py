@@ -2,7 +2,7 @@
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
-from structlog.testing import LogCapture
 from structlog.typing import FilteringBoundLogger, Processor
 
 from device_plugin.api.deviceplugin_pb2_grpc import (
@@ -25,6 +24,7 @@ from device_plugin.plugin import Manners, Plugin
 from device_plugin.snapshot import Prefer, Snapshot, Watch
 from device_plugin.telemetry import Telemetry
 from service.metrics import Metrics
+from tests.device_plugin.happenings import PATIENCE, HeardLogs, HeardTelemetry
 
 if TYPE_CHECKING:
     from device_plugin.api.deviceplugin_pb2_grpc import DevicePluginAsyncStub
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 I915 = "gpu.intel.com/i915"
 MONITORING = "gpu.intel.com/monitoring"
 FAST = Pace(look=0.02, lost=0.3, patience=5.0, longest=0.1, grace=0.5)
-PATIENCE = 10.0  # seconds until a test gives up
 
 
 def bdf(number: int) -> str:
@@ -96,16 +95,17 @@ def directory() -> Iterator[Path]:
 class Account:
     """The log and the metrics of a plugin; `processors` see what is logged first."""
 
-    logs: LogCapture = field(default_factory=LogCapture)
+    logs: HeardLogs = field(default_factory=HeardLogs)
     processors: list[Processor] = field(default_factory=list)
     metrics: Metrics = field(default_factory=lambda: Metrics("xelink_device_plugin"))
+    telemetry_type: type[Telemetry] = HeardTelemetry
     log: FilteringBoundLogger = field(init=False)
     telemetry: Telemetry = field(init=False)
 
     def __post_init__(self) -> None:
         self.processors.append(self.logs)
         self.log = structlog.wrap_logger(None, processors=self.processors)
-        self.telemetry = Telemetry(self.metrics)
+        self.telemetry = self.telemetry_type(self.metrics)
 
     def events(self, name: str) -> list[Any]:
         return [entry for entry in self.logs.entries if entry["event"] == name]
@@ -138,9 +138,10 @@ async def running(
     suffix: str = "",
     manners: Manners | None = None,
     pace: Pace = FAST,
+    telemetry: type[Telemetry] = HeardTelemetry,
 ) -> AsyncIterator[Running]:
     """Run the endpoints of a snapshot until the block ends."""
-    run = Running(watch=Watch(snapshot or node()))
+    run = Running(telemetry_type=telemetry, watch=Watch(snapshot or node()))
     run.endpoints = Endpoints(
         run.watch,
         run.telemetry,
@@ -184,10 +185,4 @@ async def served(snapshot: Snapshot, manners: Manners | None = None) -> AsyncIte
         finally:
             given.plugin.end_streams()
             await server.stop(1)
-
-
-async def until(true: Callable[[], object]) -> None:
-    """Wait until a condition of this process holds."""
-    async with asyncio.timeout(PATIENCE):
-        while not true():  # noqa: ASYNC110 - any condition, not only one that tells of itself
-            await asyncio.sleep(0.005)
+            await given.plugin.close(1)

@@ -16,6 +16,7 @@ from device_plugin.offers import ByPath
 from device_plugin.simulator.node import Node
 
 FIRST = "0000:29:00.0"
+HOST = "/var/lib/tree"  # where the host has the simulated tree
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def node(tmp_path: Path) -> Node:
 
 @pytest.fixture
 def inventory(node: Node) -> Inventory:
-    return scan(Roots.under(node.root))
+    return scan(Roots.under(node.root, HOST))
 
 
 @pytest.fixture
@@ -62,11 +63,11 @@ def assert_valid(spec: dict[str, Any]) -> None:
             assert all(isinstance(option, str) for option in entry["options"])
 
 
-def test_a_gpu_is_a_cdi_device_with_its_nodes_and_links(node: Node, inventory: Inventory) -> None:
+def test_a_gpu_is_a_cdi_device_with_its_nodes_and_links(inventory: Inventory) -> None:
     spec = cdi.spec(inventory, ByPath.SINGLE)
     assert spec is not None
     assert_valid(spec)
-    dri = f"{node.root}/dev/dri"
+    dri = f"{HOST}/dev/dri"
     assert spec["devices"][0] == {
         "name": "card1",
         "containerEdits": {
@@ -170,7 +171,7 @@ def test_health_that_comes_and_goes_rewrites_nothing(
 ) -> None:
     cdi.refresh(directory, inventory, ByPath.NONE)
     node.lose_node(FIRST)
-    sick = scan(Roots.under(node.root))
+    sick = scan(Roots.under(node.root, HOST))
     assert not sick.cards[0].healthy
     assert not cdi.refresh(directory, sick, ByPath.NONE)
 

@@ -32,7 +32,7 @@ def node(tmp_path: Path) -> Node:
 def look(
     node: Node, allow: frozenset[int] = frozenset(), deny: frozenset[int] = frozenset()
 ) -> Inventory:
-    return scan(Roots.under(node.root), allow, deny)
+    return scan(Roots.under(node.root, node.root), allow, deny)
 
 
 def cards(inventory: Inventory) -> list[str]:
@@ -572,16 +572,29 @@ def test_a_lost_node_is_not_handed_to_the_monitor(node: Node) -> None:
     ("prefix", "sysfs"),
     [("", "/sys"), ("/", "/sys"), ("/tmp/node", "/tmp/node/sys")],  # noqa: S108  # only a name
 )
-def test_a_prefix_is_put_before_both_roots(prefix: str, sysfs: str) -> None:
+def test_a_prefix_is_put_before_what_is_read_and_not_before_what_the_host_calls_it(
+    prefix: str, sysfs: str
+) -> None:
     roots = Roots.under(prefix)
     assert str(roots.sysfs) == sysfs
-    assert roots.devfs == roots.host_devfs == Path(sysfs).with_name("dev")
+    assert roots.devfs == Path(sysfs).with_name("dev")
+    assert roots.host_devfs == Path("/dev")
 
 
-def test_the_host_may_know_devfs_by_another_name(node: Node) -> None:
-    roots = replace(Roots.under(node.root), host_devfs=Path("/dev"))
-    card = scan(roots).cards[0]
-    assert card.nodes[0] == DeviceNode("/dev/dri/card1", "/dev/dri/card1")
+@pytest.mark.parametrize(
+    ("root", "dev"),
+    [("/", "/dev"), ("/var/lib/tree", "/var/lib/tree/dev"), ("/var/tree/", "/var/tree/dev")],
+)
+def test_the_host_has_devices_below_the_device_root_and_the_container_where_they_belong(
+    node: Node, root: str, dev: str
+) -> None:
+    found = scan(Roots.under(node.root, root))
+    card = found.cards[0]
+    assert card.nodes[0] == DeviceNode("/dev/dri/card1", f"{dev}/dri/card1")
+    by_path = f"dri/by-path/pci-{FIRST}-card"
+    assert card.by_path[0] == Mount(f"/dev/{by_path}", f"{dev}/{by_path}")
+    assert card.mei == (DeviceNode("/dev/mei0", f"{dev}/mei0"),)
+    assert found.by_path == Mount("/dev/dri/by-path", f"{dev}/dri/by-path")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 
 import pytest
 import structlog
-from structlog.testing import LogCapture
 
 from device_plugin import xpumd
 from device_plugin.answers import container
@@ -27,10 +26,10 @@ from device_plugin.simulator.node import Damage, SimulatedGpu
 from device_plugin.simulator.node import Node as Tree
 from device_plugin.simulator.xpumd import Xpumd
 from device_plugin.snapshot import Snapshot, Watch
-from device_plugin.telemetry import NodeTelemetry
 from service.metrics import Metrics
 from sidecar.simulator import Blueprint
-from tests.device_plugin.plugins import I915, PATIENCE, directory, until
+from tests.device_plugin.happenings import PATIENCE, HeardLogs, HeardNodeTelemetry, until
+from tests.device_plugin.plugins import I915, directory
 from topology.publication import Publication, render
 
 FIRST, SECOND = "0000:29:00.0", "0000:3a:00.0"
@@ -70,7 +69,7 @@ class Scene:
     tree: Tree
     sources: Sources
     watch: Watch[Snapshot] = field(default_factory=lambda: Watch(Snapshot()))
-    logs: LogCapture = field(default_factory=LogCapture)
+    logs: HeardLogs = field(default_factory=HeardLogs)
     metrics: Metrics = field(default_factory=lambda: Metrics("x"))
     node: Node = field(init=False)
 
@@ -96,8 +95,10 @@ class Scene:
 
     async def until(self, true: Callable[[Snapshot], object]) -> Snapshot:
         """Wait for a snapshot."""
-        await until(lambda: true(self.watch.current))
-        return self.watch.current
+        async with asyncio.timeout(PATIENCE):
+            while not true(seen := self.watch.current):
+                await self.watch.next(seen)
+        return seen
 
     def ids(self) -> list[str]:
         return [device.id for device in self.watch.current.devices(I915)]
@@ -107,12 +108,13 @@ class Scene:
 async def following(scene: Scene) -> AsyncIterator[Node]:
     """Follow the sources until the block ends."""
     stop = asyncio.Event()
+    before = {*threading.enumerate()}
     log = structlog.wrap_logger(None, processors=[scene.logs])
     scene.node = Node(
         scene.sources,
         Assembler(Choosing(clock=time.monotonic)),
         scene.watch,
-        NodeTelemetry(scene.metrics),
+        HeardNodeTelemetry(scene.metrics),
         log,
     )
     task = asyncio.create_task(scene.node.run(stop))
@@ -122,6 +124,10 @@ async def following(scene: Scene) -> AsyncIterator[Node]:
         SlowSysfs.go_on.set()
         stop.set()
         await asyncio.wait_for(task, PATIENCE)
+        # A scan that was left alone may still write what is about to be removed.
+        for scan in {*threading.enumerate()} - before:
+            if scan.daemon:
+                await asyncio.to_thread(scan.join, PATIENCE)
 
 
 def tell(story: Callable[[Scene], Awaitable[None]], gpus: int = 8, **changes: Any) -> None:  # noqa: ANN401 - fields of `Sources`

@@ -23,19 +23,19 @@ from hypothesis import strategies as st
 from device_plugin.allocation import Preference, RequestError, prepare
 from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.api.deviceplugin_pb2_grpc import DevicePluginStub
+from device_plugin.decision import Decision, Decisions
 from device_plugin.messages import MESSAGE_LIMIT
 from device_plugin.plugin import Manners
-from device_plugin.snapshot import Snapshot
+from device_plugin.snapshot import Prefer, Snapshot
 from device_plugin.wishes import GpuFacts
+from tests.device_plugin.happenings import PATIENCE, until
 from tests.device_plugin.plugins import (
     I915,
-    PATIENCE,
     Served,
     bdf,
     card,
     node,
     served,
-    until,
 )
 
 Listing = list[tuple[str, str]]
@@ -83,6 +83,7 @@ async def allocate(plugin: Served, *ids: str) -> pb.ContainerAllocateResponse:
     response = await plugin.stub.Allocate(
         pb.AllocateRequest(container_requests=[pb.ContainerAllocateRequest(devices_ids=ids)])
     )
+    await plugin.plugin.close(PATIENCE)  # all is written down
     return response.container_responses[0]
 
 
@@ -449,6 +450,35 @@ def test_the_end_does_not_wait_for_a_preference_that_hangs() -> None:
         freed.set()
 
 
+def test_preferences_that_hang_take_so_many_threads_and_then_answers_are_plain_at_once() -> None:
+    freed = threading.Event()
+    begun: list[threading.Thread] = []
+
+    def hangs(*_: object) -> Preference:
+        begun.append(threading.current_thread())
+        freed.wait(PATIENCE)
+        return Preference(("card2-0",))
+
+    async def story(plugin: Served) -> None:
+        try:
+            for number in range(3):
+                assert await prefer(plugin, ["card1-0", "card2-0"], [], 1) == ["card1-0"]
+                assert plugin.count("preferences_total", outcome="plain") == number + 1
+            assert len(begun) == 2
+            faults = [entry["fault"] for entry in plugin.events(PLAIN_CHOICE)]
+            assert faults == [
+                *["nothing was found in 0.05 s"] * 2,
+                "2 others are still looked for: do they hang?",
+            ]
+        finally:
+            freed.set()
+        for thread in begun:
+            await asyncio.to_thread(thread.join, PATIENCE)
+        assert await prefer(plugin, ["card1-0", "card2-0"], [], 1) == ["card2-0"], "room again"
+
+    meet(node(prefer=hangs), story, patience=0.05, threads=2)
+
+
 def test_the_best_that_a_slow_preference_has_found_is_given_within_the_patience() -> None:
     def slow(*_: object) -> Preference:
         threading.Event().wait(0.2)
@@ -593,6 +623,7 @@ def test_a_preference_among_other_devices_has_not_been_passed_over() -> None:
     meet(node(), story)
 
 
+PLAIN_CHOICE = "no preference: a plain choice instead"
 ENDLESS = 10**5000  # more digits than Python writes
 
 
@@ -627,6 +658,101 @@ def test_a_fault_in_the_account_costs_no_pod() -> None:
         assert plugin.count("allocation_faults_total", lost="account") == 1
 
     meet(node(), story)
+
+
+# What decided
+
+
+def mesh_of_pairs(prefer: Prefer | None = None) -> Snapshot:
+    """Four GPUs of which 1 and 3, and 2 and 4, are linked; the second pair is wider."""
+    gpus = [GpuFacts(f"card{n}", bdf(n), 0, ports_healthy=True) for n in (1, 2, 3, 4)]
+    lanes = {(1, 3): 8, (2, 4): 16}
+    by_address = {(bdf(one), bdf(other)): width for (one, other), width in lanes.items()}
+    prepared = prepare(gpus, by_address, clock=time.monotonic)
+    return replace(
+        node(lanes=lanes, prefer=prefer or prepared.prefer),
+        decide={I915: Decisions(prepared).decide},
+        quick=frozenset({I915}),
+    )
+
+
+@pytest.mark.parametrize("choice", ["preferred", "other"])
+def test_the_log_and_the_metrics_tell_the_wish_that_decided_and_what_came_second(
+    choice: str,
+) -> None:
+    got = ("card2-0", "card4-0") if choice == "preferred" else ("card1-0", "card2-0")
+
+    async def story(plugin: Served) -> None:
+        every = [f"card{n}-0" for n in (1, 2, 3, 4)]
+        assert await prefer(plugin, every, [], 2) == ["card2-0", "card4-0"]
+        await allocate(plugin, *got)
+        (entry,) = plugin.events("allocated")
+        assert (entry["choice"], entry["decided"]) == (choice, "weakest")
+        assert entry["runner_up"] == "card1 card3"
+        assert plugin.count("preference_decisions_total", wish="weakest") == 1
+        (entry,) = plugin.events("preferred")
+        assert (entry["log_level"], entry["devices"]) == ("debug", "card2-0 card4-0")
+
+    meet(mesh_of_pairs(), story)
+
+
+def test_with_nothing_to_choose_no_runner_up_is_told() -> None:
+    async def story(plugin: Served) -> None:
+        await prefer(plugin, ["card1-0"], [], 1)
+        await allocate(plugin, "card1-0")
+        (entry,) = plugin.events("allocated")
+        assert entry["decided"] == "none"
+        assert "runner_up" not in entry
+        await allocate(plugin, "card1-0")
+        assert "decided" not in plugin.events("allocated")[-1], "nobody asked"
+
+    meet(mesh_of_pairs(), story)
+
+
+def test_a_plain_choice_is_told_as_one() -> None:
+    async def story(plugin: Served) -> None:
+        await prefer(plugin, ["card1-0", "card2-0"], [], 1)
+        await allocate(plugin, "card1-0")
+        assert plugin.events("allocated")[0]["decided"] == "plain"
+        assert plugin.count("preference_decisions_total", wish="plain") == 1
+
+    meet(mesh_of_pairs(fails), story)
+
+
+def test_a_fault_in_the_decision_is_counted_and_costs_nothing_else() -> None:
+    def breaks(*_: object) -> Decision:
+        raise ZeroDivisionError("no decision")
+
+    async def story(plugin: Served) -> None:
+        assert await prefer(plugin, ["card1-0", "card2-0"], [], 1) == ["card1-0"]
+        await allocate(plugin, "card1-0")
+        (entry,) = plugin.events("preferred without decision")
+        assert entry["fault"] == "ZeroDivisionError: no decision"
+        assert plugin.count("allocation_faults_total", lost="decision") == 1
+        assert plugin.events("allocated")[0]["decided"] == "unknown"
+
+    meet(replace(mesh_of_pairs(), decide={I915: breaks}), story)
+
+
+def test_answers_wait_for_no_account_and_what_is_too_much_of_it_is_counted() -> None:
+    go_on = threading.Event()
+
+    def slow(*_: object) -> Decision:
+        go_on.wait(PATIENCE)
+        return Decision("linked")
+
+    async def story(plugin: Served) -> None:
+        try:
+            for _ in range(300):
+                await prefer(plugin, ["card1-0", "card2-0"], [], 1)
+            assert plugin.count("allocation_faults_total", lost="decision") >= 300 - 256 - 1
+        finally:
+            go_on.set()
+        await plugin.plugin.close(PATIENCE)
+        lost = plugin.count("allocation_faults_total", lost="decision")
+        assert lost + plugin.count("preference_decisions_total", wish="linked") == 300
+
+    meet(replace(mesh_of_pairs(), decide={I915: slow}), story)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The plugin as a process on a simulated node, beside a simulated kubelet."""
 
+import json
 import signal
 import tempfile
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from device_plugin import cdi
 from device_plugin.simulator.kubelet import Kubelet
 from device_plugin.simulator.node import Node
 from sidecar.simulator import Blueprint, SimulatedNode
@@ -18,6 +20,7 @@ from topology.publication import Publication, render
 
 I915 = "gpu.intel.com/i915"
 XE = "gpu.intel.com/xe"
+MONITORING = "gpu.intel.com/monitoring"
 # Cards 1 to 4 are on one socket, 5 to 8 on the other; a plain choice is the first of them.
 PAIRS = Blueprint(gpus=8, tiles=2, wiring="none").build()
 
@@ -109,6 +112,31 @@ def test_labels_expire_without_any_change_of_the_file_and_allocations_go_on(scen
         assert scene.pod(2) == {"card2", "card7"}
         process.wait_for("event=links state=expired")
         assert scene.pod(2) == {"card1", "card2"}
+
+
+@pytest.mark.parametrize("root", ["/", "/var/lib/tree"])
+def test_the_runtime_is_sent_below_the_device_root(scene: Scene, root: str) -> None:
+    dev = Path(root) / "dev"
+    with scene.plugin(f"-device-root={root}", "-enable-monitoring"):
+        scene.kubelet.wait_for_capacity(I915, 8)
+        scene.kubelet.wait_for_capacity(MONITORING, 1)
+        answer = scene.kubelet.run_pod("pod", I915, 1).response
+        every = scene.kubelet.run_pod("monitor", MONITORING, 1).response
+        spec = json.loads((scene.directory / "cdi" / cdi.FILE_NAME).read_text())
+    edits = spec["devices"][0]["containerEdits"]
+    pairs = {
+        "device": [(one.container_path, one.host_path) for one in answer.devices],
+        "mount": [(one.container_path, one.host_path) for one in answer.mounts],
+        "monitoring": [(one.container_path, one.host_path) for one in every.devices],
+        "CDI device": [(one["path"], one["hostPath"]) for one in edits["deviceNodes"]],
+        "CDI mount": [(one["containerPath"], one["hostPath"]) for one in edits["mounts"]],
+    }
+    for what, found in pairs.items():
+        assert found, what
+        assert all(
+            inside.startswith("/dev/") and host == str(dev / inside.removeprefix("/dev/"))
+            for inside, host in found
+        ), what
 
 
 def test_a_container_gets_its_devices_and_is_told_how_they_are_linked(scene: Scene) -> None:
