@@ -4,10 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test check fmt generate lock bench wheel clean
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+# The first that is there, or the one that you name. IMAGE_FLAGS go to its build: --secret, --platform, ...
+CONTAINER_TOOL ?= $(firstword $(foreach tool,podman buildah docker,$(shell command -v $(tool))))
+IMAGE ?= xelink:$(VERSION)
+# The commit's time, so that equal sources give equal layers.
+image sbom: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
+
+.PHONY: help demo test check fmt generate lock bench wheel image image-test sbom deployment-tools clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
 $(READY): requirements-dev.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11 ...")'
@@ -22,6 +29,10 @@ demo: $(READY) ## the whole story on this machine: no GPU, no cluster, under a m
 
 test: $(READY) ## every test, with coverage
 	$(BIN)/pytest -n 2 --cov --cov-report=term $(ARGS)
+
+.PHONY: e2e
+e2e: $(READY) ## the real kubelet, API server and NFD, on this machine; as root, see docs/e2e.md
+	@tools/e2e-run.sh $(ARGS)
 
 check: $(READY) ## format, lint, types, import contracts, generated files
 	$(BIN)/ruff format --check .
@@ -40,12 +51,36 @@ generate: $(READY) ## rewrite the generated files
 lock: $(READY) ## pin the newest allowed dependencies, with hashes and without an index host
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	echo hatchling | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url -c requirements-dev.lock - -o requirements-build.lock
 
 bench: $(READY) ## measure, as ratios from one run
 	@for bench in bench/*.py; do $(BIN)/python $$bench || exit 1; done
 
+deployment-tools: ## what the deployment tests need beside Python, in .cache/tools
+	@tools/deployment-tools.sh
+
+.PHONY: simulate
+simulate: $(READY) ## the policies over a thousand random scenarios
+	@$(BIN)/xelink simulate --random 1 --runs 1000 $(ARGS)
+
 wheel: $(READY) ## the installable wheel, in dist/
 	$(BIN)/python -m build --wheel --no-isolation --outdir $(or $(OUT),dist)
+
+image: ## the container image, by podman, buildah or docker
+	@test -n "$(CONTAINER_TOOL)" || { echo "make image needs podman, buildah or docker; on Debian: apt-get install buildah" >&2; exit 1; }
+	$(CONTAINER_TOOL) build --file Containerfile --tag $(IMAGE) $(if $(BASE),--build-arg BASE=$(BASE)) \
+	  --build-arg SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) --build-arg VERSION=$(VERSION) \
+	  --build-arg REVISION=$(shell git rev-parse HEAD 2>/dev/null) --build-arg CREATED=$(shell date -u -d @$(SOURCE_DATE_EPOCH) +%FT%TZ) \
+	  $(if $(filter docker,$(notdir $(CONTAINER_TOOL))),,--timestamp $(SOURCE_DATE_EPOCH)) $(IMAGE_FLAGS) .
+
+image-test: $(READY) ## build the image and run it, here, as root: needs debootstrap, buildah, podman, runc
+	@$(BIN)/python tools/image_test.py $(ARGS)
+
+sbom: $(READY) ## what xelink and its locked dependencies are: CycloneDX, in dist/
+	@$(BIN)/python -m venv --clear --without-pip build/sbom
+	@$(BIN)/python -m pip --python build/sbom/bin/python install --quiet --disable-pip-version-check --no-compile --require-hashes -r requirements.lock
+	@mkdir -p dist
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file dist/xelink-$(VERSION).cdx.json build/sbom/bin/python
 
 clean: ## everything that was built
 	rm -rf $(VENV) dist build .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
