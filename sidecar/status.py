@@ -9,7 +9,8 @@ from sidecar.classification import Unknown
 from sidecar.debounce import Key, Missing
 from sidecar.loop import Scrape, Sidecar
 from topology import features
-from topology.publication import id_map, shape
+from topology.node import Node
+from topology.publication import id_map, parsed, shape
 
 
 def status(sidecar: Sidecar, source: str, file: str, now: datetime) -> Status:
@@ -62,7 +63,10 @@ def _scrape(scrape: Scrape) -> dict[str, Any]:
 
 def body(told: Status) -> Sequence[Html]:
     """Write the parts of the page."""
-    return (_summary(told), _labels(told), _scrapes(told), _waits(told), _gpus(told))
+    return (
+        *(_summary(told), _links(told), _labels(told), _scrapes(told), _waits(told)),
+        _gpus(told),
+    )
 
 
 def _summary(told: Status) -> Html:
@@ -79,6 +83,15 @@ def _summary(told: Status) -> Html:
         ),
         tag("p", f"Last scrape of {told['source']}: {scrape}."),
     )
+
+
+def _links(told: Status) -> Html:
+    from topology.picture import svg  # noqa: PLC0415 - most daemons never draw
+
+    if not told["topology"]:
+        return section("links", "Links", tag("p", "Nothing is believed yet."))
+    topology = parsed(told["topology"], told["topology"]["gpus"])
+    return section("links", "Links", Html(svg(Node.of(topology, told["source"]))))
 
 
 def _labels(told: Status) -> Html:

@@ -10,7 +10,7 @@ import pytest
 TOPOLOGY = sorted((Path(__file__).parents[1] / "topology").glob("*.py"))
 PURE = {
     *("collections", "dataclasses", "datetime", "enum", "functools", "hashlib", "itertools"),
-    *("json", "re", "typing", "topology"),
+    *("json", "math", "re", "typing", "xml", "topology"),
 }
 
 

@@ -195,7 +195,7 @@ def _read_links(found: Mapping[str, str], own: Mapping[str, str], namespace: str
     try:
         links = labels.decode(found, namespace)
         raw = {name: own[name] for name in (RAW_TOPOLOGY, RAW_ID_MAP) if name in own}
-        topology = _parse_raw(**_by_parameter(raw)) if raw else Topology(links)
+        topology = _parse_raw(raw) if raw else Topology(links)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InconsistentError(str(error)) from error
     if [link.ends for link in topology.links] != [link.ends for link in links]:
@@ -213,17 +213,17 @@ def _read_links(found: Mapping[str, str], own: Mapping[str, str], namespace: str
     return publication
 
 
-def _by_parameter(raw: Mapping[str, str]) -> dict[str, str]:
+def _parse_raw(raw: Mapping[str, str]) -> Topology:
     if len(raw) == 1:
         raise ValueError(f"of the raw features there is only {next(iter(raw))}")
-    return {"topology": raw[RAW_TOPOLOGY], "id_map": raw[RAW_ID_MAP]}
+    return parsed(json.loads(raw[RAW_TOPOLOGY]), json.loads(raw[RAW_ID_MAP]))
 
 
-def _parse_raw(topology: str, id_map: str) -> Topology:
-    shape = json.loads(topology)
+def parsed(shape: Mapping[str, Any], id_map: list[dict[str, Any]]) -> Topology:
+    """Read back what `shape` and `id_map` give. Raises `ValueError` and its like."""
     return Topology(
         links=tuple(_parse_links(shape["links"])),
-        gpus=tuple(_parse_gpu(entry) for entry in json.loads(id_map)),
+        gpus=tuple(_parse_gpu(entry) for entry in id_map),
         tiles=tuple(_parse_tile(text) for text in shape["tiles"]),
     )
 

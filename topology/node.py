@@ -1,0 +1,233 @@
+"""One node as a source tells of it, and what its links are: marks, connections, groups. Pure."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
+from itertools import islice
+from typing import NamedTuple, TypeAlias
+
+from topology.model import Gpu, Link, Tile, Topology
+
+Pair: TypeAlias = tuple[int, int]
+"""Device ids of two GPUs, the lower one first."""
+
+# No real node comes near: what has more groups of GPUs than this was made up to hold us.
+_MOST_GROUPS = 1000
+
+
+class State(Enum):
+    """What is known of a node's links."""
+
+    LINKS = "links"
+    NONE = "none"
+    NO_FABRIC_DATA = "no-fabric-data"
+    UNKNOWN = "unknown"
+
+
+class Mark(Enum):
+    """What is wrong with a link, as far as the node itself tells."""
+
+    ONE_SIDED = "one-sided"
+    """Only one of its tiles tells of it."""
+    DEGRADED = "degraded"
+    """It has fewer lanes, in a direction, than most links of the node."""
+    HELD_BACK = "not published"
+    """The sidecar would not publish it: `Node.held_back` says why."""
+
+
+class Connection(NamedTuple):
+    """How two GPUs or tiles are connected: `kind` is `XL`, `XL/MDF`, `MDF`, `NODE`, `SYS` or `?`.
+
+    `lanes` are those of the weaker direction, of all links together; None where nobody told.
+    """
+
+    kind: str
+    lanes: int | None = None
+    marked: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.kind}{self.lanes or ''}{'!' if self.marked else ''}"
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one source tells of one node.
+
+    `topology` has the links that are, or would be, published; None where nothing is known, and
+    `reason` says why. `held_back` are Xe Links that the sidecar would not publish, and why.
+    `labels_only` says that the source has links and nothing else: no lanes, no PCI addresses, no
+    GPU without a link. `remarks` are what else a reader should know.
+    """
+
+    source: str
+    name: str = ""
+    topology: Topology | None = None
+    state: State = State.UNKNOWN
+    reason: str = ""
+    held_back: Mapping[Link, str] = field(default_factory=dict)
+    labels_only: bool = False
+    remarks: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, topology: Topology, source: str = "") -> "Node":
+        """Make a node of a topology alone."""
+        state = State.LINKS if topology.links else State.NONE
+        return cls(source, topology=topology, state=state)
+
+    @property
+    def title(self) -> str:
+        """What to call it."""
+        return self.name or self.source
+
+    @cached_property
+    def links(self) -> tuple[Link, ...]:
+        """Every link, published or not."""
+        return tuple(sorted((*(self.topology.links if self.topology else ()), *self.held_back)))
+
+    @cached_property
+    def tiles(self) -> tuple[Tile, ...]:
+        """Every tile; a GPU that is only in the id map counts as one."""
+        if not self.topology:
+            return ()
+        tiles = {*self.topology.tiles, *(end for link in self.held_back for end in link.ends)}
+        having = {tile.device for tile in tiles}
+        tiles |= {Tile(gpu.id, 0) for gpu in self.topology.gpus if gpu.id not in having}
+        return tuple(sorted(tiles))
+
+    @cached_property
+    def devices(self) -> tuple[int, ...]:
+        """Device ids of every GPU."""
+        return tuple(sorted({tile.device for tile in self.tiles}))
+
+    def gpu(self, device: int) -> Gpu | None:
+        """Give what the id map has of a GPU."""
+        return self.topology.by_id.get(device) if self.topology else None
+
+    @cached_property
+    def marks(self) -> Mapping[Link, tuple[Mark, ...]]:
+        """What is wrong with links; those with nothing are not in it."""
+        usual = _most_common([max(link.lanes, link.lanes_back) for link in self.links])
+        found: dict[Link, tuple[Mark, ...]] = {}
+        for link in self.links:
+            marks = [] if self.labels_only else list(_marks(link, usual))
+            if link in self.held_back:
+                marks.append(Mark.HELD_BACK)
+            if marks:
+                found[link] = tuple(marks)
+        return found
+
+    @cached_property
+    def between(self) -> Mapping[Pair, tuple[Link, ...]]:
+        """Links by the GPUs that they join; links inside a GPU are left out."""
+        found: dict[Pair, tuple[Link, ...]] = {}
+        for link in self.links:
+            pair = link.a.device, link.b.device
+            if link.a.device != link.b.device:
+                found[pair] = (*found.get(pair, ()), link)
+        return found
+
+    @cached_property
+    def usual_links(self) -> int:
+        """How many links most linked pairs of GPUs have."""
+        return _most_common([len(links) for links in self.between.values()])
+
+    @cached_property
+    def thin(self) -> tuple[Pair, ...]:
+        """Pairs of GPUs that have fewer links than most linked pairs of the node."""
+        return tuple(
+            pair for pair, links in sorted(self.between.items()) if len(links) < self.usual_links
+        )
+
+    def gpus_connected(self, one: int, other: int) -> Connection:
+        """Say how two different GPUs are connected."""
+        pair = (min(one, other), max(one, other))
+        links = self.between.get(pair, ())
+        published = [link for link in links if link not in self.held_back]
+        if published:
+            marked = pair in self.thin or any(map(self._faulty, links))
+            return Connection("XL", self._lanes(published), marked)
+        if links:
+            return Connection("xl", self._lanes(links), any(map(self._faulty, links)))
+        return self._past_links(one, other)
+
+    def tiles_connected(self, one: Tile, other: Tile) -> Connection:
+        """Say how two different tiles are connected."""
+        ends = (min(one, other), max(one, other))
+        link = self._by_ends.get(ends)
+        if link:
+            kind = "xl" if link in self.held_back else "XL"
+            return Connection(kind, self._lanes([link]), self._faulty(link))
+        if one.device == other.device:
+            return Connection("MDF")
+        if (ends[0].device, ends[1].device) in self.between:
+            return Connection("XL/MDF")
+        return self._past_links(one.device, other.device)
+
+    @cached_property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """Groups of two and more GPUs that are all linked, none within another; largest first.
+
+        Of a node with more than a thousand groups, some.
+        """
+        neighbors = self.topology.neighbors if self.topology else {}
+        some = islice(_groups(frozenset(), set(neighbors), set(), neighbors), _MOST_GROUPS)
+        return tuple(sorted(some, key=lambda group: (-len(group), group)))
+
+    @cached_property
+    def linked_pairs(self) -> int:
+        """How many pairs of GPUs have a published link."""
+        return sum(map(len, self.topology.neighbors.values())) // 2 if self.topology else 0
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs of GPUs there are."""
+        return len(self.devices) * (len(self.devices) - 1) // 2
+
+    @cached_property
+    def _by_ends(self) -> dict[tuple[Tile, Tile], Link]:
+        return {link.ends: link for link in self.links}
+
+    def _faulty(self, link: Link) -> bool:
+        return not {Mark.HELD_BACK}.issuperset(self.marks.get(link, ()))
+
+    def _lanes(self, links: list[Link] | tuple[Link, ...]) -> int | None:
+        return None if self.labels_only else sum(link.width for link in links)
+
+    def _past_links(self, one: int, other: int) -> Connection:
+        ends = self.gpu(one), self.gpu(other)
+        nodes = {gpu.numa if gpu else None for gpu in ends}
+        return Connection("?" if None in nodes else "NODE" if len(nodes) == 1 else "SYS")
+
+
+def _marks(link: Link, usual: int) -> Iterator[Mark]:
+    if not link.lanes or not link.lanes_back:
+        yield Mark.ONE_SIDED
+    if any(0 < lanes < usual for lanes in (link.lanes, link.lanes_back)):
+        yield Mark.DEGRADED
+
+
+def _most_common(counts: list[int]) -> int:
+    frequency = Counter(counts)
+    return max(frequency, key=lambda count: (frequency[count], count), default=0)
+
+
+def _groups(
+    group: frozenset[int],
+    candidates: set[int],
+    done: set[int],
+    neighbors: Mapping[int, set[int]],
+) -> Iterator[tuple[int, ...]]:
+    """Find the maximal cliques: Bron and Kerbosch with the pivot of Tomita."""
+    if not candidates:
+        if not done and len(group) > 1:
+            yield tuple(sorted(group))
+        return
+    pivot = max(candidates | done, key=lambda gpu: len(candidates & neighbors[gpu]))
+    for gpu in sorted(candidates - neighbors[pivot]):
+        yield from _groups(
+            group | {gpu}, candidates & neighbors[gpu], done & neighbors[gpu], neighbors
+        )
+        candidates = candidates - {gpu}
+        done = done | {gpu}
