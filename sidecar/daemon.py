@@ -102,8 +102,9 @@ def _run(loaded: Loaded[SidecarSettings]) -> int:
 
 def _pages(settings: SidecarSettings, sidecar: Sidecar, source: Scraper) -> Mapping[str, Page]:
     file = "printed, not written" if settings.dry_run else str(settings.dst_file_path)
-    title = f"{settings.PROGRAM} {version('xelink')} on {gethostname()}"
-    return pages(title, lambda: status(sidecar, source.url, file, _now()), body)
+    host = gethostname()
+    title = f"{settings.PROGRAM} {version('xelink')} on {host}"
+    return pages(title, lambda: status(sidecar, source.url, file, _now(), host=host), body)
 
 
 def _loop(

@@ -1,4 +1,4 @@
-"""One GET of XPU Manager's metrics: the one module that knows httpx."""
+"""One GET of XPU Manager's metrics, by httpx."""
 
 import ssl
 from collections.abc import Callable, Iterator
@@ -12,11 +12,11 @@ import tenacity
 from sidecar.classification import Reason
 from sidecar.exposition import Reader, Reading
 from sidecar.sieve import TooManyRowsError
+from sidecar.transport import CERTIFICATE, HungUpError, Transport
 from sidecar.trust import Trust, TrustError, TrustFiles
 
 HOST = "127.0.0.1"
 
-_CHUNK = 1 << 16
 _ATTEMPTS = 3
 _FIRST_WAIT = 0.2
 _DETAIL_LIMIT = 160
@@ -212,18 +212,15 @@ class Scraper:
         context = self._trust.context() if self._trust else None
         if self._client is None:
             self._client = _client(context, self._target.timeout)
-        with (
-            _hung_up(),
-            self._client.stream(
-                "GET", self._target.url, headers=self._headers, auth=auth
-            ) as response,
-        ):
+        with self._client.stream(
+            "GET", self._target.url, headers=self._headers, auth=auth
+        ) as response:
             self._note_certificate(response)
             self.content_type = response.headers.get("Content-Type")
             self._check(response)
             sieve = self._reader.sieve()
             size = 0
-            for chunk in response.iter_raw(_CHUNK):
+            for chunk in response.iter_raw():
                 size += len(chunk)
                 if size > self._target.max_body:
                     raise ScrapeError(Reason.TOO_LARGE, self._too_large())
@@ -246,45 +243,25 @@ class Scraper:
         return f"the body is longer than {self._target.max_body} bytes (-max-body)"
 
     def _note_certificate(self, response: httpx.Response) -> None:
-        stream = response.extensions["network_stream"]
-        tls = stream.get_extra_info("ssl_object")
-        certificate = tls.getpeercert() if tls else None
+        certificate = response.extensions.get(CERTIFICATE)
         if certificate:
             self.certificate_expiry = ssl.cert_time_to_seconds(certificate["notAfter"])
 
 
 def _client(context: ssl.SSLContext | None, timeout: float) -> httpx.Client:
     return httpx.Client(
-        # Without a context httpx would load every CA of the world, for plain HTTP, too.
-        verify=context or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+        transport=Transport(context, timeout),
         # No proxy, whatever the environment says: this is loopback. It must be said here.
         trust_env=False,
         follow_redirects=False,
-        timeout=timeout,
-        limits=httpx.Limits(max_connections=1, max_keepalive_connections=1),
     )
 
 
 def _heals(error: BaseException) -> bool:
     """Tell what a moment can heal: refused or reset, but never a failed verification."""
-    return isinstance(error, httpx.NetworkError | _HungUpError) and not any(
+    return isinstance(error, httpx.NetworkError | HungUpError) and not any(
         isinstance(cause, ssl.SSLError) for cause in _causes(error)
     )
-
-
-class _HungUpError(Exception):
-    """The server closed the connection before it answered."""
-
-
-@contextmanager
-def _hung_up() -> Iterator[None]:
-    """Tell a server that hung up, as at the end of a keep-alive, from one that speaks no HTTP."""
-    try:
-        yield
-    except httpx.RemoteProtocolError as error:
-        if "disconnected without sending" in str(error):
-            raise _HungUpError(str(error)) from error
-        raise
 
 
 @contextmanager
@@ -298,7 +275,7 @@ def _translated(*, plain: bool) -> Iterator[None]:
         raise ScrapeError(Reason.TOO_LARGE, str(error)) from error
     except httpx.TimeoutException as error:
         raise TimeoutError from error
-    except (_HungUpError, httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+    except (HungUpError, httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         causes = tuple(_causes(error))
         for kind, reason in _REASONS:
             if cause := next((cause for cause in causes if isinstance(cause, kind)), None):
@@ -314,7 +291,7 @@ _REASONS = (
     (ConnectionResetError, Reason.RESET),
     (httpx.ConnectError, Reason.REFUSED),
     (httpx.NetworkError, Reason.RESET),
-    (_HungUpError, Reason.RESET),
+    (HungUpError, Reason.RESET),
 )
 
 # A server that expects TLS just drops who speaks plain HTTP.

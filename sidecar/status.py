@@ -1,6 +1,7 @@
 """What the sidecar tells of itself: for programs as JSON, for people as a page."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -13,13 +14,14 @@ from topology.node import Node
 from topology.publication import id_map, parsed, shape
 
 
-def status(sidecar: Sidecar, source: str, file: str, now: datetime) -> Status:
+def status(sidecar: Sidecar, source: str, file: str, now: datetime, *, host: str) -> Status:
     """Tell all there is, ready for JSON; nothing of it is secret."""
     belief = sidecar.belief
     content = sidecar.standing()
     standing = features.parse(content, now) if content is not None else None
     return {
         "now": iso(now),
+        "host": host,
         "source": source,
         "not_ready": sidecar.not_ready(),
         "topology": {**shape(belief.topology), "gpus": id_map(belief.topology)} if belief else None,
@@ -91,7 +93,7 @@ def _links(told: Status) -> Html:
     if not told["topology"]:
         return section("links", "Links", tag("p", "Nothing is believed yet."))
     topology = parsed(told["topology"], told["topology"]["gpus"])
-    return section("links", "Links", Html(svg(Node.of(topology, told["source"]))))
+    return section("links", "Links", Html(svg(replace(Node.of(topology), name=told["host"]))))
 
 
 def _labels(told: Status) -> Html:
@@ -119,7 +121,9 @@ def _scrapes(told: Status) -> Html:
         )
         for scrape in told["scrapes"]
     ]
-    return section("scrapes", "Scrapes", table("last scrapes", ("when", "class", "took", ""), rows))
+    return section(
+        "scrapes", "Scrapes", table("last scrapes", ("when", "class", "took", "found"), rows)
+    )
 
 
 def _waits(told: Status) -> Html:

@@ -23,6 +23,8 @@ Option: TypeAlias = bool | int | float | str
 
 REFUSE = "refuse"
 _ROW = b"xpum_topology_link{"
+_ROWS = re.compile(rb"^xpum_topology_link\{.*$", re.MULTILINE)
+_NUMBERS = re.compile(rb'((?:device_id|subdevice_id|lane_count)="|\} )[0-9.]+')
 _PIECE = 16_384
 _SLOWEST = 0.001  # bytes per second
 
@@ -298,6 +300,35 @@ def endless_headers(exchange: Exchange) -> None:
         exchange.send(b"X-Filler: " + b"x" * 1000 + b"\r\n")
 
 
+@misbehaviour
+def endless_continue(exchange: Exchange) -> None:
+    """Say `100 Continue` again and again, and never more."""
+    exchange.hang_up()
+    while not exchange.wait(0):
+        exchange.send(b"HTTP/1.1 100 CONTINUE\r\n\r\n" * 100)
+
+
+@misbehaviour
+def bad_chunk(exchange: Exchange) -> None:
+    """Give a chunk whose length is no number."""
+    exchange.hang_up()
+    exchange.send(exchange.head(content_type=TEXT, transfer_encoding="chunked"))
+    exchange.send(b"lots\r\n" + exchange.body)
+
+
+@misbehaviour
+def huge(exchange: Exchange, *, size: int = 10_000_000_000, announced: bool = True) -> None:
+    """Send a body of comments, so many bytes long, and announce its length or not."""
+    exchange.hang_up()
+    length = {"content_length": str(size)} if announced else {}
+    exchange.send(exchange.head(content_type=TEXT, **length))
+    piece = (b"# " + b"x" * 77 + b"\n") * 1000
+    sent = 0
+    while sent < size and not exchange.wait(0):
+        exchange.send(piece[: size - sent])
+        sent += len(piece)
+
+
 # --- A body that is no text, or no exposition ---
 
 
@@ -332,6 +363,46 @@ def bad_row(exchange: Exchange) -> None:
     at = body.rfind(_ROW)
     end = body.find(b"\n", at) if at >= 0 else len(body)
     exchange.answer(body[:end] + b"x" + body[end:])
+
+
+@misbehaviour
+def many_rows(exchange: Exchange, *, rows: int = 1_000_000) -> None:
+    """Repeat the topology rows of the good body until there are so many, each of another uuid."""
+    exchange.hang_up()
+    exchange.send(exchange.head(content_type=TEXT))
+    good = _ROWS.findall(exchange.body)
+    for at in range(0, rows if good else 0, len(good)):
+        if exchange.wait(0):
+            break
+        told = b"\n".join(good[: rows - at]) + b"\n"
+        exchange.send(told.replace(b'uuid="', b'uuid="%x-' % at))
+
+
+@misbehaviour
+def long_numbers(exchange: Exchange, *, digits: int = 1000) -> None:
+    """Give every id, lane count and value of the topology rows so many digits."""
+    number = rb"\g<1>" + b"9" * digits
+    exchange.answer(_ROWS.sub(lambda row: _NUMBERS.sub(number, row[0]), exchange.body))
+
+
+@misbehaviour
+def long_line(exchange: Exchange, *, size: int = 2_000_000) -> None:
+    """Make the vendor's name in the last topology row so many bytes long."""
+    head, row, tail = exchange.body.rpartition(_ROW)
+    exchange.answer(head + row + tail.replace(b'vendor="', b'vendor="' + b"x" * size, 1))
+
+
+@misbehaviour
+def injected(
+    exchange: Exchange, *, label: str = "uuid", text: str = "\\ngpu.intel.com/forged=yes"
+) -> None:
+    """Put a text, as it is, at the end of a label's value in every topology row."""
+    value = re.compile(rb'([{,]%s="[^"]*)' % re.escape(label.encode()))
+    exchange.answer(
+        _ROWS.sub(
+            lambda row: value.sub(lambda found: found[1] + text.encode(), row[0]), exchange.body
+        )
+    )
 
 
 @misbehaviour

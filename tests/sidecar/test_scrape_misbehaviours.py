@@ -16,6 +16,7 @@ SHORT = 0.4
 
 # By name and options: the class of the scrape, or the reason why it has none.
 EXPECTED: dict[str, list[tuple[dict[str, Any], str]]] = {
+    "bad-chunk": [({}, "protocol")],
     "bad-row": [({}, "links")],
     "bad-utf8": [({}, "links")],
     "chunked": [({}, "links")],
@@ -33,14 +34,20 @@ EXPECTED: dict[str, list[tuple[dict[str, Any], str]]] = {
     "drip-headers": [({}, "timeout")],
     "empty": [({}, "no-topology-rows")],
     "endless": [({}, "too-large")],
+    "endless-continue": [({}, "timeout")],
     "endless-headers": [({}, "protocol")],
     "garbage": [({}, "no-topology-rows"), ({"size": LIMIT + 1}, "too-large")],
     "hang": [({}, "timeout")],
     "hang-in-body": [({}, "timeout"), ({"after": 0}, "timeout")],
     "html": [({}, "no-topology-rows")],
+    "huge": [({}, "too-large"), ({"announced": False}, "too-large")],
+    "injected": [({}, "links"), ({"label": "local_device_id"}, "no-self-rows")],
+    "long-line": [({}, "too-large"), ({"size": 100_000}, "links")],
+    "long-numbers": [({}, "no-self-rows")],
+    "many-rows": [({}, "too-large")],
     "no-content": [({}, "http-status")],
     "no-devices": [({}, "http-status")],
-    "not-http": [({}, "reset")],
+    "not-http": [({}, "protocol")],
     "nul": [({}, "links")],
     "race": [({}, "links")],
     "redirect": [

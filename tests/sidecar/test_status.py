@@ -9,7 +9,7 @@ from tests.sidecar.test_loop import CUT, DOWN, FOREIGN, MESH, Scenario
 
 
 def told(scenario: Scenario) -> dict[str, Any]:
-    found = status(scenario.sidecar, "http://here", "labels.txt", scenario.now)
+    found = status(scenario.sidecar, "http://here", "labels.txt", scenario.now, host="here")
     assert "<section" in "".join(body(found))
     again: dict[str, Any] = json.loads(json.dumps(found))
     return again
