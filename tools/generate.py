@@ -15,6 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import cli
 import readme
 from grpc_tools import protoc  # type: ignore[import-untyped]  # it ships no types
 
@@ -82,6 +83,8 @@ def stubs(root: Path) -> Contents:
 GENERATORS: tuple[Generator, ...] = (
     Generator("stubs", stubs, ("device_plugin/api/*_pb2*.py", "device_plugin/api/*_pb2*.pyi")),
     Generator("readme", readme.blocks),
+    Generator("examples", cli.examples),
+    Generator("cli", cli.pages),
 )
 
 
@@ -120,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1 if problem else 0
         for path in write(ROOT, GENERATORS):
             sys.stdout.write(f"{path}\n")
-    except GenerateError as error:
+    except (GenerateError, cli.CommandError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0

@@ -3,6 +3,8 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 from device_plugin.settings import PluginSettings
@@ -13,6 +15,7 @@ from service.metrics import Metrics
 from sidecar.settings import SidecarSettings
 from sidecar.telemetry import Telemetry as SidecarTelemetry
 from xelink import demo
+from xelink.__main__ import main as xelink
 
 
 def blocks(root: Path) -> Mapping[Path, bytes]:
@@ -29,6 +32,11 @@ def blocks(root: Path) -> Mapping[Path, bytes]:
         Path("docs/device-plugin.md"): {
             "plugin-flags": _flags(PluginSettings),
             "plugin-metrics": _metrics(plugin.rows),
+        },
+        Path("docs/simulate.md"): {
+            "simulate-islands": _called("simulate islands --no-times"),
+            "simulate-list": _called("simulate --list"),
+            "simulate-thousand": _called("simulate --random 1 --runs 1000 --no-times", 39),
         },
     }
     return {
@@ -48,8 +56,15 @@ def _replaced(text: str, named: Mapping[str, Iterable[str]]) -> str:
 
 def _demo() -> list[str]:
     said: list[str] = []
-    demo.run(said.append)
+    demo.tell(said.append)
     return ["```console", "$ make demo", *said, "```"]
+
+
+def _called(call: str, lines: int | None = None) -> list[str]:
+    with redirect_stdout(StringIO()) as said:
+        xelink(call.split())
+    cut = f" | head -n {lines}" if lines else ""
+    return ["```console", f"$ xelink {call}{cut}", *said.getvalue().splitlines()[:lines], "```"]
 
 
 def _flags(settings: type[DaemonSettings]) -> Iterator[str]:

@@ -1,51 +1,62 @@
-"""`xelink`: the tool for people."""
+"""`xelink`: the tool for people.
+
+Each command is a module with `add`, its part of the command line, and `run`, which gives the exit
+code. Only the module of the command that was called is imported, so that each starts quickly.
+"""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
 from importlib.metadata import version
+from types import ModuleType
 
-from service.command import forget_stdout
-from xelink import demo
-from xelink.stage import StageError
+from service.stdout import forget_stdout
+from xelink.outcome import INTERRUPTED, OK, FailedError
 
-OK = 0
-FAILED = 1
-INTERRUPTED = 130
+COMMANDS = ("show", "explain", "simulate", "doctor", "demo", "completion")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one sub-command; give the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="xelink",
-        description="Xe Link topology of Kubernetes nodes: see it, try it.",
-        epilog="exit codes: 0 fine, 1 it failed (one line says why), 2 wrong call",
-    )
-    parser.add_argument("--version", action="version", version=f"xelink {version('xelink')}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser(
-        "demo",
-        help="watch a simulated node's topology become labels, and Pods get linked GPUs",
-        description="Watch the sidecar publish the topology of a simulated node and keep it"
-        " through failures, and the device plugin give linked GPUs to Pods. Needs no GPU and no"
-        " cluster, writes to a temporary directory only, and ends by itself in under a minute.",
-    )
-    parser.parse_args(arguments)
+    """Run one command; give the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    called = next((word for word in arguments if word in COMMANDS), None)
+    modules = load([called] if called else COMMANDS)
+    options = command_line(modules).parse_args(arguments)
     try:
-        demo.run(_say)
-    except StageError as error:
-        sys.stderr.write(f"xelink demo: {error}\n")
-        return FAILED
+        code = modules[options.command].run(options)
+        sys.stdout.flush()
+    except FailedError as error:
+        sys.stderr.write(f"xelink {options.command}: {error}\n")
+        return error.code
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # nobody reads on, as with `| head`
         forget_stdout()
-    return OK
+        return OK
+    return int(code)
 
 
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
+def load(names: Iterable[str]) -> Mapping[str, ModuleType]:
+    """Import the modules of commands."""
+    return {name: import_module(f"xelink.{name}") for name in names}
+
+
+def command_line(modules: Mapping[str, ModuleType]) -> argparse.ArgumentParser:
+    """Make the parser of these commands."""
+    parser = argparse.ArgumentParser(
+        prog="xelink",
+        description="Xe Link topology of Kubernetes nodes: see it, ask why, try it.",
+        epilog="exit codes: 0 fine, 1 it failed (one line says why), 2 wrong call; each command's"
+        " -h tells of more",
+    )
+    parser.add_argument("--version", action="version", version=f"xelink {version('xelink')}")
+    commands = parser.add_subparsers(
+        title="commands", dest="command", required=True, metavar="COMMAND"
+    )
+    for module in modules.values():
+        module.add(commands)
+    return parser
 
 
 if __name__ == "__main__":

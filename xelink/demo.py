@@ -4,6 +4,8 @@ XPU Manager, kubelet and the node's GPUs are simulated; the sidecar and the devi
 real ones, processes with their own files and sockets, exactly as they run in a Pod.
 """
 
+import argparse
+import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -17,6 +19,7 @@ from topology.model import Topology
 from topology.publication import DEFAULT_NAMESPACE, read
 from xelink import stage
 from xelink.matrix import lanes_between, matrix
+from xelink.outcome import OK
 from xelink.stage import Daemon, StageError, XpuManager
 
 Say = Callable[[str], object]
@@ -28,7 +31,29 @@ _PODS = {"one": 1, "two": 2, "four": 4}
 _RESOURCE = "gpu.intel.com/i915"
 
 
-def run(say: Say) -> None:
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    commands.add_parser(
+        "demo",
+        help="watch a simulated node's topology become labels, and Pods get linked GPUs",
+        description="Watch the sidecar publish the topology of a simulated node and keep it"
+        " through failures, and the device plugin give linked GPUs to Pods. Needs no GPU and no"
+        " cluster, writes to a temporary directory only, and ends by itself in under a minute.",
+    )
+
+
+def run(_options: argparse.Namespace) -> int:
+    """Tell the story as it happens. Raises `StageError`."""
+    tell(_print)
+    return OK
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def tell(say: Say) -> None:
     """Tell the story. Raises `StageError`."""
     # A short name: the path of a unix socket has 107 bytes at most.
     with tempfile.TemporaryDirectory(prefix="xelink-") as name, ExitStack() as cleanup:

@@ -1,44 +1,105 @@
-"""A topology as a matrix for the terminal. Pure."""
+"""The matrix of a node's GPUs, or of their tiles: who is connected to whom, and how well. Pure."""
 
-from topology.model import Topology
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from rich.text import Text
+
+from topology.model import PortState, Topology
+from topology.node import Connection, Node
+from xelink.tables import BAD, FAINT, GOOD, HEAD, WORST, Cell, aligned, head, plain
+
+T = TypeVar("T")
+
+_SELF = "X"
+
+_MEANING = {
+    "XL": "linked, with the lanes of the weaker direction, all links of the two together",
+    "XL ": "linked; lanes are not known",
+    "xl": "Xe Links that are not published",
+    "XL/MDF": "linked over the other tile of a GPU",
+    "MDF": "tiles of one GPU",
+    "NODE": "not linked, same NUMA node",
+    "SYS": "not linked, other NUMA node",
+    "?": "not linked; NUMA nodes are not known",
+    "!": "a link is degraded or one-sided, or there are fewer links than between most pairs",
+}
 
 
 def matrix(topology: Topology) -> str:
-    """Draw lanes between GPUs: weaker direction, all tiles together; `.` where there is no link.
-
-    A `!` marks a pair that has fewer links than most pairs of the node have.
-    """
-    devices = sorted({gpu.id for gpu in topology.gpus} | {tile.device for tile in topology.tiles})
-    lanes = lanes_between(topology)
-    usual = _most_common([len(widths) for widths in lanes.values()])
-
-    def cell(row: int, column: int) -> str:
-        if row == column:
-            return "-"
-        widths = lanes.get((min(row, column), max(row, column)))
-        return f"{sum(widths)}{'!' if len(widths) < usual else ''}" if widths else "."
-
-    names = [f"GPU{device}" for device in devices]
-    width = max(map(len, names), default=0) + 1
-    return "\n".join(
-        [
-            " " * width + "".join(f"{name:>{width}}" for name in names),
-            *(
-                f"{name:<{width}}" + "".join(f"{cell(row, column):>{width}}" for column in devices)
-                for name, row in zip(names, devices, strict=True)
-            ),
-        ]
-    )
+    """Draw a topology's GPUs and lanes alone, as plain text."""
+    node = Node.of(topology)
+    rows, _ = _square(node.devices, _gpu_name, node.gpus_connected)
+    return plain(aligned(rows))
 
 
 def lanes_between(topology: Topology) -> dict[tuple[int, int], list[int]]:
     """Give the lanes of each link by the device ids that it joins, lower id first."""
-    lanes: dict[tuple[int, int], list[int]] = {}
-    for link in topology.links:
-        if link.a.device != link.b.device:
-            lanes.setdefault((link.a.device, link.b.device), []).append(link.width)
-    return lanes
+    between = Node.of(topology).between
+    return {pair: [link.width for link in links] for pair, links in between.items()}
 
 
-def _most_common(counts: list[int]) -> int:
-    return max(set(counts), key=lambda count: (counts.count(count), count), default=0)
+def gpu_lines(node: Node) -> list[Text]:
+    """Draw the matrix of GPUs with card, PCI address, NUMA node and ports of each, and a legend."""
+    rows, used = _square(node.devices, _gpu_name, node.gpus_connected)
+    facts = [head("CARD", "PCI ADDRESS", "NUMA", "PORTS"), *(_facts(node, d) for d in node.devices)]
+    if any(node.gpu(device) for device in node.devices):
+        rows = [[*row, *fact] for row, fact in zip(rows, facts, strict=True)]
+    return [*aligned(rows), Text(), *_legend(used)]
+
+
+def tile_lines(node: Node) -> list[Text]:
+    """Draw the matrix of tiles, and a legend."""
+    rows, used = _square(node.tiles, str, node.tiles_connected)
+    return [*aligned(rows), Text(), *_legend(used)]
+
+
+def gpu_cells(node: Node, device: int) -> list[Cell]:
+    """Give GPU, card, PCI address and NUMA node for a row of a table."""
+    return [Cell(_gpu_name(device), HEAD), *_facts(node, device)[:3]]
+
+
+def _square(
+    ends: Sequence[T], name: Callable[[T], str], connected: Callable[[T, T], Connection]
+) -> tuple[list[list[Cell]], list[Connection]]:
+    cells = [[None if a == b else connected(a, b) for b in ends] for a in ends]
+    rows = [
+        [Cell(name(end), HEAD), *(_cell(connection) for connection in row)]
+        for end, row in zip(ends, cells, strict=True)
+    ]
+    used = [connection for row in cells for connection in row if connection]
+    return [head("", *map(name, ends)), *rows], used
+
+
+def _cell(connection: Connection | None) -> Cell:
+    if connection is None:
+        return Cell(_SELF, FAINT)
+    if connection.kind == "XL":
+        return Cell(str(connection), BAD if connection.marked else GOOD)
+    return Cell(str(connection), BAD if connection.marked else FAINT)
+
+
+def _legend(used: Sequence[Connection]) -> list[Text]:
+    kinds = {connection.kind for connection in used}
+    if "XL" in kinds and all(connection.lanes is None for connection in used):
+        kinds = kinds - {"XL"} | {"XL "}
+    if any(connection.marked for connection in used):
+        kinds.add("!")
+    return aligned(
+        ([Cell(sign.rstrip(), HEAD), text] for sign, text in _MEANING.items() if sign in kinds),
+        indent=1,
+    )
+
+
+def _gpu_name(device: int) -> str:
+    return f"GPU{device}"
+
+
+def _facts(node: Node, device: int) -> list[Cell]:
+    gpu = node.gpu(device)
+    if gpu is None:
+        return [Cell("?")] * 4
+    ports = gpu.ports.value if gpu.ports else "?"
+    style = {PortState.HEALTHY: GOOD, PortState.DEGRADED: BAD, None: ""}.get(gpu.ports, WORST)
+    numa = "?" if gpu.numa is None else str(gpu.numa)
+    return [Cell(gpu.card or "?"), Cell(gpu.bdf), Cell(numa), Cell(ports, style)]

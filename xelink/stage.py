@@ -11,10 +11,12 @@ from pathlib import Path
 from threading import Timer
 from typing import IO, Any
 
+from xelink.outcome import FailedError
+
 _PATIENCE = 30.0
 
 
-class StageError(Exception):
+class StageError(FailedError):
     """A program did not do what it should: something on this machine is in its way."""
 
 

@@ -1,0 +1,51 @@
+"""Completion: what the shells make of the script."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.xelink.commands import Xelink
+
+
+def test_the_script_knows_every_command_and_option(xelink: Xelink) -> None:
+    for shell in ("bash", "zsh"):
+        said = xelink("completion", shell)
+        assert said.code == 0
+        for word in ("show", "explain", "simulate", "demo", "completion", "--features", "--want"):
+            assert word in said.out
+    assert xelink("completion", "fish").code == 2
+
+
+def _completed(words: str) -> set[str]:
+    """Ask bash what it would complete the last of these words to."""
+    script = f"""
+        source <({sys.executable} -m xelink completion bash)
+        COMP_WORDS=({words}) COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+        $(complete -p xelink | sed 's/.*-F \\([^ ]*\\).*/\\1/') xelink "${{COMP_WORDS[-1]}}"
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(
+        ["bash", "-c", script],  # noqa: S607 - wherever it is
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    return set(done.stdout.split())
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="bash is not installed")
+def test_bash_completes_commands_options_and_choices() -> None:
+    assert _completed("xelink sh") == {"show"}
+    assert "--node-json" in _completed("xelink show --no")
+    assert _completed("xelink show --output s") == {"svg"}
+    assert _completed("xelink explain --policy pa") == {"packed"}
+
+
+@pytest.mark.skipif(not shutil.which("zsh"), reason="zsh is not installed")
+def test_zsh_reads_the_script(xelink: Xelink) -> None:
+    script = xelink.file("_xelink", xelink("completion", "zsh").out)
+    done = subprocess.run(["zsh", "-n", script], capture_output=True, check=False)  # noqa: S607
+    assert done.returncode == 0, done.stderr

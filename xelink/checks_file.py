@@ -1,0 +1,202 @@
+"""The feature file, its directory, and what NFD makes of them. Pure."""
+
+import os
+import stat
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+from topology import features
+from topology.features import FeatureFile
+from topology.labels import LABEL
+from topology.publication import AbsentError, Publication, UnusableError
+from xelink.finding import Finding, fail, ok, skip, some, span, warn
+from xelink.permits import ENTER, NFD, READ, WRITE, may, spelled
+from xelink.visit import Visit
+
+_LATE = 2 / 3  # of a file's life: the sidecar renews it after one third
+_NO_FILE = "there is no feature file to judge, see fresh"
+
+
+def writable(visit: Visit) -> Finding:
+    """Check that the sidecar can put its file there: by mount, by space and by mode bits."""
+    seen, path, user = visit.directory, visit.place.features_dir, visit.user
+    if seen.told is None:
+        return fail(f"{path}: {seen.problem.lower()}", "install NFD, or mount features.d here")
+    if not stat.S_ISDIR(seen.told.st_mode):
+        return fail(f"{path} is no directory", "remove it, and let NFD make it")
+    if seen.read_only:
+        return fail(
+            f"{path} is mounted read-only", "mount it writable, or ask in the sidecar's container"
+        )
+    for what, told in ((path, seen.told), (path / ".stage", seen.stage)):
+        if told and not (stat.S_ISDIR(told.st_mode) and may(user, told, WRITE | ENTER)):
+            return fail(
+                f"{user} cannot write to {what} ({spelled(told)})",
+                "chown it to the sidecar's user, or say who that is with --uid"
+                if user.uid
+                else f"chown 0 {what}; chmod 0755 {what}",
+            )
+    if seen.full:
+        return fail(f"the file system of {path} is full", "free space on it")
+    return ok(f"{user} can write to {path}")
+
+
+def readable(visit: Visit) -> Finding:
+    """Check that NFD's worker, which is not root, can read the file."""
+    place, seen, told = visit.place, visit.directory, visit.file_told
+    if seen.told is None:
+        return skip("there is no directory, see features.d")
+    if not may(NFD, seen.told, READ | ENTER):
+        return _barred(place.features_dir, seen.told, "0755")
+    if told is None:
+        return skip(_NO_FILE)
+    if not stat.S_ISREG(told.st_mode):
+        said = f"{place.feature_file} is no regular file, NFD passes it over"
+        return fail(said, "remove it, xelink-sidecar writes it anew")
+    if not may(NFD, told, READ):
+        return _barred(place.feature_file, told, "0644")
+    closed = [path for path, parent in seen.parents if not may(NFD, parent, ENTER)]
+    return _closed(closed[0]) if closed else ok(f"NFD ({NFD}) can read {place.feature_file}")
+
+
+def _barred(path: Path, told: os.stat_result, mode: str) -> Finding:
+    return fail(f"NFD ({NFD}) cannot read {path} ({spelled(told)})", f"chmod {mode} {path}")
+
+
+def _closed(path: Path) -> Finding:
+    return warn(
+        f"{path} is closed to NFD ({NFD})",
+        f"chmod o+x {path}, unless NFD mounts features.d itself, as its chart does",
+    )
+
+
+def fresh(visit: Visit) -> Finding:
+    """Check that the file speaks now, and that somebody renews it."""
+    content = visit.file.content
+    if content is None or len(content) > features.FILE_LIMIT:
+        return _unread(visit)
+    file = features.parse(content, visit.now)
+    age = visit.now - (visit.file.modified or visit.now)
+    written = f"written {span(age.total_seconds())} ago"
+    if file.expiry is None:
+        return _everlasting(visit, written)
+    left = file.expiry - visit.now
+    if left < timedelta():
+        return fail(
+            f"expired {span(-left.total_seconds())} ago, the labels are gone",
+            "start xelink-sidecar, or see why it does not renew them: xpum, sidecar",
+        )
+    written += f", expires in {span(left.total_seconds())}"
+    if age > _LATE * (age + left):
+        return warn(f"{written}, a renewal was missed", "see why: xpum, sidecar")
+    return ok(written)
+
+
+def _everlasting(visit: Visit, written: str) -> Finding:
+    if isinstance(visit.said, Publication) and not visit.said.whole:
+        return warn(
+            "labels without expiry, as the reference sidecar writes them: they stay for ever",
+            "run xelink-sidecar in its place",
+        )
+    return warn(
+        f"{written}, it never expires and outlives the sidecar",
+        "run xelink-sidecar with neither -expiry 0 nor -on-exit keep",
+    )
+
+
+def _unread(visit: Visit) -> Finding:
+    path = visit.place.feature_file
+    if visit.file.content is not None:
+        return skip("too long to be read, see nfd-rules")
+    if visit.directory.told is None:
+        return skip("there is no directory, see features.d")
+    if visit.file_told is None:
+        return fail(f"there is no {path}", "start xelink-sidecar, or give --feature-file")
+    if not stat.S_ISREG(visit.file_told.st_mode):
+        return skip("it is no regular file, see readable")
+    return skip(f"{path}: {visit.file.problem.lower()}; ask as root")
+
+
+def consistent(visit: Visit) -> Finding:
+    """Check that the parts of the file fit together: chunks, summary, raw topology, id map."""
+    match visit.said:
+        case None if visit.file.content is None:
+            return skip(_NO_FILE)
+        case None:
+            return skip("too long to be read, see nfd-rules")
+        case AbsentError() as error:
+            return fail(
+                f"{error} in {visit.place.feature_file}",
+                "give the -label-namespace of xelink-sidecar with --namespace",
+            )
+        case UnusableError() as error:
+            return fail(
+                f"{visit.place.feature_file}: {error}",
+                "restart xelink-sidecar, which writes it anew; see writers if it comes back",
+            )
+        case Publication(topology=None):
+            return ok("state no-fabric-data, without links")
+        case Publication(topology=topology, whole=whole):
+            links = len(topology.links) if topology else 0
+            return ok(f"{links} links" + ("" if whole else ", from labels alone"))
+
+
+def accepted(visit: Visit) -> Finding:
+    """Check that NFD takes every line, by its own rules and those of Kubernetes."""
+    content = visit.file.content
+    if content is None:
+        return skip(_NO_FILE)
+    name = visit.place.feature_file.name
+    if len(content) > features.FILE_LIMIT:
+        return fail(
+            f"over {features.FILE_LIMIT} bytes: NFD drops the whole file",
+            "remove what is not xelink-sidecar's, or give it a higher -lane-count",
+        )
+    if name.startswith("."):
+        return fail(f"NFD passes over {name}, as it begins with a dot", "rename it")
+    file = features.parse(features.without_expiry(content), visit.now)
+    directives = features.parse(content, visit.now).problems
+    if problems := [*directives, *_refused(file)]:
+        return fail(
+            f"NFD refuses {len(problems)} of its lines: {problems[0]}",
+            "remove what is not xelink-sidecar's, or restart that",
+        )
+    raw = len(file.features.keys() - file.labels.keys())
+    return ok(f"NFD takes {len(file.labels)} labels and {raw} raw features")
+
+
+def _refused(file: FeatureFile) -> Iterator[str]:
+    for name, value in file.labels.items():
+        if problem := features.label_problem(name, value):
+            yield problem
+    for name in file.features.keys() - file.labels.keys():
+        if problem := features.name_problem(name):
+            yield problem
+
+
+def one_writer(visit: Visit) -> Finding:
+    """Check that nobody else publishes the same labels: NFD would mix both."""
+    prefix = f"{visit.place.namespace}/{LABEL}"
+    if visit.directory.told is None:
+        return skip("there is no directory, see features.d")
+    others = [
+        name
+        for name, content in visit.other_files.items()
+        if any(label.startswith(prefix) for label in features.parse(content, visit.now).features)
+    ]
+    if others:
+        return fail(
+            f"{prefix} is in {some(others)}, too: NFD mixes both",
+            f"stop its writer and remove it from {visit.place.features_dir}",
+        )
+    if (
+        visit.sidecar.part == "sidecar"
+        and isinstance(visit.said, Publication)
+        and not visit.said.whole
+    ):
+        return fail(
+            "xelink-sidecar runs, but another program wrote the feature file",
+            "stop the other sidecar",
+        )
+    return ok(f"no other file has {prefix}")

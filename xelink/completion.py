@@ -1,0 +1,38 @@
+"""`xelink completion`: what a shell needs to complete the command line."""
+
+import argparse
+import sys
+
+import shtab
+
+from xelink import __main__ as frame
+from xelink.helptext import HelpFormatter
+from xelink.outcome import OK
+
+_EXAMPLES = """\
+examples:
+  bash, for this shell, or for every one:
+    source <(xelink completion bash)
+    xelink completion bash > ~/.local/share/bash-completion/completions/xelink
+  zsh, in a directory of its fpath:
+    xelink completion zsh > ~/.zfunc/_xelink
+"""
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "completion",
+        help="print what bash or zsh needs to complete xelink's command line",
+        description="Print a completion script.",
+        epilog=_EXAMPLES,
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument("shell", choices=("bash", "zsh"), help="whose completion to print")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the script."""
+    parser = frame.command_line(frame.load(frame.COMMANDS))
+    sys.stdout.write(shtab.complete(parser, options.shell) + "\n")
+    return OK

@@ -1,0 +1,294 @@
+"""`xelink doctor`: what is wrong on a node, and what to do about it."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from rich.text import Text
+from shtab import DIRECTORY, FILE
+
+from device_plugin.labels import DEFAULT_PATH
+from device_plugin.sockets import DIRECTORY as PLUGIN_DIRECTORY
+from service.stopping import Stop, Stopped
+from sidecar.scrape import Target
+from topology.features import namespace
+from topology.publication import DEFAULT_NAMESPACE
+from xelink import checks_file, checks_node, checks_xpum, live
+from xelink.finding import Finding, Status
+from xelink.helptext import HelpFormatter
+from xelink.outcome import FAILED, OK, WrongCallError
+from xelink.permits import User, caller
+from xelink.readings import printable
+from xelink.show import json_text
+from xelink.sources import number
+from xelink.tables import BAD, FAINT, GOOD, HEAD, WORST, Cell, aligned, show
+from xelink.visit import Place, Visit
+
+SIDECAR = "http://127.0.0.1:29998"
+PLUGIN = "http://127.0.0.1:29997"
+WARNED = 3
+
+CHECKS: Mapping[str, Callable[[Visit], Finding]] = {
+    "xpum": checks_xpum.answers,
+    "tls": checks_xpum.tls,
+    "hostNetwork": checks_xpum.host_network,
+    "features.d": checks_file.writable,
+    "readable": checks_file.readable,
+    "fresh": checks_file.fresh,
+    "consistent": checks_file.consistent,
+    "nfd-rules": checks_file.accepted,
+    "writers": checks_file.one_writer,
+    "sidecar": checks_node.sidecar,
+    "plugin": checks_node.plugin,
+    "kubelet": checks_node.kubelet,
+    "sockets": checks_node.sockets,
+    "id-map": checks_node.id_map,
+    "links": checks_node.degraded,
+}
+
+_HIGHEST_PORT = 65535
+_HIGHEST_UID = 2**32 - 2
+_CODES = {Status.WARN: WARNED, Status.FAIL: FAILED}
+_STYLES = {Status.SKIP: FAINT, Status.OK: GOOD, Status.WARN: BAD, Status.FAIL: WORST}
+
+_EXAMPLES = f"""\
+checks: {" ".join(CHECKS)}
+
+examples:
+  this node, as root; with HTTPS between the sidecar and XPU Manager:
+    xelink doctor
+    xelink doctor --cert /etc/xpum/ca.crt
+  in the sidecar's container, which sees no more than it needs:
+    kubectl -n monitoring exec POD -c xelink-sidecar -- xelink doctor
+  in a container that sees the host's / at /host:
+    xelink doctor --prefix /host
+  two checks, for a program:
+    xelink doctor --only fresh,consistent --output json
+
+It changes nothing: no file is written, nothing is registered with kubelet. What is not to be seen
+from where it stands is skipped, with the reason.
+
+exit codes: 0 nothing is wrong, 1 something fails, 2 wrong call, 3 nothing fails, but there are
+warnings.
+"""
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "doctor",
+        help="check a node, and say what is wrong and what to do",
+        description="Check a node from where it stands: XPU Manager, the feature file and NFD,"
+        " the daemons, kubelet, the links. One line each: ok, warn, fail or skip, and why.",
+        epilog=_EXAMPLES,
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument(
+        "--only", type=_names, metavar="CHECK,...", help="only these checks (below)"
+    )
+    parser.add_argument(
+        "--output", choices=("text", "json"), default="text", help="form (default text)"
+    )
+    group = parser.add_argument_group("where things are; what is not given is looked for")
+    _paths(
+        group,
+        (
+            ("--prefix", DIRECTORY, "where the host's / is seen (default /)"),
+            ("--features-dir", DIRECTORY, f"default {DEFAULT_PATH.parent}, below the prefix"),
+            ("--feature-file", FILE, f"default {DEFAULT_PATH.name} in that directory"),
+            ("--plugin-dir", DIRECTORY, f"default {PLUGIN_DIRECTORY}, below the prefix"),
+        ),
+    )
+    for option, url in (("--sidecar", SIDECAR), ("--plugin", PLUGIN)):
+        group.add_argument(option, type=_url, metavar="URL", help=f"of its -listen (default {url})")
+    group.add_argument(
+        "--namespace",
+        default=DEFAULT_NAMESPACE,
+        metavar="NAME",
+        help=f"namespace of the labels (default {DEFAULT_NAMESPACE})",
+    )
+    group.add_argument(
+        "--uid",
+        type=partial(number, least=0, most=_HIGHEST_UID),
+        metavar="N",
+        help="user that the sidecar runs as, without capabilities (default: who calls)",
+    )
+    group = parser.add_argument_group("XPU Manager, as for xelink-sidecar")
+    group.add_argument(
+        "--xpum-port",
+        type=partial(number, least=1, most=_HIGHEST_PORT),
+        default=live.PORT,
+        metavar="N",
+        help=f"its port on {live.HOST} (default {live.PORT})",
+    )
+    _paths(
+        group,
+        (
+            ("--cert", FILE, "PEM file to verify it against; HTTPS is used with it, else HTTP"),
+            ("--client-cert", FILE, "PEM file with the certificate to show (mTLS)"),
+            ("--client-key", FILE, "PEM file with its key, where --client-cert does not hold it"),
+            ("--password-file", FILE, "file with the password of --username"),
+        ),
+    )
+    group.add_argument("--username", metavar="NAME", help="user for HTTP Basic")
+    group.add_argument(
+        "--timeout",
+        type=partial(number, least=1, most=3600),
+        metavar="S",
+        help=f"seconds for its answer (default {live.TIMEOUT:g})",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check and tell; the exit code is that of the worst finding. Raises `FailedError`."""
+    place, target = _place(options), _target(options)
+    names = options.only or tuple(CHECKS)
+    with _stopping() as stop:
+
+        def sleep(seconds: float) -> None:
+            stop.wait(seconds)
+
+        visit = Visit(place, target, _user(options), datetime.now(UTC), stop.bounded, sleep)
+        found: dict[str, Finding] = {}
+        for name in names:
+            found[name] = _told(CHECKS[name](visit))
+            if stop.is_set():
+                raise KeyboardInterrupt
+    if options.output == "json":
+        sys.stdout.write(json_text(_facts(found)))
+    else:
+        show(_lines(found))
+    return _CODES.get(_worst(found), OK)
+
+
+@contextmanager
+def _stopping() -> Iterator[Stop]:
+    """Bound and stop whatever waits; Ctrl-C ends it as anywhere else."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    stop = Stop()
+    stop.install()
+    try:
+        yield stop
+    except Stopped:
+        raise KeyboardInterrupt from None
+    finally:
+        stop.close()
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _told(found: Finding) -> Finding:
+    """Make a finding fit for a line of its own: it may quote what others wrote."""
+    return replace(found, reason=printable(found.reason), todo=printable(found.todo))
+
+
+def _lines(found: Mapping[str, Finding]) -> Sequence[Text]:
+    return aligned(
+        (
+            Cell(one.status.value, _STYLES[one.status]),
+            Cell(name, HEAD),
+            Cell(str(one)),
+        )
+        for name, one in found.items()
+    )
+
+
+def _facts(found: Mapping[str, Finding]) -> dict[str, object]:
+    return {
+        "status": _worst(found).value,
+        "checks": [
+            {
+                "check": name,
+                "status": one.status.value,
+                "reason": one.reason,
+                "todo": one.todo or None,
+            }
+            for name, one in found.items()
+        ],
+    }
+
+
+def _worst(found: Mapping[str, Finding]) -> Status:
+    """Give the worst status; what was skipped is as good as fine."""
+    told = {one.status for one in found.values()}
+    return next((status for status in (Status.FAIL, Status.WARN) if status in told), Status.OK)
+
+
+# Options
+
+
+def _paths(
+    group: argparse._ArgumentGroup,
+    options: Sequence[tuple[str, Mapping[str, str | Mapping[str, str]], str]],
+) -> None:
+    for option, completed, text in options:
+        what = "DIR" if completed is DIRECTORY else "FILE"
+        added = group.add_argument(option, type=Path, metavar=what, help=text)
+        added.complete = completed  # type: ignore[attr-defined]  # where shtab looks for it
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
+    if not names or not CHECKS.keys() >= set(names):
+        unknown = next((name for name in names if name not in CHECKS), text)
+        raise argparse.ArgumentTypeError(
+            f"there is no check {unknown!r}; there are: {' '.join(CHECKS)}"
+        )
+    return names
+
+
+def _url(text: str) -> str:
+    try:
+        url = urlsplit(text)
+        wrong = url.scheme != "http" or not url.hostname or url.port is None
+    except ValueError:
+        wrong = True
+        url = urlsplit("")
+    if wrong or url.path not in {"", "/"} or url.query or url.fragment or url.username:
+        raise argparse.ArgumentTypeError(f"{text!r} should be http://HOST:PORT")
+    return text.rstrip("/")
+
+
+def _place(options: argparse.Namespace) -> Place:
+    prefix = Path(options.prefix or "/").absolute()
+    directory = (options.features_dir or _below(prefix, DEFAULT_PATH.parent)).absolute()
+    file = options.feature_file or directory / DEFAULT_PATH.name
+    try:
+        name = namespace(options.namespace)
+    except ValueError as error:
+        raise WrongCallError(f"--namespace: {error}") from error
+    return Place(
+        prefix,
+        directory,
+        file.absolute(),
+        (options.plugin_dir or _below(prefix, PLUGIN_DIRECTORY)).absolute(),
+        options.sidecar or SIDECAR,
+        options.plugin or PLUGIN,
+        name,
+        frozenset(
+            f"--{name.replace('_', '-')}"
+            for name in ("plugin_dir", "sidecar", "plugin")
+            if getattr(options, name) is not None
+        ),
+    )
+
+
+def _below(prefix: Path, path: Path) -> Path:
+    return prefix / path.relative_to("/")
+
+
+def _target(options: argparse.Namespace) -> Target:
+    scheme = "https" if options.cert else "http"
+    url = f"{scheme}://{live.HOST}:{options.xpum_port}"
+    return live.target(argparse.Namespace(**{**vars(options), "url": url}))
+
+
+def _user(options: argparse.Namespace) -> User:
+    return caller() if options.uid is None else User(options.uid, frozenset({options.uid}))

@@ -1,0 +1,106 @@
+"""`xelink show`: the topology of a node, or of a cluster."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from topology.node import Node, State
+from topology.picture import svg
+from xelink import sources
+from xelink.dot import dot
+from xelink.facts import nodes_facts
+from xelink.helptext import HelpFormatter
+from xelink.outcome import NO_LINKS, OK, UNKNOWN, WrongCallError
+from xelink.pages import VIEWS, cluster_page, node_page
+from xelink.tables import show
+
+_EXAMPLES = """\
+examples:
+  the node of a live XPU Manager, as on the node itself:
+    xelink show --url http://127.0.0.1:29999
+  a body that was saved; every link with its lanes:
+    curl -s http://127.0.0.1:29999/metrics | xelink show --metrics - --view links
+  what the sidecar wrote on this node:
+    xelink show --features \\
+      /etc/kubernetes/node-feature-discovery/features.d/xpum-sidecar-labels.txt
+  a cluster in a table, and one node of it:
+    kubectl get nodes -o json | xelink show --node-json -
+    kubectl get nodes -o json | xelink show --node-json - --node NAME
+  a picture, and a graph for Graphviz:
+    xelink show --features FILE --output svg > topology.svg
+    xelink show --features FILE --output dot | dot -Tpng > topology.png
+
+exit codes: 0 there are links, 1 the source cannot be read, 2 wrong call, 3 there are no links,
+4 nothing is known of the links (the output says why). Of several nodes the best one counts.
+"""
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "show",
+        help="see the topology of a node, or the nodes of a cluster",
+        description="See which GPUs are linked, and how well: as a matrix, tables, JSON, YAML, a"
+        " graph or a picture.",
+        epilog=_EXAMPLES,
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument(
+        "--view",
+        choices=VIEWS,
+        help="what the text shows of a node: GPUs (matrix), their tiles, every link, or the groups"
+        " of GPUs that are all linked (default matrix)",
+    )
+    parser.add_argument(
+        "--output", choices=("text", *_OUTPUTS), default="text", help="form (default text)"
+    )
+    sources.add(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Show; the exit code says whether there are links. Raises `FailedError`."""
+    if options.view and options.output != "text":
+        raise WrongCallError(f"--view has no meaning with --output {options.output}")
+    nodes = sources.load(options)
+    if options.output != "text":
+        sys.stdout.write(_OUTPUTS[options.output](nodes))
+    elif len(nodes) == 1:
+        show(node_page(nodes[0], options.view or "matrix"))
+    elif options.view:
+        raise WrongCallError("--view shows one node: choose it with --node")
+    else:
+        show(cluster_page(nodes))
+    return min(map(exit_code, nodes))
+
+
+def exit_code(node: Node) -> int:
+    """Give the code for what is known of a node's links."""
+    return {State.LINKS: OK, State.NONE: NO_LINKS}.get(node.state, UNKNOWN)
+
+
+def json_text(facts: Mapping[str, Any]) -> str:
+    """Write facts as JSON."""
+    return f"{json.dumps(facts, indent=2)}\n"
+
+
+def yaml_text(facts: Mapping[str, Any]) -> str:
+    """Write facts as YAML."""
+    return yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)
+
+
+def _only(nodes: Sequence[Node]) -> Node:
+    if len(nodes) != 1:
+        raise WrongCallError("one picture is one node: choose it with --node")
+    return nodes[0]
+
+
+_OUTPUTS: Mapping[str, Callable[[Sequence[Node]], str]] = {
+    "json": lambda nodes: json_text(nodes_facts(nodes)),
+    "yaml": lambda nodes: yaml_text(nodes_facts(nodes)),
+    "dot": lambda nodes: dot(_only(nodes)),
+    "svg": lambda nodes: svg(_only(nodes)),
+}

@@ -1,0 +1,233 @@
+"""Where a topology comes from: the options that `show` and `explain` share, and their reading.
+
+Whatever the source, it is read by the very parts that the daemons use, so that what is shown is
+what they see.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, TypeVar
+
+from shtab import FILE
+
+from sidecar.classification import Rules
+from sidecar.exposition import Reader, Reading
+from sidecar.sieve import TooManyRowsError
+from topology import features
+from topology.node import Node
+from topology.publication import DEFAULT_NAMESPACE
+from xelink import live, readings
+from xelink.outcome import FailedError, WrongCallError
+
+T = TypeVar("T")
+
+STDIN = "-"
+
+_LANE_COUNT = 4
+_DAY = 86400
+_CHUNK = 1 << 20
+
+
+class _Source(NamedTuple):
+    """One kind of source: its option, its reader, and the options that go with it."""
+
+    read: Callable[[argparse.Namespace], tuple[Node, ...]]
+    also: frozenset[str]
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every source."""
+    group = parser.add_argument_group("where the topology comes from, one of")
+    source = group.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--url",
+        metavar="URL",
+        help=f"a live XPU Manager: http://{live.HOST}:{live.PORT}, or https://",
+    )
+    for option, text in (
+        ("--metrics", "a body of XPU Manager's /metrics; - for standard input"),
+        ("--features", "a feature file of xelink-sidecar; - for standard input"),
+        ("--node-json", "what kubectl get node -o json prints; - for standard input"),
+    ):
+        _takes_file(source.add_argument(option, metavar="FILE", help=text))
+    group = parser.add_argument_group("with --node-json")
+    group.add_argument("--node", metavar="NAME", help="take only the node of this name")
+    group = parser.add_argument_group("with --features and --node-json")
+    group.add_argument(
+        "--label-namespace",
+        metavar="NAME",
+        help=f"namespace of the labels (default {DEFAULT_NAMESPACE})",
+    )
+    group = parser.add_argument_group("with --url and --metrics, as for xelink-sidecar")
+    group.add_argument(
+        "--lane-count",
+        type=partial(number, least=0, most=10**9 - 1),
+        metavar="N",
+        help="fewest lanes, in either direction, of a link that is published"
+        f" (default {_LANE_COUNT})",
+    )
+    group.add_argument(
+        "--allow-subdeviceless-links",
+        action="store_true",
+        default=None,
+        help="links of one-tile GPUs (Max 1100) are published, too",
+    )
+    group = parser.add_argument_group("with --url")
+    for option, text in (
+        ("--cert", "PEM file to verify https against: a CA, or XPU Manager's own certificate"),
+        ("--client-cert", "PEM file with the certificate to show (mTLS)"),
+        ("--client-key", "PEM file with its key, where --client-cert does not hold it"),
+        ("--password-file", "file with the password of --username"),
+    ):
+        _takes_file(group.add_argument(option, type=Path, metavar="FILE", help=text))
+    group.add_argument("--username", metavar="NAME", help="user for HTTP Basic")
+    group.add_argument(
+        "--timeout",
+        type=_seconds,
+        metavar="S",
+        help=f"seconds for the whole scrape (default {live.TIMEOUT:g})",
+    )
+
+
+def load(options: argparse.Namespace) -> tuple[Node, ...]:
+    """Read the source that was chosen: one node, or as many as kubectl printed.
+
+    Raises `WrongCallError` for options that do not go together and `FailedError` for what cannot
+    be read. A source that was read and tells nothing of links gives a node that says why.
+    """
+    chosen = next(name for name in _SOURCES if getattr(options, name) is not None)
+    source = _SOURCES[chosen]
+    for other in _SOURCES.values():
+        for name in sorted(other.also - source.also):
+            if getattr(options, name) is not None:
+                raise WrongCallError(f"{_option(name)} has no meaning with {_option(chosen)}")
+    return source.read(options)
+
+
+def _takes_file(option: argparse.Action) -> None:
+    option.complete = FILE  # type: ignore[attr-defined]  # where shtab looks for it
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def number(text: str, least: int, most: int) -> int:
+    """Read a number within bounds, as a type of an option."""
+    if not re.fullmatch("[0-9]{1,12}", text, re.ASCII) or not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least} to {most}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
+    if not 0 < seconds <= _DAY:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return seconds
+
+
+# Readers: each gives its nodes
+
+
+def _from_url(options: argparse.Namespace) -> tuple[Node, ...]:
+    target = live.target(options)
+    try:
+        reading = live.scrape(target)
+    except live.NoAnswerError as error:
+        return (Node(target.url, reason=readings.printable(str(error))),)
+    return (readings.of_rows(reading, _rules(options), target.url),)
+
+
+def _from_metrics(options: argparse.Namespace) -> tuple[Node, ...]:
+    def read(file: BinaryIO) -> Reading:
+        reader = Reader()
+        sieve = reader.sieve()
+        while chunk := file.read(_CHUNK):
+            sieve.feed(chunk)
+        return reader.read(sieve)
+
+    try:
+        reading = _with_file("metrics", options.metrics, read)
+    except TooManyRowsError as error:
+        raise FailedError(f"--metrics {options.metrics}: {error}") from error
+    return (readings.of_rows(reading, _rules(options), _named(options.metrics)),)
+
+
+def _from_features(options: argparse.Namespace) -> tuple[Node, ...]:
+    def read(file: BinaryIO) -> bytes:
+        return file.read(features.FILE_LIMIT + 1)
+
+    content = _with_file("features", options.features, read)
+    source = _named(options.features)
+    return (readings.of_file(content, _namespace(options), source, datetime.now(UTC)),)
+
+
+def _from_node_json(options: argparse.Namespace) -> tuple[Node, ...]:
+    content = _with_file("node_json", options.node_json, lambda file: file.read())
+    namespace, source, now = _namespace(options), _named(options.node_json), datetime.now(UTC)
+    try:
+        found = readings.labels_by_node(json.loads(content))
+    except (ValueError, RecursionError) as error:
+        what = readings.printable(str(error))
+        raise FailedError(
+            f"--node-json {source}: not what kubectl get node -o json prints: {what}"
+        ) from error
+    if options.node is not None:
+        found = [(name, labels) for name, labels in found if name == options.node]
+    if not found:
+        which = f"node {options.node!r}" if options.node is not None else "node"
+        raise FailedError(f"--node-json {source}: no {which} in it")
+    return tuple(
+        replace(readings.of_labels(labels, namespace, source, now), name=name)
+        for name, labels in found
+    )
+
+
+def _rules(options: argparse.Namespace) -> Rules:
+    lane_count = _LANE_COUNT if options.lane_count is None else options.lane_count
+    return Rules(lane_count, bool(options.allow_subdeviceless_links))
+
+
+def _namespace(options: argparse.Namespace) -> str:
+    try:
+        return features.namespace(options.label_namespace or DEFAULT_NAMESPACE)
+    except ValueError as error:
+        raise WrongCallError(f"--label-namespace: {error}") from error
+
+
+def _with_file(name: str, path: str, read: Callable[[BinaryIO], T]) -> T:
+    try:
+        if path == STDIN:
+            return read(sys.stdin.buffer)
+        with Path(path).open("rb") as file:
+            return read(file)
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) or "\0" in path:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            raise FailedError(f"{_option(name)} {path!r}: {why or error}") from error
+        raise
+
+
+def _named(path: str) -> str:
+    return "standard input" if path == STDIN else path
+
+
+_EXPOSITION = frozenset({"lane_count", "allow_subdeviceless_links"})
+_ACCESS = frozenset({"cert", "client_cert", "client_key", "username", "password_file", "timeout"})
+
+_SOURCES: Mapping[str, _Source] = {
+    "url": _Source(_from_url, _EXPOSITION | _ACCESS),
+    "metrics": _Source(_from_metrics, _EXPOSITION),
+    "features": _Source(_from_features, frozenset({"label_namespace"})),
+    "node_json": _Source(_from_node_json, frozenset({"label_namespace", "node"})),
+}

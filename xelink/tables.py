@@ -1,0 +1,65 @@
+"""Aligned columns for the terminal: colored on one, plain anywhere else."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypeAlias
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+GAP = 2
+FAINT = "dim"
+HEAD = "bold"
+GOOD = "green"
+BAD = "yellow"
+WORST = "red"
+
+
+class Cell(NamedTuple):
+    """A text and how it looks on a terminal."""
+
+    text: str
+    style: str = ""
+
+
+Row: TypeAlias = Sequence[Cell | str]
+
+
+def aligned(rows: Iterable[Row], indent: int = 0) -> list[Text]:
+    """Align the columns of rows, to the left; no blanks at the end of a line."""
+    cells = [[Cell(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+    widths: dict[int, int] = {}
+    for row in cells:
+        for at, cell in enumerate(row):
+            widths[at] = max(widths.get(at, 0), cell_len(cell.text))
+    return [_line(row, widths, indent) for row in cells]
+
+
+def head(*names: str) -> list[Cell]:
+    """Make the first row of a table."""
+    return [Cell(name, HEAD) for name in names]
+
+
+def _line(row: Sequence[Cell], widths: dict[int, int], indent: int) -> Text:
+    line = Text(" " * indent)
+    for at, cell in enumerate(row):
+        line.append(cell.text, cell.style)
+        line.append(" " * (widths[at] - cell_len(cell.text) + GAP))
+    line.rstrip()
+    return line
+
+
+def plain(lines: Iterable[Text | str]) -> str:
+    """Join lines without any color."""
+    return "\n".join(line.plain if isinstance(line, Text) else line for line in lines)
+
+
+def show(lines: Iterable[Text | str]) -> None:
+    """Print lines; with colors where standard output is a terminal and NO_COLOR is not set."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    with console.capture() as captured:
+        for line in lines:
+            console.print(line, soft_wrap=True)
+    # Not by the console itself: it would end the process where nobody reads on.
+    sys.stdout.write(captured.get())

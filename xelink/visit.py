@@ -1,0 +1,308 @@
+"""What the doctor looks at on a node: each thing once, when it is first asked for, not for long.
+
+Read-only: nothing is written, nothing is registered. Checks judge what is seen here, and do not
+look themselves.
+"""
+
+import errno
+import os
+import re
+import stat
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from http.client import HTTPConnection, HTTPException
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+from urllib.parse import urlsplit
+
+from device_plugin import devices, labels
+from device_plugin.devfs import Roots
+from device_plugin.devices import Inventory, ScanError
+from device_plugin.sockets import KUBELET
+from sidecar.classification import Outcome, Reason, Rules, Unknown, classify
+from sidecar.exposition import Reading
+from sidecar.scrape import ScrapeError, Scraper, Target
+from topology import features, publication
+from topology.model import Topology
+from topology.publication import Publication, UnusableError
+from xelink import dialing
+from xelink.dialing import Dialed
+from xelink.permits import User
+
+Bounded: TypeAlias = Callable[[float], AbstractContextManager[None]]
+
+# Every Xe Link counts here, whatever the sidecar publishes of it.
+EVERY_LINK = Rules(lane_count=1, allow_subdeviceless_links=True)
+
+_SECONDS = 5.0  # for a probe, or a look at files
+_SOCKETS_SECONDS = 10.0  # for all sockets of kubelet's directory
+_MOST_SOCKETS = 64
+_MOST_FILES = 256
+_PAGE_LIMIT = 1 << 20
+_BUILD = re.compile(
+    r'^xelink_(?P<part>sidecar|device_plugin)_build_info\{[^}]*version="(?P<version>[^"]*)"',
+    re.MULTILINE,
+)
+# The scrape is the sidecar's, and names its flags; ours have two dashes.
+_FLAG = re.compile(r"(?<![\w-])-(?=(cert|client-cert|client-key|username|password-file)\b)")
+_OWN_SOCKET = re.compile(r"gpu\.intel\.com-.+\.sock", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where things are on this node. `given` are the names of those that the caller named."""
+
+    prefix: Path
+    features_dir: Path
+    feature_file: Path
+    plugin_dir: Path
+    sidecar: str
+    plugin: str
+    namespace: str
+    given: frozenset[str] = frozenset()
+
+
+class Answer(NamedTuple):
+    """What XPU Manager answered."""
+
+    outcome: Outcome
+    reading: Reading | None
+    content_type: str
+    certificate_expiry: float | None
+
+
+class Probe(NamedTuple):
+    """What a daemon of ours answers; `status` is None, and `text` says why, when nobody does.
+
+    `refused` says that nobody listens. `part` and `version` are None where it is no program of
+    ours.
+    """
+
+    status: int | None
+    text: str
+    part: str | None = None
+    version: str | None = None
+    refused: bool = False
+
+
+@dataclass(frozen=True)
+class Directory:
+    """The directory of feature files: `told` is None, and `problem` says why, when it is not there.
+
+    `parents` are the directories on the way to it. `stage` is where the sidecar prepares its file.
+    """
+
+    told: os.stat_result | None = None
+    problem: str = ""
+    parents: tuple[tuple[Path, os.stat_result], ...] = ()
+    read_only: bool = False
+    full: bool = False
+    stage: os.stat_result | None = None
+
+
+@dataclass(frozen=True)
+class Sockets:
+    """kubelet's directory: `problem` says why it cannot be looked into.
+
+    `plugins` are the sockets of `gpu.intel.com`, by name.
+    """
+
+    problem: str = ""
+    missing: bool = False
+    kubelet: Dialed | None = None
+    plugins: Mapping[str, Dialed] = field(default_factory=dict)
+    unseen: int = 0
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One look at a node, at the instant `now`."""
+
+    place: Place
+    target: Target
+    user: User
+    """Who is to write feature files."""
+    now: datetime
+    bounded: Bounded
+    sleep: Callable[[float], None]
+
+    # XPU Manager and the daemons
+
+    @cached_property
+    def answer(self) -> Answer:
+        """One scrape, by the sidecar's own scraper."""
+        scraper = Scraper(
+            self.target,
+            bounded=self.bounded,
+            sleep=self.sleep,
+            monotonic=time.monotonic,
+            user_agent=f"xelink/{version('xelink')}",
+        )
+        reading: Reading | None = None
+        try:
+            reading = scraper.scrape()
+            outcome = classify(reading, EVERY_LINK)
+        except ScrapeError as error:
+            outcome = Unknown(error.reason, _FLAG.sub("--", error.detail))
+        finally:
+            scraper.close()
+        kind = (scraper.content_type or "").partition(";")[0].strip().lower()
+        return Answer(outcome, reading, kind, scraper.certificate_expiry)
+
+    @cached_property
+    def sidecar(self) -> Probe:
+        """What `/readyz` of the sidecar says."""
+        return self._probe(self.place.sidecar)
+
+    @cached_property
+    def plugin(self) -> Probe:
+        """What `/readyz` of the device plugin says."""
+        return self._probe(self.place.plugin)
+
+    def _probe(self, url: str) -> Probe:
+        try:
+            with self.bounded(_SECONDS):
+                status, text = _get(url, "/readyz")
+                build = _BUILD.search(_get(url, "/metrics")[1])
+        except TimeoutError:
+            return Probe(None, f"no answer within {_SECONDS:g} s")
+        except (OSError, HTTPException) as error:
+            why = error.strerror if isinstance(error, OSError) else None
+            text = (why or str(error) or type(error).__name__).lower()
+            return Probe(None, text, refused=isinstance(error, ConnectionRefusedError))
+        line = text.strip().partition("\n")[0]
+        return Probe(status, line, build and build["part"], build and build["version"])
+
+    # Feature files
+
+    @cached_property
+    def directory(self) -> Directory:
+        """The directory of feature files."""
+        path = self.place.features_dir
+        try:
+            with self.bounded(_SECONDS):
+                told = path.stat()
+                system = os.statvfs(path)
+                stage = None
+                with suppress(FileNotFoundError, PermissionError):
+                    stage = (path / ".stage").lstat()
+                return Directory(
+                    told,
+                    parents=tuple((parent, parent.stat()) for parent in self._parents(path)),
+                    read_only=bool(system.f_flag & os.ST_RDONLY),
+                    full=not system.f_bavail or (bool(system.f_files) and not system.f_favail),
+                    stage=stage,
+                )
+        except OSError as error:
+            return Directory(problem=error.strerror or "no answer")
+
+    def _parents(self, path: Path) -> list[Path]:
+        """Give the directories above a path that are the host's: those below the prefix."""
+        base = self.place.prefix
+        return [
+            parent
+            for parent in reversed(path.parents)
+            if parent != base and (not path.is_relative_to(base) or parent.is_relative_to(base))
+        ]
+
+    @cached_property
+    def file(self) -> labels.Look:
+        """The feature file, as the device plugin looks at it."""
+        try:
+            with self.bounded(_SECONDS):
+                return labels.look(self.place.feature_file)
+        except TimeoutError:
+            return labels.Look(problem=f"no answer within {_SECONDS:g} s")
+
+    @cached_property
+    def file_told(self) -> os.stat_result | None:
+        """The feature file's mode and owner, None where it is not there."""
+        try:
+            return self.place.feature_file.lstat()
+        except OSError:
+            return None
+
+    @cached_property
+    def other_files(self) -> Mapping[str, bytes]:
+        """Every other file that NFD reads, by name."""
+        found: dict[str, bytes] = {}
+        with suppress(OSError), self.bounded(_SECONDS):
+            for path in sorted(self.place.features_dir.iterdir())[:_MOST_FILES]:
+                told = path.lstat()
+                own = self.file_told is not None and os.path.samestat(told, self.file_told)
+                if stat.S_ISREG(told.st_mode) and not own:
+                    found[path.name] = labels.look(path).content or b""
+        return found
+
+    @cached_property
+    def said(self) -> Publication | UnusableError | None:
+        """What the feature file says, expired or not; None where there is nothing to read."""
+        content = self.file.content
+        if content is None or len(content) > features.FILE_LIMIT:
+            return None
+        try:
+            return publication.read(
+                features.without_expiry(content), self.place.namespace, self.now
+            )
+        except UnusableError as error:
+            return error
+
+    @cached_property
+    def published(self) -> Topology | None:
+        """The topology that the feature file tells now, with lanes and id map."""
+        if not isinstance(self.said, Publication) or not self.said.whole:
+            return None
+        over = features.parse(self.file.content or b"", self.now).expired
+        return None if over else self.said.topology
+
+    # The node
+
+    @cached_property
+    def inventory(self) -> Inventory | None:
+        """The GPUs in sysfs, None where there is no sysfs."""
+        try:
+            with self.bounded(_SECONDS):
+                return devices.scan(Roots.under(self.place.prefix))
+        except (ScanError, TimeoutError):
+            return None
+
+    @cached_property
+    def sockets(self) -> Sockets:
+        """Who answers on kubelet's socket and on those of device plugins."""
+        directory = self.place.plugin_dir
+        try:
+            names = sorted(os.listdir(directory))  # noqa: PTH208 - names, as sockets are known by
+        except OSError as error:
+            missing = error.errno in {errno.ENOENT, errno.ENOTDIR}
+            return Sockets(error.strerror or str(error), missing=missing)
+        own = [name for name in names if _OWN_SOCKET.fullmatch(name)]
+        end = time.monotonic() + _SOCKETS_SECONDS
+        return Sockets(
+            kubelet=dialing.dial(directory / KUBELET) if KUBELET in names else None,
+            plugins={
+                name: dialing.ask(directory / name, end - time.monotonic())
+                for name in own[:_MOST_SOCKETS]
+            },
+            unseen=max(0, len(own) - _MOST_SOCKETS),
+        )
+
+
+def unknown(outcome: Outcome) -> Reason | None:
+    """Give why a scrape proves nothing, None when it does."""
+    return outcome.reason if isinstance(outcome, Unknown) else None
+
+
+def _get(url: str, path: str) -> tuple[int, str]:
+    parts = urlsplit(url)
+    connection = HTTPConnection(parts.hostname or "", parts.port, timeout=_SECONDS)
+    try:
+        connection.request("GET", path, headers={"Accept": "text/plain"})
+        response = connection.getresponse()
+        return response.status, response.read(_PAGE_LIMIT).decode(errors="replace")
+    finally:
+        connection.close()
