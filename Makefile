@@ -59,6 +59,12 @@ bench: $(READY) ## measure, as ratios from one run
 deployment-tools: ## what the deployment tests need beside Python, in .cache/tools
 	@tools/deployment-tools.sh
 
+.PHONY: soak
+MINUTES ?= 5
+SEED ?= 1
+soak: $(READY) ## both daemons under every fault at random: MINUTES=5 SEED=1, as root for all of them
+	@$(BIN)/python tools/soak.py --minutes $(MINUTES) --seed $(SEED)
+
 .PHONY: simulate
 simulate: $(READY) ## the policies over a thousand random scenarios
 	@$(BIN)/xelink simulate --random 1 --runs 1000 $(ARGS)

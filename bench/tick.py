@@ -19,8 +19,9 @@ from pathlib import Path
 from statistics import median
 
 import trustme
+from report import Table
 
-from service.logs import logger_to_stderr
+from service.logs import LogFormat, logger_to_stderr
 from service.stopping import Stop
 from sidecar.loop import Policy, Sidecar
 from sidecar.publisher import Publisher
@@ -34,8 +35,7 @@ REQUEST = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\
 
 def main() -> None:
     """Print the table."""
-    print("| over | floor: a plain socket | one tick | times the floor |")
-    print("|---|---|---|---|")
+    table = Table("tick", ("over", "a plain socket, ms", "one tick, ms", "times the socket"))
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
         authority = trustme.CA()
@@ -51,10 +51,7 @@ def main() -> None:
             with simulator(*options) as port:
                 lowest = processor_time(floor(port, trust))
                 tick = processor_time(ticking(port, trust, place))
-                print(
-                    f"| {name} | {lowest * 1000:.2f} ms | {tick * 1000:.2f} ms |"
-                    f" {tick / lowest:.1f} |"
-                )
+                table.row(name, lowest * 1000, tick * 1000, tick / lowest)
 
 
 @contextmanager
@@ -113,7 +110,7 @@ def ticking(port: int, trust: Path | None, place: Path) -> Callable[[], object]:
         monotonic=time.monotonic,
     )
     publisher = Publisher(place / f"features-{port}.txt", place)
-    log = logger_to_stderr("text", debug=False)
+    log = logger_to_stderr(LogFormat.TEXT, debug=False)
     sidecar = Sidecar(scraper, publisher, Policy(), Telemetry(), log)
 
     def work() -> None:

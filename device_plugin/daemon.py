@@ -3,8 +3,10 @@
 import asyncio
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
+from socket import gethostname
 
 from structlog.typing import FilteringBoundLogger
 
@@ -14,16 +16,19 @@ from device_plugin.devfs import Roots
 from device_plugin.kubelet import Endpoints
 from device_plugin.node import Node, Sources
 from device_plugin.offers import Offer
+from device_plugin.page import body
 from device_plugin.plugin import Manners
 from device_plugin.settings import PluginSettings, SocketName
 from device_plugin.snapshot import Snapshot, Watch
 from device_plugin.sockets import SocketError
+from device_plugin.status import Parts, status
 from device_plugin.telemetry import NodeTelemetry, Telemetry
 from service.command import CANNOT_START, OK, run_command
 from service.flags import Loaded
 from service.logs import logger_to_stderr
 from service.metrics import Metrics
-from service.probes import Verdict, serving
+from service.page import pages
+from service.probes import Page, Verdict, serving
 from service.signals import STOPPING, release_signals
 
 # The loop is dead, and kubelet should restart us, after so many seconds without a look at the node.
@@ -83,9 +88,17 @@ async def _serve(settings: PluginSettings, log: FilteringBoundLogger) -> None:
         return Verdict(problem is None, "; ".join(filter(None, (problem, node.label_state))))
 
     node.last_look = loop.time()
-    with serving(
-        settings.listen, metrics.registry, {"/healthz": alive, "/readyz": ready}
-    ) as address:
+    parts = Parts(
+        host=gethostname(),
+        policy=settings.allocation_policy.value,
+        file=settings.label_file,
+        ready=ready,
+        node=node,
+        watch=watch,
+        endpoints=endpoints,
+    )
+    probes = {"/healthz": alive, "/readyz": ready}
+    with serving(settings.listen, metrics.registry, probes, _pages(settings, parts)) as address:
         log.info("started", version=version("xelink"), listen=address or "none")
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -94,6 +107,11 @@ async def _serve(settings: PluginSettings, log: FilteringBoundLogger) -> None:
         except BaseExceptionGroup as group:
             # Whatever else there was, it came of the first.
             raise group.exceptions[0] from None
+
+
+def _pages(settings: PluginSettings, parts: Parts) -> Mapping[str, Page]:
+    title = f"{settings.PROGRAM} {version('xelink')} on {parts.host}"
+    return pages(title, lambda: status(parts, datetime.now(UTC)), body)
 
 
 def _choosing(settings: PluginSettings) -> Choosing:

@@ -11,6 +11,7 @@ see every kind of mount, and cannot miss an event.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -60,8 +61,9 @@ class Endpoint:
     """One resource: its server, its socket, its registration.
 
     `path` is where its socket stands, beside kubelet's own. `known` says whether kubelet knows the
-    resource, as far as we can tell. `served` says that sockets have worked here before: what goes
-    wrong from then on may pass.
+    resource, as far as we can tell, and `since` when that began, in seconds since 1970; 0 while it
+    does not. `trouble` is why it could not be served or registered last, empty once that is over.
+    `served` says that sockets have worked here before: what goes wrong from then on may pass.
     """
 
     def __init__(
@@ -75,6 +77,8 @@ class Endpoint:
         self.plugin = plugin
         self.path = path
         self.known = False
+        self.since = 0.0
+        self.trouble = ""
         self.served = False
         self._kubelet = path.with_name(sockets.KUBELET)
         self._telemetry = telemetry
@@ -105,6 +109,7 @@ class Endpoint:
             except SocketError as error:
                 if not self.served:
                     raise
+                self.trouble = str(error)
                 if self._changes.of("socket", str(error)):
                     self._log.error("cannot serve", reason=str(error), pause=round(pause, 1))
                 await first_of(stop.wait(), seconds=pause)
@@ -209,17 +214,20 @@ class Endpoint:
         self._registered_at = self._now()
         self._telemetry.attempted(self.plugin.resource, accepted=True)
         self._set_known(known=True)
+        self.trouble = ""
         self._changes.of("failure", None)
         self._log.info("registered", endpoint=self.path.name)
         return kubelet.identity
 
     def _failed(self, error: RegistrationError, pause: float) -> None:
         self._telemetry.attempted(self.plugin.resource, accepted=False)
+        self.trouble = str(error)
         if self._changes.of("failure", str(error)):
             self._log.warning("cannot register", reason=str(error), pause=round(pause, 1))
 
     def _set_known(self, *, known: bool) -> None:
         self.known = known
+        self.since = time.time() if known else 0.0
         self._telemetry.registered(self.plugin.resource, known=known)
 
     @staticmethod
@@ -273,14 +281,19 @@ class Endpoints:
             # Whatever else there was, it came of the first.
             raise group.exceptions[0] from None
 
+    @property
+    def every(self) -> tuple[Endpoint, ...]:
+        """The endpoint of each resource; from any thread."""
+        return tuple(self._endpoints.values())
+
     def not_ready(self) -> str | None:
         """Say of which resource kubelet does not know or hear, None when of none.
 
         From any thread. Without a resource there is nothing that could be missing.
         """
-        every = [*self._endpoints.items()]
-        unknown = [name for name, one in every if not one.known]
-        unheard = [name for name, one in every if one.known and not one.plugin.streams]
+        every = self.every
+        unknown = [one.plugin.resource for one in every if not one.known]
+        unheard = [one.plugin.resource for one in every if one.known and not one.plugin.streams]
         missing = [
             f"{what}: {' '.join(sorted(names))}"
             for what, names in (

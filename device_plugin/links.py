@@ -31,6 +31,9 @@ class NodeLinks:
     are not on this node's bus, `not_in_map` addresses of cards here that the id map lacks,
     `without_address` device ids that links name and the id map lacks.
 
+    `topology` is what the links were taken from, and `addresses` are the PCI addresses that its
+    device ids were taken for.
+
     Two values are equal when they say the same of the GPUs, whenever it was published.
     """
 
@@ -43,6 +46,8 @@ class NodeLinks:
     without_address: tuple[int, ...] = ()
     expiry: datetime | None = field(default=None, compare=False)
     published: datetime | None = field(default=None, compare=False)
+    topology: Topology | None = field(default=None, repr=False, compare=False)
+    addresses: Mapping[int, str] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def usable(self) -> bool:
@@ -102,6 +107,8 @@ def join(reading: Reading, inventory: Inventory) -> NodeLinks:
         state=State.GUESS,
         reason=f"{facts.reason}: ids are taken for places in PCI order",
         lanes=_lanes(topology.links, addresses, lambda _: 1),
+        topology=topology,
+        addresses=addresses,
     )
 
 
@@ -111,13 +118,16 @@ def _join_by_map(facts: NodeLinks, topology: Topology, inventory: Inventory) -> 
     mapped = {gpu.bdf for gpu in topology.gpus}
     here = [gpu for gpu in topology.gpus if gpu.bdf in on_bus]
     devices = {end.device for link in topology.links for end in link.ends}
+    addresses = {gpu.id: gpu.bdf for gpu in here}
     return replace(
         facts,
-        lanes=_lanes(topology.links, {gpu.id: gpu.bdf for gpu in here}, lambda link: link.width),
+        lanes=_lanes(topology.links, addresses, lambda link: link.width),
         ports={gpu.bdf: gpu.ports for gpu in here if gpu.ports},
         not_on_bus=tuple(gpu.bdf for gpu in topology.gpus if gpu.bdf not in on_bus),
         not_in_map=tuple(card.bdf for card in inventory.cards if card.bdf not in mapped),
         without_address=tuple(sorted(devices - topology.by_id.keys())),
+        topology=topology,
+        addresses=addresses,
     )
 
 

@@ -95,6 +95,24 @@ class Node:
         known = self.seen.links
         return f"links {known.state.value}{f': {known.reason}' if known.reason else ''}"
 
+    @property
+    def health_state(self) -> str:
+        """Say in one line what the GPUs' health comes from, or why it is not known."""
+        if not self._sources.endpoint:
+            return "by device nodes alone, as there is no -xpumd-endpoint"
+        trouble = self.seen.health.trouble
+        return f"unknown: {trouble}" if trouble else "as XPU Manager tells it"
+
+    @property
+    def health_unknown(self) -> tuple[str, ...]:
+        """Name the GPUs of which XPU Manager, which tells of others, says nothing."""
+        return self._health_unknown(self.seen)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What should be looked at by somebody."""
+        return tuple(sorted(self._doubts))
+
     # Sources
 
     async def _scan(self, stop: asyncio.Event) -> None:

@@ -5,6 +5,7 @@ kubelet did with our preference.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
@@ -35,6 +36,7 @@ from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.api.deviceplugin_pb2_grpc import DevicePluginServicer
 from device_plugin.aside import Asides, NoRoomError
 from device_plugin.decision import PLAIN, UNKNOWN, Decision
+from device_plugin.history import Allocated, History, Preferred
 from device_plugin.journal import Journal
 from device_plugin.snapshot import Snapshot, Watch
 from device_plugin.telemetry import Telemetry
@@ -84,12 +86,28 @@ class _Preferred:
     account: Callable[[], Decision]
     available: Sequence[str]
     must: Sequence[str]
+    at: float = 0.0
     until: float = 0.0
     decision: Decision = _UNDECIDED
 
     def could_be(self, ids: frozenset[str]) -> bool:
         """Tell whether kubelet may have asked for this preference to allocate these devices."""
         return len(self.preference.ids) == len(ids) and ids <= {*self.available, *self.must}
+
+
+def _remembered(one: _Preferred) -> Preferred:
+    preference = one.preference
+    return Preferred(
+        at=one.at,
+        size=len(preference.ids),
+        available=len(one.available),
+        must=one.must,
+        chosen=preference.ids,
+        decision=one.decision,
+        proven=preference.proven and not preference.fault,
+        fault=preference.fault,
+        seconds=one.seconds,
+    )
 
 
 def _plainly(*_request: object) -> Decision:
@@ -100,7 +118,8 @@ def _plainly(*_request: object) -> Decision:
 class Plugin(DevicePluginServicer):
     """Serves one resource from the snapshots of `watch`, to any number of streams.
 
-    `silent_since` is when the last stream ended, by the clock of the loop.
+    `silent_since` is when the last stream ended, by the clock of the loop. `history` is what it did
+    last.
     """
 
     def __init__(
@@ -128,6 +147,7 @@ class Plugin(DevicePluginServicer):
             device.card for device in watch.current.devices(resource)
         )
         self.silent_since = 0.0
+        self.history = History()
         telemetry.begin(resource)
 
     @property
@@ -334,16 +354,19 @@ class Plugin(DevicePluginServicer):
             self._telemetry.lost(self.resource, what)
 
     def _note(self, chosen: Sequence[_Preferred]) -> None:
-        until = asyncio.get_running_loop().time() + self._manners.memory
+        at, until = time.time(), asyncio.get_running_loop().time() + self._manners.memory
         for one in chosen:
-            one.until = until
+            one.at, one.until = at, until
             self._preferred.append(one)
             with self._spared("decision"):
                 self._telemetry.preferred(self.resource, one.preference, one.seconds)
                 self._later("decision", partial(self._decide, one))
 
     def _decide(self, one: _Preferred) -> None:
-        one.decision = one.account()
+        try:
+            one.decision = one.account()
+        finally:
+            self.history.prefer(_remembered(one))
         self._telemetry.decided(self.resource, one.decision.wish)
         self._log.debug(
             "preferred",
@@ -356,10 +379,12 @@ class Plugin(DevicePluginServicer):
         with self._spared("account"):
             choice, asked = self._choice(frozenset(given.ids))
             self._telemetry.allocated(self.resource, told.linked, choice)
-            self._later("account", partial(self._say, given, told, choice, asked))
+            done = Allocated(time.time(), given.ids, given.gpus, told.linked, choice)
+            self._later("account", partial(self._say, done, asked))
 
-    def _say(self, given: Container, told: Facts, choice: Choice, asked: _Preferred | None) -> None:
+    def _say(self, done: Allocated, asked: _Preferred | None) -> None:
         """Tell of an allocation: by now it is known what decided."""
+        self.history.allocate(done)
         decision = {}
         if asked:
             decision = {"decided": asked.decision.wish}
@@ -367,10 +392,10 @@ class Plugin(DevicePluginServicer):
                 decision["runner_up"] = " ".join(asked.decision.runner_up)
         self._log.info(
             "allocated",
-            devices=" ".join(given.ids),
-            gpus=" ".join(given.gpus),
-            linked=told.linked.value,
-            choice=choice.value,
+            devices=" ".join(done.ids),
+            gpus=" ".join(done.gpus),
+            linked=done.linked.value,
+            choice=done.choice.value,
             **decision,
         )
 

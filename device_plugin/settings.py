@@ -145,7 +145,8 @@ class PluginSettings(KlogSettings):
         " takes the device nodes",
     )
     listen: Annotated[str, AfterValidator(listen_address)] = Field(
-        "127.0.0.1:29997", description="address of /healthz, /readyz and /metrics; empty for none"
+        "127.0.0.1:29997",
+        description="address of the page, /healthz, /readyz and /metrics; empty for none",
     )
 
     @model_validator(mode="after")

@@ -65,6 +65,11 @@ def instant(moment: str | None, never: str = "never") -> Html:
     return tag("time", moment, datetime=moment) if moment else tag("span", never)
 
 
+def words(texts: Iterable[str], none: str = "none") -> Html:
+    """Write names in a row, of which none is broken at its hyphens; `none` where there are none."""
+    return Html(" ".join(tag("span", text, class_="word") for text in texts) or escape(none))
+
+
 def badge(text: str, *, good: bool) -> Html:
     """Write a word that stands out: by its sign, too, for who sees no colors."""
     return tag("strong", f"{'✓' if good else '✗'} {text}", class_="good" if good else "bad")
@@ -120,7 +125,8 @@ def _page(title: str, sections: Sequence[Html]) -> Reply:
         f" style-src {' '.join(sorted(map(_digest, styles)))}"
     )
     headers = (*_HEADERS, ("Content-Security-Policy", policy))
-    return Reply("text/html; charset=utf-8", text.encode(), headers)
+    # What is shown may hold bytes that are no text: they are a question mark each.
+    return Reply("text/html; charset=utf-8", text.encode(errors="replace"), headers)
 
 
 def _within(text: str, start: str, end: str) -> Iterable[str]:
@@ -142,18 +148,26 @@ body { font: 15px/1.5 system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif; 
 h1 { font-size: 1.4rem; margin: 0; } h2 { font-size: 1.1rem; margin: 1.5rem 0 .5rem; }
 table { border-collapse: collapse; } caption { text-align: left; color: var(--faint); }
 th, td { text-align: left; padding: .15rem .8rem .15rem 0; border-bottom: 1px solid var(--line);
-  vertical-align: top; font-weight: normal; overflow-wrap: anywhere; min-width: 3rem; }
-thead th { color: var(--faint); } .scroll { overflow-x: auto; }
+  vertical-align: top; font-weight: normal; }
+thead th { color: var(--faint); vertical-align: bottom; } .scroll { overflow-x: auto; }
+.scroll + .scroll { margin-top: 1rem; } p, li { overflow-wrap: anywhere; }
+tbody th, time, .word, .good, .bad { white-space: nowrap; }
+[data-lost] #news { color: var(--bad); }
+@media (max-width: 48rem) { table { width: max-content; }
+  td { max-width: 16rem; overflow-wrap: anywhere; } }
 .good { color: var(--good); } .bad { color: var(--bad); } .faint, footer { color: var(--faint); }
 footer { margin-top: 2rem; } a { color: inherit; } svg { max-width: 100%; height: auto; }
 :focus-visible { outline: 2px solid currentColor; outline-offset: 2px; }
 """
 
-# Each part is replaced only when it changed, and the focus stays where it was. What changed in a
-# part with data-news is told to screen readers.
+# Each part is replaced only when it changed; the focus stays where it was, and a table that was
+# scrolled stays so. What changed in a part with data-news is told to screen readers. Styles within
+# a part must have been there from the start: the policy of the first answer holds.
 _SCRIPT = """
 'use strict';
 const written = new Map();
+const told = new Map();
+const say = (text) => { document.getElementById('news').textContent = text; };
 const span = (seconds) => {
   const s = Math.abs(seconds);
   const parts = [[86400, 'd'], [3600, 'h'], [60, 'min'], [1, 's']];
@@ -180,13 +194,16 @@ const take = (text) => {
     const old = document.getElementById(part.id);
     const kept = old && old.contains(document.activeElement) &&
       [...old.querySelectorAll('[tabindex],a')].indexOf(document.activeElement);
+    const scrolled = old ? [...old.querySelectorAll('.scroll')].map((box) => box.scrollLeft) : [];
     const news = part.querySelector('[data-news]');
     if (old) old.replaceWith(part); else main.append(part);
     if (typeof kept === 'number' && kept >= 0) {
       const again = part.querySelectorAll('[tabindex],a')[kept];
       if (again) again.focus();
     }
-    if (news && !first) document.getElementById('news').textContent = news.textContent;
+    part.querySelectorAll('.scroll').forEach((box, at) => { box.scrollLeft = scrolled[at] || 0; });
+    if (news && !first && told.get(part.id) !== news.textContent) say(news.textContent);
+    if (news) told.set(part.id, news.textContent);
   }
   const ids = new Set(parts.map((part) => part.id));
   for (const old of [...main.children]) {
@@ -201,12 +218,14 @@ const renew = async () => {
     const answer = await fetch('./', { cache: 'no-store' });
     if (!answer.ok) throw new Error(answer.statusText);
     take(await answer.text());
-    document.body.removeAttribute('data-lost');
+    if (document.body.hasAttribute('data-lost')) {
+      document.body.removeAttribute('data-lost');
+      say('It answers again.');
+    }
   } catch (error) {
     if (!document.body.hasAttribute('data-lost')) {
       document.body.setAttribute('data-lost', '');
-      document.getElementById('news').textContent =
-        `No answer since ${new Date().toLocaleTimeString()}: what is shown is old.`;
+      say(`No answer since ${new Date().toLocaleTimeString()}: what is shown is old.`);
     }
   }
   count();

@@ -115,7 +115,7 @@ class SidecarSettings(KlogSettings):
     dry_run: bool = Field(default=False, description="print the feature file instead of writing it")
     listen: Annotated[str, AfterValidator(listen_address)] = Field(
         "127.0.0.1:29998",
-        description="address of /healthz, /readyz and /metrics; empty for none",
+        description="address of the page, /healthz, /readyz and /metrics; empty for none",
     )
     use_https: bool = Field(
         default=False, deprecated="-cert alone decides: with it HTTPS, without it HTTP"

@@ -90,10 +90,11 @@ def _summary(told: Status) -> Html:
 def _links(told: Status) -> Html:
     from topology.picture import svg  # noqa: PLC0415 - most daemons never draw
 
-    if not told["topology"]:
-        return section("links", "Links", tag("p", "Nothing is believed yet."))
-    topology = parsed(told["topology"], told["topology"]["gpus"])
-    return section("links", "Links", Html(svg(replace(Node.of(topology), name=told["host"]))))
+    node = Node("", told["host"], reason="nothing is believed yet")
+    if told["topology"]:
+        topology = parsed(told["topology"], told["topology"]["gpus"])
+        node = replace(Node.of(topology), name=told["host"])
+    return section("links", "Links", Html(svg(node)))
 
 
 def _labels(told: Status) -> Html:
@@ -140,6 +141,13 @@ def _waits(told: Status) -> Html:
 
 def _gpus(told: Status) -> Html:
     gpus = told["topology"]["gpus"] if told["topology"] else []
-    columns = ("id", "pci", "card", "numa", "ports", "uuid")
+    columns = {
+        "id": "id",
+        "pci": "PCI address",
+        "card": "card",
+        "numa": "NUMA",
+        "ports": "ports",
+        "uuid": "UUID",
+    }
     rows = [[str(gpu.get(column, "")) for column in columns] for gpu in gpus]
-    return section("gpus", "GPUs", table("id map", columns, rows))
+    return section("gpus", "GPUs", table("id map", [*columns.values()], rows))

@@ -45,7 +45,8 @@ GO
 
 extract_promtool() (
   cd "$scratch"
-  apt-get download prometheus &&
+  # A fresh machine has no lists of packages yet.
+  { apt-get download prometheus || { apt-get update && apt-get download prometheus; }; } &&
     dpkg-deb -x prometheus_*.deb prometheus &&
     cp prometheus/usr/bin/promtool "$tools/bin/"
 ) >"$scratch.log" 2>&1

@@ -40,6 +40,7 @@ INDEX = "it needs a package index; .ci/run installs the wheel"
 
 ELSEWHERE = {
     "kubectl create namespace monitoring": CHANGES,
+    "kubectl label namespace monitoring pod-security.kubernetes.io/enforce=privileged": CHANGES,
     "kubectl apply -f https://github.com/cert-manager/cert-manager/releases/download/v1.21.2/"
     "cert-manager.yaml": FETCHES,
     "curl -fsSL https://github.com/kubernetes-sigs/node-feature-discovery/archive/refs/tags/"
@@ -48,6 +49,8 @@ ELSEWHERE = {
     "kubectl apply -k overlays/http": CHANGES,
     "kubectl apply -k overlays/cert-manager": CHANGES,
     "kubectl apply -k overlays/companion": CHANGES,
+    "kubectl apply -k overlays/monitoring": CHANGES,
+    "kubectl -n monitoring apply -f overlays/cert-manager/certificates.yaml": CHANGES,
     "kubectl apply -k overlays/demo": CHANGES,
     "kubectl apply -f overlays/demo/pod.yaml": CHANGES,
     "kubectl delete -k overlays/cert-manager": CHANGES,
@@ -63,6 +66,8 @@ ELSEWHERE = {
     "kind create cluster": KIND,
     "kind load image-archive xelink.tar": KIND,
     "make image IMAGE=docker.io/library/xelink:0.1.0": IMAGE,
+    "make image IMAGE=registry.example.com/xelink:0.1.0": IMAGE,
+    "podman push registry.example.com/xelink:0.1.0": IMAGE,
     "podman save --output xelink.tar docker.io/library/xelink:0.1.0": IMAGE,
     "make wheel": INDEX,
     "python3 -m venv /opt/xelink": INDEX,
@@ -70,6 +75,9 @@ ELSEWHERE = {
     "/opt/xelink/bin/pip install --no-deps dist/xelink-*.whl": INDEX,
     "/opt/xelink/bin/xelink-sidecar": INDEX,
     "systemctl enable --now xelink-sidecar": NODE,
+    "systemctl disable --now xelink-sidecar": NODE,
+    f"mkdir -p {FEATURES_D}": NODE,
+    "rm -rf /opt/xelink /etc/systemd/system/xelink-sidecar.service": NODE,
     "restorecon -R /etc/kubernetes/node-feature-discovery": NODE,
     f"semanage fcontext --add --type container_file_t '{Path(FEATURES_D).parent}(/.*)?'": NODE,
 }
@@ -77,6 +85,7 @@ ELSEWHERE = {
 
 HERE = {
     "curl -fsSO https://git.example.com/": "a_patch_is_downloaded",
+    "sed -i ": "a_patch_is_downloaded",
     f"{PATCH} --patch-file xpumanager.yaml": "a_patch_is_downloaded",
     f"{PATCH} --patch-file overlays/": "https_by_hand",
     f"{PATCH} -p ": "taken_out_again",
@@ -91,7 +100,10 @@ HERE = {
     "kubectl -n monitoring set env ": "the_image_and_the_end_are_set",
     "kubectl -n monitoring exec ": "the_calls_are_right",
     "curl -s http://127.0.0.1:2999": "the_probes_answer",
-    "rm ": "nothing_is_left",
+    "kubectl patch node ": "a_resource_is_taken_off",
+    "rm -f /var/": "nothing_is_left",
+    "rm -rf /etc/": "nothing_is_left",
+    "rm -rf /var/": "nothing_is_left",
     "ls ": "nothing_is_left",
 }
 """Beginnings of commands, and a part of the name of the test that runs them."""
@@ -154,6 +166,20 @@ def test_a_kustomization_of_one_s_own_names_the_registry(tmp_path: Path) -> None
     (tmp_path / "site/kustomization.yaml").write_text(block("yaml", "registry.example.com"))
     rendered = yaml.safe_load(Shell(tmp_path).run("kubectl kustomize site"))
     assert container(rendered, SIDECAR)["image"] == "registry.example.com/xelink:0.1.0"
+    image = re.search(r"`kustomize edit set image xelink=(\S+)`", GUIDE)
+    assert image
+    assert image[1] == container(rendered, SIDECAR)["image"]
+
+
+def test_a_namespace_that_is_made_may_have_what_the_pods_need() -> None:
+    (enforced,) = (
+        each["metadata"]["labels"] for each in render("demo") if each["kind"] == "Namespace"
+    )
+    ((label, level),) = enforced.items()
+    lines = [each.line for each in commands()]
+    made = lines.index("kubectl create namespace monitoring")
+    assert lines[made + 1] == f"kubectl label namespace monitoring {label}={level}"
+    assert made < min(lines.index(each) for each in lines if each.startswith("kubectl apply -k"))
 
 
 def test_the_calls_are_right() -> None:

@@ -1,5 +1,6 @@
 """docs/install.md: what one sees when it works, when it does not, and when it is gone."""
 
+import json
 import re
 import signal
 import tempfile
@@ -190,6 +191,18 @@ def test_the_words_of_the_table_are_those_of_the_programs() -> None:
 
 
 # Removal
+
+
+@needs_kubectl
+def test_a_resource_is_taken_off_the_node_and_nothing_else(tmp_path: Path) -> None:
+    status = {kind: {"cpu": "8", I915: "0"} for kind in ("capacity", "allocatable")}
+    node = {"kind": "Node", "apiVersion": "v1", "metadata": {"name": "node-1"}, "status": status}
+    (tmp_path / "node.json").write_text(json.dumps(node))
+    line = shown("kubectl patch node ").line
+    # Without a server there is no part of an object by itself.
+    local = line.replace("node node-1 --subresource=status", "--local -f node.json -o yaml")
+    after = yaml.safe_load(Shell(tmp_path).run(local))["status"]
+    assert {kind: after[kind] for kind in status} == {kind: {"cpu": "8"} for kind in status}
 
 
 def on(directory: Path, line: str) -> str:

@@ -44,10 +44,12 @@ def test_a_patch_is_downloaded_and_adds_the_sidecar_alone(tmp_path: Path) -> Non
     with tree_server(ROOT) as url:
         prefix = "https://git.example.com/xelink/raw/v0.1.0"
         user.run(shown("curl -fsSO ").line.replace(prefix, url))
+    user.run(shown("sed -i ").line)
     before = daemon_set("base")
     line = shown(f"{PATCH} --patch-file xpumanager.yaml").line
     after = patched(user, line, before)
-    assert container(after, SIDECAR) == container(daemon_set("http"), SIDECAR)
+    ours = {**container(daemon_set("http"), SIDECAR), "image": "registry.example.com/xelink:0.1.0"}
+    assert container(after, SIDECAR) == ours
     assert container(after, EXPORTER) == container(before, EXPORTER)
     names = [each["name"] for each in after["spec"]["template"]["spec"]["containers"]]
     assert sorted(names) == ["python-exporter", "xelink-sidecar", "xpumd"]

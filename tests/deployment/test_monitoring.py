@@ -430,6 +430,12 @@ def test_a_plugin_in_a_pod_of_its_own_is_scraped_without_a_change(
     assert listens(container, monkeypatch) == f":{port['containerPort']}"
 
 
+def test_the_component_leaves_a_plugin_without_a_sidecar_as_it_is(tmp_path: Path) -> None:
+    rendered = customized(tmp_path, "plugin-only", "metrics")
+    assert [each for each in rendered if each["kind"] == "DaemonSet"] == render("plugin-only")
+    assert {each["kind"] for each in rendered} >= {"PodMonitor", "PrometheusRule", "ConfigMap"}
+
+
 def test_every_target_is_told_by_its_node() -> None:
     for endpoint in the("PodMonitor")["spec"]["podMetricsEndpoints"]:
         assert endpoint["relabelings"] == [

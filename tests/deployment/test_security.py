@@ -20,6 +20,8 @@ pytestmark = needs_kustomize
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 # What one of our containers may have in spite of the rule, each with its reason in the manifest.
 CAPABILITIES = {"node": ["MKNOD"]}  # the demo makes device nodes
+# The most that was resident, in MiB: with 16 GPUs, in the demo with its 8.
+MEASURED = {"xelink-sidecar": 50, "xelink-device-plugin": 77, "node": 15, "xpumanager": 26}
 ROOTS = {"xelink-sidecar", "xelink-device-plugin", "node"}  # directories that are root's
 
 
@@ -60,6 +62,8 @@ def test_no_container_may_call_whatever_the_kernel_has(overlay: str) -> None:
     for pod in pods(overlay):
         of_pod = pod.spec.get("securityContext", {}).get("seccompProfile")
         for container in pod.containers:
+            if container["securityContext"].get("privileged"):
+                continue  # no profile binds it, whatever is written
             own = container["securityContext"].get("seccompProfile", of_pod)
             assert own == {"type": "RuntimeDefault"}
 
@@ -89,7 +93,9 @@ def test_our_containers_say_what_they_use(overlay: str) -> None:
         assert set(resources["requests"]) == {"cpu", "memory"}
         assert set(resources["limits"]) == {"memory"}, "a CPU limit makes a daemon late"
         asked, most = (resources[kind]["memory"] for kind in ("requests", "limits"))
-        assert int(asked.removesuffix("Mi")) < int(most.removesuffix("Mi"))
+        measured = MEASURED[container["name"]]
+        assert int(asked.removesuffix("Mi")) >= 1.2 * measured, "kubelet evicts who uses more first"
+        assert int(most.removesuffix("Mi")) >= 2 * measured, "the kernel kills who needs more"
 
 
 @each_overlay

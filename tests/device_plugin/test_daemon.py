@@ -151,7 +151,7 @@ def test_it_is_ready_from_registration_on_and_says_what_the_links_are(scene: Sce
             assert get(f"{url}/readyz") == (200, "links in use\n")
         process.wait_for('event="kubelet listens no longer"')
         assert get(f"{url}/healthz") == (200, "ok\n")
-        assert get(f"{url}/nothing") == (404, "try /metrics /healthz /readyz\n")
+        assert get(f"{url}/nothing") == (404, "try /metrics /healthz /readyz / /status.json\n")
         assert process.stop() == 0
 
 

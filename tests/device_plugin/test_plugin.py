@@ -730,6 +730,8 @@ def test_a_fault_in_the_decision_is_counted_and_costs_nothing_else() -> None:
         assert entry["fault"] == "ZeroDivisionError: no decision"
         assert plugin.count("allocation_faults_total", lost="decision") == 1
         assert plugin.events("allocated")[0]["decided"] == "unknown"
+        (one,) = plugin.plugin.history.preferences
+        assert (one.chosen, one.decision.wish) == (("card1-0",), "unknown")
 
     meet(replace(mesh_of_pairs(), decide={I915: breaks}), story)
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from service.page import Html, Status, badge, instant, iso, pages, section, table, tag
+from service.page import Html, Status, badge, instant, iso, pages, section, table, tag, words
 from service.probes import serving
 from tests.processes import get
 
@@ -95,6 +95,18 @@ def test_an_empty_table_says_so() -> None:
     assert Elements(table("losses", ("what",), [])).texts == ["losses: none."]
 
 
+def test_bytes_that_are_no_text_are_shown_as_question_marks() -> None:
+    text, _ = page_of({"state": "a\udcffb", "expires": None})
+    assert "✗ a?b" in Elements(text).texts
+
+
+def test_names_in_a_row_are_told_one_by_one_and_none_as_a_word() -> None:
+    seen = Elements(words(["card1-0", NASTY]))
+    assert seen.tags == ["span", "span"]
+    assert "".join(seen.texts) == f"card1-0 {NASTY}"
+    assert words([], "no <b>") == "no &lt;b&gt;"
+
+
 def test_instants_are_told_with_their_zone_or_not_at_all() -> None:
     moment = datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC)
     assert iso(moment) == "2026-01-02T03:04:05+00:00"
@@ -117,6 +129,24 @@ def test_programs_get_the_same_as_json() -> None:
         assert get(f"{url}/")[0] == 200
 
 
+def browsed(url: str, directory: Path, seconds: int = 12) -> tuple[Elements, str]:
+    """Let a browser look at a page for so long; give what stands there, and its complaints."""
+    assert CHROMIUM
+    dumped = subprocess.run(
+        [
+            *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
+            *("--no-first-run", "--disable-background-networking", "--disable-sync"),
+            *("--disable-component-update", f"--user-data-dir={directory}"),
+            *(f"--virtual-time-budget={seconds}000", "--dump-dom", url),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    return Elements(dumped.stdout), dumped.stderr
+
+
 @pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed")
 def test_a_browser_counts_down_and_follows_what_changes(tmp_path: Path) -> None:
     soon = (datetime.now(UTC) + timedelta(hours=1)).isoformat(timespec="seconds")
@@ -132,21 +162,30 @@ def test_a_browser_counts_down_and_follows_what_changes(tmp_path: Path) -> None:
     with serving(
         "127.0.0.1:0", registry, {}, pages("a title", lambda: status, shown_once)
     ) as address:
-        assert CHROMIUM
-        dumped = subprocess.run(
-            [
-                *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
-                *("--no-first-run", "--disable-background-networking", "--disable-sync"),
-                *("--disable-component-update", f"--user-data-dir={tmp_path}"),
-                *("--virtual-time-budget=12000", "--dump-dom", f"http://{address}/"),
-            ],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=120,
-        )
-    seen = Elements(dumped.stdout)
+        seen, complaints = browsed(f"http://{address}/", tmp_path)
     assert any(re.fullmatch(r"in (1 h 0|59 min \d+|60 min 0) (min|s)", text) for text in seen.texts)
     assert "✗ later" in seen.texts
     assert "✗ first" not in seen.texts
-    assert "Refused" not in dumped.stderr
+    assert seen.texts.count("✗ later") == 2  # where it stands, and as news
+    assert "Refused" not in complaints
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed")
+def test_a_browser_says_that_the_daemon_is_gone_until_it_answers_again(tmp_path: Path) -> None:
+    answers = 0
+
+    def shown_sometimes(told: Status) -> Sequence[Html]:
+        nonlocal answers
+        answers += 1
+        if answers == 3:
+            raise OSError("on purpose")
+        return shown(told)
+
+    registry, status = CollectorRegistry(), {"state": "fine", "expires": None}
+    for seconds, news in ((8, "No answer since"), (13, "It answers again.")):
+        answers = 0
+        with serving(
+            "127.0.0.1:0", registry, {}, pages("a title", lambda: status, shown_sometimes)
+        ) as address:
+            seen, _ = browsed(f"http://{address}/", tmp_path, seconds)
+        assert [text for text in seen.texts if text.startswith(news)], seen.texts

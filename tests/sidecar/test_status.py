@@ -10,7 +10,9 @@ from tests.sidecar.test_loop import CUT, DOWN, FOREIGN, MESH, Scenario
 
 def told(scenario: Scenario) -> dict[str, Any]:
     found = status(scenario.sidecar, "http://here", "labels.txt", scenario.now, host="here")
-    assert "<section" in "".join(body(found))
+    page = "".join(body(found))
+    assert "<section" in page
+    assert "Xe Links of here" in page  # drawn even without links: its style is let in from then on
     again: dict[str, Any] = json.loads(json.dumps(found))
     return again
 

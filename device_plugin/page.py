@@ -1,0 +1,240 @@
+"""The plugin's page for people: what `status` tells, in sections and tables."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from device_plugin.decision import NOTHING, PLAIN, POLICY, UNKNOWN
+from device_plugin.history import MOST_PREFERENCES
+from device_plugin.labels import State
+from device_plugin.status import Told
+from device_plugin.wishes import WISHES
+from service.page import Html, Status, badge, instant, section, table, tag, words
+from topology.node import Node
+from topology.publication import parsed
+
+_MOST_ROWS = 64
+"""Rows of a table that could be very long; the JSON has all of them."""
+
+
+def body(told: Status) -> Sequence[Html]:
+    """Write the parts of the page."""
+    return (
+        _summary(told),
+        _picture(told),
+        _resources(told),
+        _gpus(told),
+        _holders(told),
+        _preferences(told),
+    )
+
+
+def _summary(told: Status) -> Html:
+    fine = told["ready"]
+    return section(
+        "summary",
+        "Now",
+        tag(
+            "p",
+            badge("ready" if fine else "not ready", good=fine),
+            f": {told['readyz']}",
+            data_news="",
+        ),
+        tag("p", f"Preferences by the policy {told['policy']}; health {told['health']}."),
+        _items("To be looked at", told["doubts"]),
+    )
+
+
+def _items(title: str, texts: Sequence[str]) -> Html:
+    if not texts:
+        return Html("")
+    items = [tag("li", text) for text in texts]
+    return Html(tag("p", f"{title}:") + tag("ul", *items))
+
+
+def _picture(told: Status) -> Html:
+    from topology.picture import svg  # noqa: PLC0415 - most daemons never draw
+
+    links = told["links"]
+    state, reason = links["state"], links["reason"]
+    facts = [tag("p", f"From {links['file']}: ", badge(state, good=state == State.IN_USE.value))]
+    if reason:
+        facts.append(tag("p", f"{reason}."))
+    if links["written"]:
+        expires = instant(links["expires"])
+        facts.append(tag("p", "Written ", instant(links["written"]), ", expires ", expires, "."))
+    drawn = Node("", told["host"], reason=state)
+    if links["topology"]:
+        guess = state == State.GUESS.value
+        name = f"{told['host']} (a guess)" if guess else told["host"]
+        topology = parsed(links["topology"], links["topology"]["gpus"])
+        drawn = replace(Node.of(topology), name=name, labels_only=guess)
+    else:
+        facts.append(tag("p", "No links are known: GPUs are preferred by NUMA node and address."))
+    # Without links, too: a page may show none at first, and links later.
+    return section("links", "Links", *facts, Html(svg(drawn)))
+
+
+def _resources(told: Status) -> Html:
+    rows = [
+        (
+            one["resource"],
+            _registration(one),
+            str(one["streams"]),
+            str(one["devices"] - len(one["unhealthy"])),
+            str(len(one["unhealthy"])),
+            one["socket"],
+        )
+        for one in told["resources"]
+    ]
+    columns = ("resource", "kubelet", "streams", "healthy", "unhealthy", "socket")
+    bad = [
+        (id_, one["resource"], why)
+        for one in told["resources"]
+        for id_, why in one["unhealthy"].items()
+    ]
+    unhealthy = [_long_table("devices that are unhealthy", ("device", "resource", "why"), bad)]
+    return section(
+        "devices",
+        "Devices",
+        table("resources that are offered to kubelet", columns, rows),
+        *(unhealthy if bad else ()),
+    )
+
+
+def _registration(one: Told) -> Html:
+    if one["registered"]:
+        return tag("span", badge("registered", good=True), " ", instant(one["since"]))
+    why = f": {one['trouble']}" if one["trouble"] else ""
+    return tag("span", badge("not registered", good=False), why)
+
+
+def _gpus(told: Status) -> Html:
+    cards = {gpu["pci"]: gpu["card"] for gpu in told["gpus"]}
+    rows = [
+        (
+            gpu["card"],
+            gpu["pci"],
+            f"{gpu['model'] or gpu['device_id']}{' (VF)' if gpu['vf_of'] else ''}",
+            _or_unknown(gpu["numa"]),
+            gpu["driver"],
+            _or_unknown(gpu["tiles"]),
+            _health(gpu),
+            _linked(gpu, cards, guess=told["links"]["state"] == State.GUESS.value),
+        )
+        for gpu in told["gpus"]
+    ]
+    columns = ("card", "PCI address", "model", "NUMA", "driver", "tiles", "health", "linked to")
+    return section(
+        "gpus",
+        "GPUs",
+        table("GPUs that are offered", columns, rows),
+        _items("Not offered", told["withheld"]),
+    )
+
+
+def _or_unknown(value: object) -> str:
+    return "unknown" if value is None else str(value)
+
+
+def _health(gpu: Told) -> Html:
+    if gpu["unhealthy"]:
+        return tag("span", badge("unhealthy", good=False), f": {gpu['unhealthy']}")
+    told = badge("healthy", good=True)
+    silent = "" if gpu["health_known"] else " (XPU Manager says nothing of it)"
+    return tag("span", told, silent)
+
+
+def _linked(gpu: Told, cards: Mapping[str, str], *, guess: bool) -> str:
+    linked = gpu["linked_to"]
+    if linked is None:
+        return "unknown"
+    others = cards.keys() - {gpu["pci"]}
+    every = bool(linked) and others == {*linked}
+    names = "all others" if every else words(cards.get(bdf, bdf) for bdf in linked)
+    return Html(f"{names} (a guess)") if guess else names
+
+
+_LINKED = {
+    "all": "all pairs",
+    "some": "some pairs",
+    "none": "none",
+    "single": "one GPU",
+    "unknown": "unknown",
+}
+_CHOICES = {
+    "preferred": "our preference",
+    "other": "kubelet's, not our preference",
+    "unasked": "kubelet's, we were not asked",
+}
+
+
+def _holders(told: Status) -> Html:
+    rows = [
+        (
+            instant(one["at"]),
+            words(one["devices"]),
+            one["resource"],
+            _LINKED[one["linked"]] if one["gpus"] else "no GPU of its own",
+            _CHOICES[one["choice"]],
+            Html(f"{words(one['given_again'])} given again") if one["given_again"] else "nothing",
+        )
+        for one in told["allocations"]
+    ]
+    columns = ("given", "devices", "resource", "linked", "choice", "since then")
+    return section(
+        "holders",
+        "Who holds what, as far as it knows",
+        tag(
+            "p",
+            "kubelet never tells when a Pod ends, nor which Pod it is: these containers got their"
+            " devices last, since this plugin started. Where some of them were given again since,"
+            " that container has ended, or was an init container.",
+        ),
+        _long_table("last allocation of each device", columns, rows),
+    )
+
+
+_DECIDED = {
+    **{wish.name: wish.meaning for wish in WISHES},
+    NOTHING: "there was no other set",
+    POLICY: "the policy asks no wish",
+    PLAIN: "a plain choice",
+    UNKNOWN: "not found out in time",
+}
+
+
+def _preferences(told: Status) -> Html:
+    rows = [
+        (
+            instant(one["at"]),
+            f"{one['size']} of {one['available']}",
+            words(one["must_include"]),
+            words(one["chosen"]),
+            f"{one['decided']}: {_DECIDED[one['decided']]}",
+            words(one["runner_up"]),
+            _proof(one),
+        )
+        for one in told["preferences"]
+    ]
+    columns = ("given", "asked", "must include", "chosen", "decided by", "runner-up", "best")
+    return section(
+        "preferences",
+        "Preferences",
+        table(f"the last {MOST_PREFERENCES} preferences", columns, rows),
+    )
+
+
+def _proof(one: Told) -> Html:
+    if one["fault"]:
+        return tag("span", badge("plain", good=False), f": {one['fault']}")
+    return tag("span", "proven" if one["proven"] else "not proven")
+
+
+def _long_table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
+    shown = table(caption, columns, rows[:_MOST_ROWS])
+    if len(rows) <= _MOST_ROWS:
+        return shown
+    more = tag(
+        "p", f"and {len(rows) - _MOST_ROWS} more: ", tag("a", "status.json", href="status.json")
+    )
+    return Html(shown + more)

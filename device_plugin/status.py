@@ -1,0 +1,185 @@
+"""What the plugin tells of itself, ready for JSON; `page` shows it to people.
+
+Made in a thread of the `-listen` server while the loop goes on: whatever is read here is replaced
+there, never changed.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from device_plugin.devices import Card, Inventory, place
+from device_plugin.history import MOST_PREFERENCES
+from device_plugin.kubelet import Endpoint, Endpoints
+from device_plugin.links import NodeLinks
+from device_plugin.node import Node
+from device_plugin.offers import Device
+from device_plugin.snapshot import Snapshot, Watch
+from service.page import Status, iso
+from service.probes import Verdict
+from topology.model import Gpu, Topology
+from topology.publication import id_map, shape
+
+Told: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The plugin on the node `host`, as far as there is to be told of it."""
+
+    host: str
+    policy: str
+    file: Path
+    ready: Callable[[], Verdict]
+    node: Node
+    watch: Watch[Snapshot]
+    endpoints: Endpoints
+
+
+def status(parts: Parts, now: datetime) -> Status:
+    """Tell all there is, ready for JSON; nothing of it is secret."""
+    ready, snapshot, seen = parts.ready(), parts.watch.current, parts.node.seen
+    silent = parts.node.health_unknown
+    every = sorted(parts.endpoints.every, key=lambda one: one.plugin.resource)
+    allocations = [told for one in every for told in _allocations(one)]
+    preferences = [told for one in every for told in _preferences_of(one)]
+    return {
+        "now": iso(now),
+        "host": parts.host,
+        "ready": ready.fine,
+        "readyz": ready.text,
+        "policy": parts.policy,
+        "health": parts.node.health_state,
+        "links": _links(seen.links, seen.inventory, parts.file, now),
+        "resources": [_resource(one, snapshot) for one in every],
+        "gpus": [_gpu(snapshot, card, device, silent) for card, device in _cards(snapshot)],
+        "withheld": [str(gpu) for gpu in seen.inventory.withheld],
+        "doubts": list(parts.node.doubts),
+        "allocations": _newest_first(allocations),
+        "preferences": _newest_first(preferences)[:MOST_PREFERENCES],
+    }
+
+
+def _links(links: NodeLinks, inventory: Inventory, file: Path, now: datetime) -> Told:
+    age = links.age(now)
+    topology = _mapped(links, inventory) if links.usable and links.topology else None
+    return {
+        "file": str(file),
+        "state": links.state.value,
+        "reason": links.reason or None,
+        "written": iso(links.published),
+        "age_seconds": None if age is None else int(age.total_seconds()),
+        "expires": iso(links.expiry),
+        "linked_pairs": len(links.lanes),
+        "topology": {**shape(topology), "gpus": id_map(topology)} if topology else None,
+    }
+
+
+def _mapped(links: NodeLinks, inventory: Inventory) -> Topology:
+    """Give the topology with this node's own cards in its id map; without one, as guessed."""
+    topology = links.topology or Topology()
+    cards = {card.bdf: card for card in inventory.cards}
+    gpus = topology.gpus or tuple(Gpu(id_, bdf) for id_, bdf in links.addresses.items())
+    return replace(topology, gpus=tuple(_on_bus(gpu, cards.get(gpu.bdf)) for gpu in gpus))
+
+
+def _on_bus(gpu: Gpu, card: Card | None) -> Gpu:
+    if card is None:
+        return replace(gpu, card=None)
+    return replace(gpu, card=card.name, numa=gpu.numa if card.numa is None else card.numa)
+
+
+def _resource(endpoint: Endpoint, snapshot: Snapshot) -> Told:
+    devices = snapshot.devices(endpoint.plugin.resource)
+    complaints = {device.id: snapshot.complaint(device) for device in devices}
+    unhealthy = {id_: why for id_, why in complaints.items() if why}
+    return {
+        "resource": endpoint.plugin.resource,
+        "registered": endpoint.known,
+        "since": iso(endpoint.since),
+        "trouble": endpoint.trouble or None,
+        "streams": endpoint.plugin.streams,
+        "socket": str(endpoint.path),
+        "devices": len(devices),
+        "unhealthy": unhealthy,
+    }
+
+
+def _cards(snapshot: Snapshot) -> Sequence[tuple[Card, Device]]:
+    """Give each GPU, and one device of it, by PCI address."""
+    found: dict[str, tuple[Card, Device]] = {}
+    for devices in snapshot.resources.values():
+        for device in devices:
+            if device.card:
+                found[device.card.bdf] = device.card, device
+    return sorted(found.values(), key=lambda pair: place(pair[0]))
+
+
+def _gpu(snapshot: Snapshot, card: Card, device: Device, silent: Sequence[str]) -> Told:
+    lanes = snapshot.lanes or {}
+    linked = {bdf for pair in lanes if card.bdf in pair for bdf in pair} - {card.bdf}
+    known = linked or snapshot.speaks_of(card.bdf)
+    return {
+        "card": card.name,
+        "pci": card.bdf,
+        "model": card.model,
+        "device_id": f"0x{card.device_id:04x}",
+        "numa": card.numa,
+        "driver": card.driver,
+        "tiles": card.tiles,
+        "vf_of": card.physfn,
+        "unhealthy": snapshot.complaint(device),
+        "health_known": card.bdf not in silent,
+        "linked_to": sorted(linked) if known else None,
+    }
+
+
+Dated: TypeAlias = tuple[float, Told]
+
+
+def _newest_first(dated: Iterable[Dated]) -> list[Told]:
+    return [told for _, told in sorted(dated, key=lambda item: -item[0])]
+
+
+def _allocations(endpoint: Endpoint) -> Iterator[Dated]:
+    """Tell of each container that got a device which was not given again since.
+
+    `devices` are these; some of the same container may have been `given_again`.
+    """
+    last = endpoint.plugin.history.allocations
+    for one in {id(one): one for one in last.values()}.values():
+        again = [id_ for id_ in one.ids if last.get(id_) is not one]
+        yield (
+            one.at,
+            {
+                "at": iso(one.at),
+                "resource": endpoint.plugin.resource,
+                "devices": [id_ for id_ in one.ids if id_ not in again],
+                "given_again": again,
+                "gpus": list(one.gpus),
+                "linked": one.linked.value,
+                "choice": one.choice.value,
+            },
+        )
+
+
+def _preferences_of(endpoint: Endpoint) -> Iterator[Dated]:
+    for one in endpoint.plugin.history.preferences:
+        yield (
+            one.at,
+            {
+                "at": iso(one.at),
+                "resource": endpoint.plugin.resource,
+                "size": one.size,
+                "available": one.available,
+                "must_include": list(one.must),
+                "chosen": list(one.chosen),
+                "decided": one.decision.wish,
+                "runner_up": list(one.decision.runner_up),
+                "proven": one.proven,
+                "fault": one.fault,
+                "seconds": round(one.seconds, 6),
+            },
+        )

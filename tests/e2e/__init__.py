@@ -1,0 +1,1 @@
+"""xelink among the real programs: kubelet, the API server, NFD. See docs/e2e.md."""

@@ -1,0 +1,185 @@
+"""The node's GPUs: what is simulated of them, and our own daemons beside them."""
+
+import re
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from device_plugin import labels, links
+from device_plugin.allocation import GpuFacts, Preferences, prepare
+from device_plugin.devfs import Roots
+from device_plugin.devices import Inventory, scan
+from device_plugin.explanation import explain
+from device_plugin.simulator.blueprint import Blueprint as Tree
+from device_plugin.simulator.tree import put
+from sidecar.simulator import Blueprint, Simulator
+from tests.e2e.nfd import FEATURES
+from tests.e2e.programs import Program, until
+from tests.processes import get
+from topology import features
+from topology.publication import DEFAULT_NAMESPACE
+
+FILE = FEATURES / "xpum-sidecar-labels.txt"
+OK = 200
+_SAME = 0.01  # seconds by which two spellings of one instant may differ
+
+
+@dataclass
+class Gpus:
+    """Eight GPUs of two tiles: as sysfs and device nodes below `root`, and as XPU Manager."""
+
+    root: Path
+    xpum: Simulator = field(init=False)
+
+    def start(self) -> "Gpus":
+        """Make the tree, and serve the metrics."""
+        FEATURES.mkdir(parents=True, exist_ok=True)
+        put(Tree(), self.root, device_nodes=True)
+        self.xpum = Simulator(Blueprint().build()).start()
+        return self
+
+    def stop(self) -> None:
+        """Stop serving."""
+        self.xpum.close()
+
+    @property
+    def inventory(self) -> Inventory:
+        """The GPUs on the bus, as the plugin sees them."""
+        return scan(Roots.under(self.root, self.root))
+
+    def bdfs(self) -> dict[str, str]:
+        """Give the PCI address of each card."""
+        return {card.name: card.bdf for card in self.inventory.cards}
+
+    def expected(self, size: int, free: Iterable[str] | None = None) -> frozenset[str]:
+        """Give the PCI addresses that `explain` names, of all GPUs or of these."""
+        inventory = self.inventory
+        names = {card.bdf: f"{card.name}-0" for card in inventory.cards}
+        preferences = _preferences(inventory)
+        offered = names.values() if free is None else [names[bdf] for bdf in free]
+        told = explain(preferences, offered, [], size)
+        bdfs = {card.name: card.bdf for card in inventory.cards}
+        return frozenset(bdfs[card] for card in told.account.cards)
+
+
+def _preferences(inventory: Inventory) -> Preferences:
+    reading = labels.read(labels.look(FILE), DEFAULT_NAMESPACE, datetime.now(UTC))
+    joined = links.join(reading, inventory)
+    assert joined.usable, reading
+    return prepare(
+        [
+            GpuFacts(card.name, card.bdf, card.numa, joined.ports_healthy(card.bdf))
+            for card in inventory.cards
+        ],
+        dict(joined.lanes),
+        clock=time.monotonic,
+    )
+
+
+def published() -> dict[str, str]:
+    """Give the labels in the feature file, unless they have expired."""
+    content = FILE.read_bytes() if FILE.exists() else b""
+    return dict(features.parse(content, datetime.now(UTC)).labels)
+
+
+def sidecar(logs: Path, port: int, *flags: str, name: str = "sidecar") -> Program:
+    """Give a sidecar that scrapes every second and writes where it always does."""
+    return Program(
+        logs,
+        name,
+        [
+            *(sys.executable, "-m", "sidecar"),
+            f"-xpum-port={port}",
+            "-startup-delay=0",
+            "-interval=1",
+            "-listen=127.0.0.1:0",
+            *flags,
+        ],
+    )
+
+
+def plugin(logs: Path, gpus: Gpus, *flags: str, name: str = "plugin") -> Program:
+    """Give a device plugin that looks where it always does, but for the GPUs."""
+    return Program(
+        logs,
+        name,
+        [
+            *(sys.executable, "-m", "device_plugin"),
+            f"-prefix={gpus.root}",
+            f"-device-root={gpus.root}",
+            "-listen=127.0.0.1:0",
+            *flags,
+        ],
+    )
+
+
+@dataclass
+class Companions:
+    """The sidecar and the device plugin of one node, as real processes."""
+
+    gpus: Gpus
+    logs: Path
+    sidecar: Program = field(init=False)
+    plugin: Program = field(init=False)
+    probes: str = ""
+
+    def start(self, *flags: str) -> "Companions":
+        """Start both; the plugin is ready when this returns."""
+        self.sidecar = sidecar(self.logs, self.gpus.xpum.port).start()
+        self.sidecar.wait_for("labels published")
+        self.start_plugin(*flags)
+        return self
+
+    def start_plugin(self, *flags: str) -> None:
+        """Start the plugin with these flags, in place of the one that runs."""
+        if hasattr(self, "plugin"):
+            self.plugin.stop()
+        self.plugin = plugin(self.logs, self.gpus, *flags).start()
+        self.await_plugin()
+
+    def await_plugin(self) -> None:
+        """Wait until kubelet knows the plugin that was started, and it knows the links."""
+        line = self.plugin.wait_for("event=started")
+        self.probes = "http://" + line.split("listen=")[1].split()[0]
+        until(lambda: get(f"{self.probes}/readyz")[0] == OK, "the plugin is ready")
+        self.await_links()
+
+    def await_links(self) -> None:
+        """Wait until the plugin has read the feature file that stands."""
+
+        def read() -> bool:
+            told = metric(self.probes, "xelink_device_plugin_feature_file_timestamp_seconds")
+            return abs(told - FILE.stat().st_mtime) < _SAME
+
+        until(read, "the plugin reads the feature file")
+
+    def rewire(self, *cut: str) -> None:
+        """Let the node have all its links but these, and wait until both daemons know."""
+        before = published()
+        self.gpus.xpum.node = (
+            self.gpus.xpum.first_node.cut(*cut) if cut else (self.gpus.xpum.first_node)
+        )
+        wanted = str(len(self.gpus.xpum.first_node.topology.links) - len(cut))
+        until(
+            lambda: published().get("gpu.intel.com/xe-links.count") == wanted,
+            lambda: f"{wanted} links in the feature file; before {before}; {self.sidecar.tail()}",
+        )
+        self.await_links()
+
+    def stop(self) -> None:
+        """Stop both."""
+        self.plugin.stop()
+        self.sidecar.stop()
+
+
+def metric(probes: str, name: str, **labels: str) -> float:
+    """Give the sum of a metric's samples with these labels; 0 where there is none."""
+    wanted = {f'{label}="{value}"' for label, value in labels.items()}
+    return sum(
+        float(line.rsplit(" ", 1)[1])
+        for line in get(f"{probes}/metrics")[1].splitlines()
+        if re.match(rf"{name}[ {{]", line) and all(each in line for each in wanted)
+    )

@@ -1,0 +1,214 @@
+"""What the deployment guide says, with a real API server: overlays, the demo, the patch."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.e2e.api import Object
+from tests.e2e.cluster import Cluster
+from tests.e2e.conftest import Tell
+from tests.e2e.kubelet import NODE_PATH, RESOURCE, Kubelet, sockets
+from tests.e2e.nfd import FEATURES, Nfd
+from tests.e2e.programs import until
+
+ROOT = Path(__file__).parents[2]
+OVERLAYS = sorted(path.parent for path in (ROOT / "overlays").glob("*/kustomization.yaml"))
+CRDS = ROOT / ".cache" / "tools" / "crds"
+XPUMANAGER = "daemonset/intel-xpumanager"
+SIDECAR = ROOT / "overlays" / "http" / "xpumanager.yaml"
+DEMO = ROOT / "overlays" / "demo"
+_IDLE = "import signal; signal.signal(signal.SIGTERM, lambda *_: exit()); signal.pause()"
+DEMO_NODE = Path("/var/lib/xelink-demo")
+
+
+@pytest.fixture(scope="module")
+def monitoring(cluster: Cluster) -> str:
+    """The namespace of XPU Manager, as the guide makes it."""
+    cluster.kubectl("create", "namespace", "monitoring")
+    return "monitoring"
+
+
+@pytest.fixture(scope="module")
+def definitions(cluster: Cluster) -> None:
+    """The custom resources of cert-manager and of the Prometheus operator."""
+    files = sorted(CRDS.glob("*.yaml"))
+    if not files:
+        pytest.skip("definitions of custom resources are missing: make deployment-tools")
+    cluster.kubectl("apply", "--server-side", *(f"--filename={file}" for file in files))
+    cluster.kubectl("wait", "--for=condition=Established", "--all", "crd")
+
+
+@pytest.mark.usefixtures("monitoring", "definitions")
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
+def test_the_api_server_accepts_every_overlay(cluster: Cluster, overlay: Path, tell: Tell) -> None:
+    rendered = list(yaml.safe_load_all(cluster.kubectl("kustomize", str(overlay))))
+    # A dry run makes no namespace for the objects that follow in it.
+    own = [each for each in rendered if each["kind"] == "Namespace"]
+    for namespace in own:
+        cluster.kubectl("create", "--filename=-", stdin=json.dumps(namespace))
+    try:
+        told = cluster.kubectl("apply", "--dry-run=server", f"--kustomize={overlay}")
+    finally:
+        for namespace in own:
+            cluster.kubectl("delete", "namespace", namespace["metadata"]["name"])
+    lines = told.splitlines()
+    assert len(lines) == len(rendered)
+    assert all(line.endswith("(server dry run)") for line in lines), told
+    tell(" ".join(line.split()[0] for line in lines))
+
+
+@pytest.fixture(scope="module")
+def image(kubelet: Kubelet) -> None:
+    """The image of this tree, imported into containerd as `kind load` would."""
+    archive = Path(os.environ["E2E_IMAGE"])
+    if not archive.exists():
+        pytest.skip("there is no image: install buildah and debootstrap, or give E2E_IMAGE=ARCHIVE")
+    kubelet.runtime.load(archive)
+
+
+def labels(nfd: Nfd) -> dict[str, str]:
+    found = nfd.cluster.api.get(NODE_PATH)["metadata"].get("labels", {})
+    return {name: value for name, value in found.items() if name.startswith("gpu.intel.com/")}
+
+
+def labeled(nfd: Nfd, count: str | None) -> None:
+    """Wait until the node has so many links, None for no label of ours at all."""
+
+    def seen(node: Object) -> bool:
+        found = node["metadata"].get("labels", {})
+        mine = {name for name in found if name.startswith("gpu.intel.com/")}
+        return not mine if count is None else found.get("gpu.intel.com/xe-links.count") == count
+
+    nfd.cluster.api.wait(NODE_PATH, seen, f"labels of {count} links")
+
+
+def leftovers() -> list[str]:
+    """Name what stands in the host's directories that ours were given."""
+    return sorted(
+        [path.name for path in FEATURES.iterdir() if path.name != ".stage"] + [*sockets()]
+    )
+
+
+@pytest.mark.usefixtures("image")
+def test_the_demo_runs_and_leaves_no_trace(
+    cluster: Cluster, kubelet: Kubelet, nfd: Nfd, tell: Tell
+) -> None:
+    nfd.read_every(2)
+    labeled(nfd, None)
+    before = leftovers()
+    namespaced = ("--namespace=xelink-demo",)
+    cluster.kubectl("apply", f"--kustomize={DEMO}")
+    try:
+        cluster.kubectl(*namespaced, "rollout", "status", "daemonset/xelink-demo", "--timeout=100s")
+        labeled(nfd, "56")
+        kubelet.await_allocatable(8)
+        nodes = cluster.kubectl(
+            "get",
+            "nodes",
+            "--no-headers",
+            r"-o=custom-columns=GPUS:.status.allocatable.gpu\.intel\.com/i915",
+        )
+        assert nodes.strip() == "8"
+        pod = json.loads(cluster.kubectl(*namespaced, "get", "pods", "-o=json"))["items"][0]
+        containers = pod["spec"]["initContainers"] + pod["spec"]["containers"]
+        assert all(each["securityContext"]["readOnlyRootFilesystem"] for each in containers)
+        cluster.kubectl("apply", f"--filename={DEMO / 'pod.yaml'}")
+        cluster.kubectl(
+            *namespaced,
+            "wait",
+            "--for=jsonpath={.status.phase}=Succeeded",
+            "pod/two-gpus",
+            "--timeout=60s",
+        )
+        told = cluster.kubectl(*namespaced, "logs", "two-gpus")
+        assert "XELINK_LINKED=all" in told
+        assert len(re.findall(r"/dev/dri/\w+ opens", told)) == 4
+        tell(" ".join(told.split()))
+        assert root_is_read_only(cluster)
+    finally:
+        cluster.kubectl("delete", f"--kustomize={DEMO}", "--timeout=100s")
+    labeled(nfd, None)
+    until(lambda: leftovers() == before, lambda: f"no trace, but {leftovers()}")
+    assert "xelink" not in cluster.kubectl("get", "namespaces,daemonsets,pods", "-A", "-o=name")
+    node = cluster.api.get(NODE_PATH)
+    tell(
+        f"left: {DEMO_NODE}, and {RESOURCE}: {node['status']['allocatable'].get(RESOURCE)}"
+        " until kubelet restarts"
+    )
+
+
+def root_is_read_only(cluster: Cluster) -> bool:
+    """Ask the simulator's container itself."""
+    told = cluster.kubectl(
+        "--namespace=xelink-demo",
+        *("exec", "daemonset/xelink-demo", "--container=xpumanager", "--"),
+        *("python", "-c", "import os; print(os.statvfs('/').f_flag & os.ST_RDONLY)"),
+    )
+    return told.strip() == "1"
+
+
+@pytest.fixture
+def xpumanager(cluster: Cluster, image: None, monitoring: str) -> Iterator[str]:
+    """XPU Manager's DaemonSet as it runs before ours comes: the simulator in the place of it."""
+    assert image is None
+    daemonset = yaml.safe_load((ROOT / "overlays" / "base" / "xpumanager.yaml").read_text())
+    spec: dict[str, Any] = daemonset["spec"]["template"]["spec"]
+    for container in spec["containers"]:
+        container["image"], container["imagePullPolicy"] = "xelink:0.1.0", "Never"
+        container.pop("workingDir", None)
+        simulates = container["name"] == "python-exporter"
+        container["command"] = (
+            ["python", "-m", "sidecar.simulator", "--bind=0.0.0.0"]
+            if simulates
+            else ["python", "-c", _IDLE]
+        )
+        container.pop("resources", None)  # no plugin offers i915_monitoring here
+    cluster.kubectl(
+        f"--namespace={monitoring}", "apply", "--filename=-", stdin=json.dumps(daemonset)
+    )
+    rolled_out(cluster)
+    yield monitoring
+    cluster.kubectl(f"--namespace={monitoring}", "delete", XPUMANAGER, "--timeout=60s")
+
+
+def rolled_out(cluster: Cluster) -> None:
+    cluster.kubectl("--namespace=monitoring", "rollout", "status", XPUMANAGER, "--timeout=120s")
+
+
+def containers(cluster: Cluster) -> list[str]:
+    """Name the containers of XPU Manager's Pod that runs."""
+    told = cluster.kubectl(
+        "--namespace=monitoring",
+        "get",
+        "pods",
+        "-lapp=intel-xpumanager",
+        "-o=jsonpath={.items[*].spec.containers[*].name}",
+    )
+    return told.split()
+
+
+def test_the_patch_is_applied_to_a_running_xpu_manager_and_rolled_back(
+    cluster: Cluster, nfd: Nfd, xpumanager: str, tell: Tell
+) -> None:
+    nfd.read_every(2)
+    before = containers(cluster)
+    cluster.kubectl(f"--namespace={xpumanager}", "patch", XPUMANAGER, f"--patch-file={SIDECAR}")
+    rolled_out(cluster)
+    assert sorted(containers(cluster)) == sorted(["xelink-sidecar", *before])
+    labeled(nfd, "56")
+    cluster.kubectl(f"--namespace={xpumanager}", "rollout", "undo", XPUMANAGER)
+    rolled_out(cluster)
+    assert containers(cluster) == before
+    file = FEATURES / "xpum-sidecar-labels.txt"
+    assert file.exists()
+    assert labels(nfd)["gpu.intel.com/xe-links.count"] == "56"
+    tell("rolled back, the labels stay until they expire")
+    # As the guide says, for those who cannot wait.
+    file.unlink()
+    labeled(nfd, None)

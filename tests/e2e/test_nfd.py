@@ -1,0 +1,248 @@
+"""NFD, the first reader: what the sidecar publishes is what the node's labels say."""
+
+import os
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Event
+
+import pytest
+import trustme
+
+from sidecar.publisher import Publisher
+from sidecar.simulator import Blueprint, Serving, Simulator
+from tests.e2e.api import Object
+from tests.e2e.cluster import NFD_NAMESPACE, NODE
+from tests.e2e.conftest import Tell
+from tests.e2e.gpus import FILE, Gpus, published, sidecar
+from tests.e2e.kubelet import NODE_PATH
+from tests.e2e.nfd import FEATURES, Nfd
+from tests.e2e.programs import Program
+
+LINKS = "gpu.intel.com/xe-links"
+COUNT = f"{LINKS}.count"
+NODE_FEATURE = f"/apis/nfd.k8s-sigs.io/v1alpha1/namespaces/{NFD_NAMESPACE}/nodefeatures/{NODE}"
+TIMES = 20
+PACE = 1.2  # seconds from one publication to the next
+
+
+def ours(node: Object) -> dict[str, str]:
+    """Give the labels of our namespace."""
+    labels = node.get("metadata", {}).get("labels", {})
+    return {name: value for name, value in labels.items() if name.startswith("gpu.intel.com/")}
+
+
+def labeled(nfd: Nfd, expected: dict[str, str], patience: float = 60.0) -> float:
+    """Wait until the node has exactly these labels; give the instant."""
+    seen = nfd.cluster.api.wait(
+        NODE_PATH, lambda node: ours(node) == expected, f"labels {expected}", patience
+    )
+    return seen.at
+
+
+def unchanged_while(nfd: Nfd, act: Callable[[], None], seconds: float = 3.0) -> None:
+    """Act, and see for so long that no event of the node tells of other labels."""
+    api = nfd.cluster.api
+    before = api.get(NODE_PATH)
+    with api.watching(NODE_PATH, before, seconds) as events:
+        act()
+        for seen in events:
+            assert ours(seen.object) == ours(before)
+    assert ours(api.get(NODE_PATH)) == ours(before)
+
+
+@pytest.fixture(autouse=True)
+def no_labels_before(nfd: Nfd) -> Iterator[None]:
+    """Begin and end each story without a feature file and without labels."""
+    FILE.unlink(missing_ok=True)
+    nfd.read_every(60)
+    labeled(nfd, {})
+    yield
+    FILE.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def writer(logs: Path, gpus: Gpus) -> Iterator[Program]:
+    """A sidecar that has published the whole node."""
+    gpus.xpum.node = gpus.xpum.first_node
+    gpus.xpum.heal()
+    program = sidecar(logs, gpus.xpum.port).start()
+    try:
+        program.wait_for("labels published")
+        yield program
+    finally:
+        program.stop()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_what_the_sidecar_publishes_is_on_the_node(
+    nfd: Nfd, logs: Path, tmp_path: Path, scheme: str, tell: Tell
+) -> None:
+    flags, serving = [], Serving()
+    if scheme == "https":
+        ca = trustme.CA()
+        certificate, chain, key = ca.issue_cert("127.0.0.1"), tmp_path / "crt", tmp_path / "key"
+        certificate.cert_chain_pems[0].write_to_path(chain)
+        certificate.private_key_pem.write_to_path(key)
+        ca.cert_pem.write_to_path(tmp_path / "ca")
+        flags, serving = [f"-cert={tmp_path / 'ca'}"], Serving(cert=chain, key=key)
+    with Simulator(Blueprint().build(), serving) as xpum:
+        program = sidecar(logs, xpum.port, *flags).start()
+        try:
+            program.wait_for("labels published")
+            labels = published()
+            assert labels[COUNT] == "56"
+            labeled(nfd, labels)
+        finally:
+            program.stop()
+    said = nfd.cluster.kubectl(
+        "get",
+        "node",
+        "-o",
+        r'jsonpath={range .items[*]}{.metadata.name}{"\t"}'
+        r'{.metadata.labels.gpu\.intel\.com/xe-links}{"\n"}{end}',
+    )
+    assert said == f"{NODE}\t{labels[LINKS]}\n"
+    tell(f"{len(labels)} labels; kubectl: {said.strip()[:60]}...")
+
+
+def test_a_cut_link_changes_the_label(nfd: Nfd, gpus: Gpus, writer: Program, tell: Tell) -> None:
+    labeled(nfd, published())
+    cut = time.monotonic()
+    gpus.xpum.node = gpus.xpum.node.cut("0.0-1.0")
+    writer.wait_for("lost=0.0-1.0")
+    labels = published()
+    assert labels[COUNT] == "55"
+    tell(
+        f"on the node {labeled(nfd, labels) - cut:.1f} s after the cut, two scrapes a second apart"
+    )
+
+
+@pytest.mark.parametrize("outage", ["daemon-down", "reset", "empty", "comments-only"])
+def test_an_outage_changes_nothing(nfd: Nfd, gpus: Gpus, writer: Program, outage: str) -> None:
+    labeled(nfd, published())
+
+    def fail() -> None:
+        gpus.xpum.misbehave(outage)
+        writer.wait_for("no usable answer")
+
+    unchanged_while(nfd, fail)
+
+
+def test_a_rollout_of_the_sidecar_changes_nothing(
+    nfd: Nfd, gpus: Gpus, writer: Program, logs: Path
+) -> None:
+    labeled(nfd, published())
+    successor = sidecar(logs, gpus.xpum.port, name="sidecar-successor")
+
+    def roll_out() -> None:
+        assert writer.stop() == 0
+        successor.start().wait_for("event=started")
+        writer.start().wait_for("event=started")
+        assert successor.stop(signal.SIGKILL) == -signal.SIGKILL
+
+    try:
+        unchanged_while(nfd, roll_out, seconds=5)
+    finally:
+        successor.stop()
+
+
+def test_expiry_removes_the_labels(nfd: Nfd, gpus: Gpus, logs: Path, tell: Tell) -> None:
+    life, period = 4, 2
+    nfd.read_every(period)
+    program = sidecar(logs, gpus.xpum.port, f"-expiry={life}").start()
+    try:
+        program.wait_for("labels published")
+        labeled(nfd, published())
+        # Renewed, they outlive their first expiry.
+        unchanged_while(nfd, lambda: None, seconds=life + period)
+        assert ours(nfd.cluster.api.get(NODE_PATH))
+    finally:
+        program.stop(signal.SIGKILL)
+    killed = time.monotonic()
+    gone = labeled(nfd, {})
+    assert FILE.exists()
+    assert published() == {}
+    tell(f"gone {gone - killed:.1f} s after SIGKILL; -expiry={life}, NFD reads every {period} s")
+
+
+def plain_rename(path: Path, content: bytes) -> None:
+    """Publish as most programs do: a dot file beside it, synced and renamed."""
+    draft = path.with_name(f".{path.name}.new")
+    with draft.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.chmod(0o644)
+    draft.rename(path)
+
+
+def test_nfd_sees_each_of_our_publications_at_once_and_a_plain_rename_seldom(
+    nfd: Nfd, tell: Tell
+) -> None:
+    nfd.cluster.api.wait(NODE_FEATURE, bool, "the worker has told of the node")
+    publisher = Publisher(FILE, FEATURES)
+    publisher.prepare()
+    taken = {"publisher": publisher.publish, "plain rename": lambda c: plain_rename(FILE, c)}
+    seen: dict[str, list[float]] = {}
+    for name, publish in taken.items():
+        seen[name] = [
+            took
+            for number in range(TIMES)
+            if (took := latency(nfd, publish, f"{name.split()[0]}-{number}")) is not None
+        ]
+        tell(f"{name}: {len(seen[name])} of {TIMES} seen at once{spread(seen[name])}")
+    assert len(seen["publisher"]) == TIMES
+    assert len(seen["plain rename"]) < TIMES
+
+
+def latency(nfd: Nfd, publish: Callable[[bytes], None], value: str) -> float | None:
+    """Publish one value; give the seconds until the node has it, None if the worker missed it.
+
+    The worker passes on what it sees at once; the master collects changes once a second.
+    """
+    api = nfd.cluster.api
+    node, before = api.get(NODE_PATH), api.get(NODE_FEATURE)
+
+    def told(feature: Object) -> bool:
+        labels: dict[str, str] = feature["spec"]["labels"]
+        return labels.get("gpu.intel.com/e2e") == value
+
+    published_at = time.monotonic()
+    publish(f"gpu.intel.com/e2e={value}\n".encode())
+    with api.watching(NODE_FEATURE, before, PACE) as events:
+        noticed = any(told(each.object) for each in events)
+    arrived = None
+    if noticed:
+        with api.watching(NODE_PATH, node, 10) as events:
+            arrived = next(
+                each.at for each in events if ours(each.object).get("gpu.intel.com/e2e") == value
+            )
+    # NFD forgets the last event once a second: the next one shall not fall into its shadow.
+    Event().wait(max(0.0, published_at + PACE - time.monotonic()))
+    return arrived - published_at if arrived else None
+
+
+def spread(times: list[float]) -> str:
+    """Tell the least, the middle and the most, in milliseconds."""
+    if not times:
+        return ""
+    least, middle, most = min(times), statistics.median(times), max(times)
+    return (
+        f"; on the node after {least * 1000:.0f} to {most * 1000:.0f} ms,"
+        f" {middle * 1000:.0f} ms in the middle"
+    )
+
+
+def test_the_bench_holds_what_it_says(nfd: Nfd) -> None:
+    """NFD's worker cannot write to features.d, as in its DaemonSet."""
+    process = nfd.worker.process
+    assert process
+    mounts = Path(f"/proc/{process.pid}/mounts").read_text()
+    assert any(
+        line.split()[1] == str(FEATURES) and line.split()[3].startswith("ro")
+        for line in mounts.splitlines()
+    )
+    assert Path(f"/proc/{process.pid}").stat().st_uid == 65534

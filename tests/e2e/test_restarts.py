@@ -1,0 +1,173 @@
+"""kubelet and the plugin go and come back: nobody notices who need not."""
+
+import signal
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.e2e.conftest import Tell
+from tests.e2e.gpus import Companions, plugin
+from tests.e2e.kubelet import STATUS_PERIOD, Kubelet
+from tests.e2e.load import Load, Timeline
+from tests.e2e.pods import Pods
+from tests.e2e.programs import until
+
+TIMES = 10
+UPGRADES = 3
+
+
+@pytest.fixture(autouse=True)
+def bystander(companions: Companions, kubelet: Kubelet, pods: Pods) -> Iterator[None]:
+    """A Pod with two GPUs that runs through the whole story, untouched."""
+    kubelet.await_allocatable(8)
+    before = pods.run("bystander", 2)
+    container = container_of(pods)
+    yield
+    kubelet.await_allocatable(8)
+    assert container_of(pods) == container
+    assert pods.report("bystander") == before
+    assert companions.plugin.process
+
+
+def container_of(pods: Pods) -> Any:  # noqa: ANN401 - JSON
+    status = pods.get("bystander")["status"]["containerStatuses"][0]
+    assert status["restartCount"] == 0
+    return status["containerID"], status["state"]
+
+
+@pytest.fixture
+def timeline(kubelet: Kubelet) -> Iterator[Timeline]:
+    """What the node said of its GPUs through the whole story."""
+    with Timeline(kubelet.cluster.api) as timeline:
+        yield timeline
+
+
+class Life(NamedTuple):
+    """One restart, by the monotonic clock: the old one was stopped, the new one started, and
+    kubelet knew the plugin again."""
+
+    stopped: float
+    started: float
+    registered: float
+
+
+def back(companions: Companions, pods: Pods, number: int) -> float:
+    """See the plugin registered, and a Pod let in; give the instant of the registration."""
+    line = companions.plugin.wait_for("registered")
+    said = datetime.fromisoformat(line.split("timestamp=")[1].split()[0])
+    pods.let_in(f"after-{number}", 1)
+    return time.monotonic() - (datetime.now(UTC) - said).total_seconds()
+
+
+def handles_pods_again(pods: Pods, number: int) -> None:
+    """See kubelet run a Pod without GPU.
+
+    While it starts, it counts the devices of Pods that ended since its last allocation as taken:
+    until it has handled the first Pods that it hears of, one that asks for a GPU may be refused.
+    """
+    pods.let_in(f"canary-{number}", 0)
+
+
+def judge(timeline: Timeline, lives: list[Life], tell: Tell) -> None:
+    """See that all GPUs were allocatable within a status period of each registration."""
+    settled = STATUS_PERIOD + 1.0
+    until(lambda: time.monotonic() > lives[-1].registered + settled, "a status period passes")
+    ends = [*(life.stopped for life in lives[1:]), time.monotonic()]
+    for life, end in zip(lives, ends, strict=True):
+        if (instant := life.registered + settled) < end:
+            assert timeline.at(instant) == 8
+    took = [life.registered - life.started for life in lives]
+    tell(f"registered {min(took):.1f} to {max(took):.1f} s after the start")
+    tell(
+        f"allocatable was {timeline.lowest()} at the least,"
+        f" and below 8 for {timeline.longest_without(8):.1f} s at most"
+    )
+
+
+def test_kubelet_restarts_ten_times(
+    companions: Companions, kubelet: Kubelet, pods: Pods, timeline: Timeline, tell: Tell
+) -> None:
+    lives = []
+    for number in range(TIMES):
+        companions.plugin.forget()
+        stopped = time.monotonic()
+        kubelet.program.stop()
+        started = time.monotonic()
+        kubelet.program.start()
+        handles_pods_again(pods, number)
+        lives.append(Life(stopped, started, back(companions, pods, number)))
+    judge(timeline, lives, tell)
+
+
+def test_the_plugin_restarts_ten_times(
+    companions: Companions, pods: Pods, timeline: Timeline, tell: Tell
+) -> None:
+    lives = []
+    for number in range(TIMES):
+        stopped = time.monotonic()
+        companions.plugin.stop(signal.SIGKILL if number % 2 else signal.SIGTERM)
+        started = time.monotonic()
+        companions.plugin.start()
+        lives.append(Life(stopped, started, back(companions, pods, number)))
+    judge(timeline, lives, tell)
+
+
+def test_both_restart_at_once_ten_times(
+    companions: Companions, kubelet: Kubelet, pods: Pods, timeline: Timeline, tell: Tell
+) -> None:
+    lives = []
+    for number in range(TIMES):
+        stopped = time.monotonic()
+        companions.plugin.stop(signal.SIGKILL if number % 2 else signal.SIGTERM)
+        kubelet.program.stop()
+        both = [companions.plugin, kubelet.program]
+        started = time.monotonic()
+        for program in both if number % 3 else reversed(both):
+            program.start()
+        handles_pods_again(pods, number)
+        lives.append(Life(stopped, started, back(companions, pods, number)))
+    judge(timeline, lives, tell)
+
+
+def test_the_plugin_is_upgraded_under_load(
+    companions: Companions, kubelet: Kubelet, tell: Tell
+) -> None:
+    companions.start_plugin("-socket-name=unique")
+    kubelet.await_allocatable(8)
+    with Load(kubelet.cluster.api) as load:
+        gaps = [upgrade(companions, number) for number in range(UPGRADES)]
+        load.settle()
+    refused = load.failed()
+    dropped = max(after - before for before, after in gaps)
+    tell(
+        f"{len(load.succeeded())} of {len(load.fates)} Pods got a GPU, {len(refused)} were refused"
+    )
+    tell(f"kubelet had dropped the successor for {dropped:.1f} s at most")
+    for fate in refused:
+        # Only kubelet's own mistake: while it has dropped the successor.
+        assert "no healthy devices present" in fate.reason
+        assert any(
+            before <= fate.ended and fate.created <= after + STATUS_PERIOD for before, after in gaps
+        ), fate
+    companions.start_plugin()
+
+
+def upgrade(companions: Companions, number: int) -> tuple[float, float]:
+    """Start a successor, stop the predecessor; give when kubelet dropped and took the former.
+
+    When the predecessor's stream ends, kubelet closes the connection that is registered under the
+    resource's name by then: the successor's. It has to register again.
+    """
+    successor = plugin(
+        companions.logs, companions.gpus, "-socket-name=unique", name=f"successor-{number}"
+    ).start()
+    successor.wait_for('event="kubelet listens"')
+    before = time.monotonic()
+    assert companions.plugin.stop() == 0
+    companions.plugin = successor
+    successor.wait_for("kubelet listens no longer")
+    successor.wait_for('event="kubelet listens"')
+    return before, time.monotonic()
