@@ -48,7 +48,7 @@ def first_label(port: int, directory: Path) -> float:
 def bare() -> float:
     """Give the seconds of a Python that does nothing."""
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-c", ""], check=True)  # noqa: S603 - our own interpreter
+    subprocess.run([sys.executable, "-c", ""], check=True)
     return time.perf_counter() - started
 
 
@@ -56,7 +56,7 @@ def imports() -> dict[str, float]:
     """Give the seconds that modules take to import, with what they import; the best of some."""
     best: dict[str, float] = {}
     for _ in range(5):
-        told = subprocess.run(  # noqa: S603 - our own program
+        told = subprocess.run(
             [sys.executable, "-X", "importtime", "-m", "sidecar", "-version"],
             capture_output=True,
             text=True,

@@ -10,7 +10,6 @@ from sidecar.classification import Unknown
 from sidecar.debounce import Key, Missing
 from sidecar.loop import Scrape, Sidecar
 from topology import features
-from topology.node import Node
 from topology.publication import id_map, parsed, shape
 
 
@@ -88,7 +87,8 @@ def _summary(told: Status) -> Html:
 
 
 def _links(told: Status) -> Html:
-    from topology.picture import svg  # noqa: PLC0415 - most daemons never draw
+    from topology.node import Node  # noqa: PLC0415 - most daemons never draw
+    from topology.picture import svg  # noqa: PLC0415 - the same
 
     node = Node("", told["host"], reason="nothing is believed yet")
     if told["topology"]:
