@@ -151,6 +151,7 @@ class Scraper:
         self._reader = Reader()
         self._trust = Trust(target.trust, self.close) if target.trust else None
         self._client: httpx.Client | None = None
+        self._transport: Transport | None = None
         self._login = _Login(target.credentials, monotonic)
         self.certificate_expiry: float | None = None
         """When the server's certificate ends, in seconds since 1970."""
@@ -167,8 +168,13 @@ class Scraper:
         """Why the files of the trust, as they are now, cannot be used."""
         return self._trust.problem if self._trust else None
 
+    def hang_up(self) -> None:
+        """Drop the connection: the next scrape makes a new one."""
+        if self._transport:
+            self._transport.close()
+
     def close(self) -> None:
-        """Drop the connection."""
+        """Drop the connection, and what it was made with."""
         client, self._client = self._client, None
         if client:
             client.close()
@@ -180,7 +186,7 @@ class Scraper:
             with self._bounded(self._target.timeout), _translated(plain=not self._trust):
                 return self._retrying(auth)
         except TimeoutError as error:
-            self.close()
+            self.hang_up()
             if isinstance(error.__cause__, httpx.ReadTimeout):  # the request was sent
                 self._login.unanswered()
             within = f"within {self._target.timeout:g} s"
@@ -192,7 +198,7 @@ class Scraper:
                 ) from None
             raise ScrapeError(Reason.TIMEOUT, f"no whole answer {within}") from None
         except ScrapeError:
-            self.close()
+            self.hang_up()
             raise
 
     def _retrying(self, auth: httpx.Auth | None) -> Reading:
@@ -211,7 +217,8 @@ class Scraper:
     def _get(self, auth: httpx.Auth | None) -> Reading:
         context = self._trust.context() if self._trust else None
         if self._client is None:
-            self._client = _client(context, self._target.timeout)
+            self._transport = Transport(context, self._target.timeout)
+            self._client = _client(self._transport)
         with self._client.stream(
             "GET", self._target.url, headers=self._headers, auth=auth
         ) as response:
@@ -248,13 +255,9 @@ class Scraper:
             self.certificate_expiry = ssl.cert_time_to_seconds(certificate["notAfter"])
 
 
-def _client(context: ssl.SSLContext | None, timeout: float) -> httpx.Client:
-    return httpx.Client(
-        transport=Transport(context, timeout),
-        # No proxy, whatever the environment says: this is loopback. It must be said here.
-        trust_env=False,
-        follow_redirects=False,
-    )
+def _client(transport: Transport) -> httpx.Client:
+    # No proxy, whatever the environment says: this is loopback. It must be said here.
+    return httpx.Client(transport=transport, trust_env=False, follow_redirects=False)
 
 
 def _heals(error: BaseException) -> bool:
