@@ -17,7 +17,7 @@ from typing import TypeVar
 from device_plugin.allocation import GpuFacts, Preferences, prepare
 from device_plugin.masks import members
 from device_plugin.subsets import EXACT_LIMIT
-from device_plugin.wishes import Fabric
+from device_plugin.wishes import Fabric, Free
 
 Answer = TypeVar("Answer")
 Pairs = dict[tuple[int, int], int]
@@ -123,7 +123,7 @@ def ask(preferences: Preferences, rng: random.Random) -> tuple[list[float], int,
         proven += answer.proven
         read = preferences.read(available, must, size)
         other = greedy(fabric, read.gpus, read.must, size)
-        ours, theirs = fabric.score(answer.gpus, 0), fabric.score(other, 0)
+        ours, theirs = fabric.score(answer.gpus, Free(0)), fabric.score(other, Free(0))
         # up to NUMA: greed does not think of what is left
         missed += theirs[:6] < ours[:6]
         if ours.lanes:

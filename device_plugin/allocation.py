@@ -19,7 +19,7 @@ from device_plugin.policies import POLICIES, Policy, Spot
 from device_plugin.search import Found, Search
 from device_plugin.subsets import EXACT_LIMIT, Subsets
 from device_plugin.terrain import Task, Terrain
-from device_plugin.wishes import Fabric, GpuFacts
+from device_plugin.wishes import Fabric, Free, GpuFacts
 
 __all__ = [
     "POLICIES",
@@ -72,7 +72,7 @@ class Request(NamedTuple):
     missing: int
     gpus: int
     must: int
-    whole: int
+    free: Free
     wanted: int
     unknown: tuple[str, ...]
     unknown_needed: tuple[str, ...]
@@ -112,14 +112,15 @@ class Preferences:
         fresh = chosen & ~request.must
         if fresh:
             open_ -= fresh.bit_count()
-            picked |= self._first_replicas(request.offered & ~picked, fresh)
+            shared = self.replicas > 1
+            picked |= self._first_replicas(request.offered & ~picked, fresh) if shared else fresh
         if open_:
             picked = self._fill(request.offered, picked, open_)
         ids = self._names(picked)
         if request.unknown:
             ids += self._strangers(request, size - len(ids))
         gpus = self._gpus(picked) if self.replicas > 1 else picked
-        return Preference(ids, gpus, request.whole, proven, request.unknown)
+        return Preference(ids, gpus, request.free.whole, proven, request.unknown)
 
     def read(self, available: Iterable[str], must: Iterable[str], size: int) -> Request:
         """Translate a request into sets; raise `RequestError` when it cannot be met."""
@@ -141,29 +142,29 @@ class Preferences:
                 offered |= bit
         offered |= needed
         unknown = tuple(dict.fromkeys(strange)) if strange else ()
-        _check(size, needed.bit_count() + len(unknown_needed), offered.bit_count() + len(unknown))
+        count, of = needed.bit_count(), offered.bit_count()
+        _check(size, count + len(unknown_needed), of + len(unknown))
         if self.replicas == 1:
-            gpus = whole = offered
-            must_gpus = needed
+            gpus, must_gpus, free = offered, needed, Free(offered)
         else:
             gpus, must_gpus = self._gpus(offered), self._gpus(needed)
-            whole = self._whole(offered)
-        open_ = min(size - len(unknown_needed), offered.bit_count()) - needed.bit_count()
+            free = self._free(offered, needed)
+        open_ = min(size - len(unknown_needed), of) - count
         wanted = must_gpus.bit_count() + min(open_, (gpus & ~must_gpus).bit_count())
         return Request(
-            offered, needed, open_, gpus, must_gpus, whole, wanted, unknown, unknown_needed
+            offered, needed, open_, gpus, must_gpus, free, wanted, unknown, unknown_needed
         )
 
     def choose(self, request: Request) -> Found:
         """Choose the GPUs; none where the policy goes by devices alone."""
-        _, _, _, gpus, must, whole, wanted, _, _ = request
+        _, _, _, gpus, must, free, wanted, _, _ = request
         if self.terrain is None or wanted == must.bit_count():
             return Found(must, proven=True)
         if wanted == gpus.bit_count():
             return Found(gpus, proven=True)
         if self.subsets:
-            return Found(self.subsets.best(gpus, must, whole, wanted), proven=True)
-        task = Task(self.terrain, gpus, must, whole, wanted, self.clock)
+            return Found(self.subsets.best(gpus, must, free, wanted), proven=True)
+        task = Task(self.terrain, gpus, must, free, wanted, self.clock)
         return Search(task).best(self.timeout)
 
     def _first_replicas(self, free: int, gpus: int) -> int:
@@ -199,13 +200,20 @@ class Preferences:
             devices >>= n
         return gpus
 
-    def _whole(self, devices: int) -> int:
+    def _free(self, offered: int, needed: int) -> Free:
+        """Sort GPUs by how many of their devices are free."""
         n = len(self.fabric)
-        whole = (1 << n) - 1
+        whole, one, two, must = (1 << n) - 1, 0, 0, 0
+        rest = offered & ~needed
         for _ in range(self.replicas):
-            whole &= devices
-            devices >>= n
-        return whole
+            here = rest & (1 << n) - 1
+            whole &= offered
+            two |= one & here
+            one |= here
+            must |= needed
+            offered, rest, needed = offered >> n, rest >> n, needed >> n
+        last = one & ~two & ~must
+        return Free(whole, one, last) if last else Free(whole)
 
     def _names(self, devices: int) -> tuple[str, ...]:
         """Name devices, by PCI address and replica."""
@@ -215,9 +223,7 @@ class Preferences:
                 ids += table[devices & 0xFF]
                 devices >>= 8
             return ids
-        n, gpus = len(self.fabric), self.fabric.gpus
-        places = sorted((place % n, place // n) for place in members(devices))
-        return tuple(f"{gpus[gpu].card}-{replica}" for gpu, replica in places)
+        return tuple([name for name, bit in self.bits.items() if devices & bit])
 
     def _strangers(self, request: Request, missing: int) -> tuple[str, ...]:
         needed = request.unknown_needed
@@ -243,8 +249,14 @@ def prepare(
     if replicas < 1:
         raise ValueError(f"a GPU is at least one device, not {replicas}")
     fabric = Fabric.of(gpus, lanes)
-    names = tuple(f"{gpu.card}-{i}" for i in range(replicas) for gpu in fabric.gpus)
-    exact = policy == "topology" and len(fabric) <= EXACT_LIMIT
+    n = len(fabric)
+    bits = {
+        f"{gpu.card}-{replica}": 1 << replica * n + place
+        for place, gpu in enumerate(fabric.gpus)
+        for replica in range(replicas)
+    }
+    names = tuple(bits) if replicas == 1 else ()
+    exact = policy == "topology" and n <= EXACT_LIMIT
     return Preferences(
         fabric=fabric,
         replicas=replicas,
@@ -253,8 +265,8 @@ def prepare(
         clock=clock,
         subsets=Subsets.of(fabric) if exact else None,
         terrain=Terrain.of(fabric) if policy == "topology" else None,
-        names=tuple(_by_byte(names[i : i + 8]) for i in range(0, len(fabric), 8)),
-        bits={name: 1 << place for place, name in enumerate(names)},
+        names=tuple(_by_byte(names[i : i + 8]) for i in range(0, len(names), 8)),
+        bits=bits,
     )
 
 

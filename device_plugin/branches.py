@@ -6,7 +6,7 @@ GPUs that are alike are interchangeable, so of each kind only the first ones are
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from device_plugin.masks import members, prefixes, union
+from device_plugin.masks import lowest, members, union
 from device_plugin.terrain import Task
 
 
@@ -19,9 +19,10 @@ class _Branch(NamedTuple):
     nodes: int
 
 
-# A kind of candidates: minus twice what each can add at most, whether it brings a NUMA node, the
-# first of them, how many they are. A plain tuple: a search makes many thousands.
-_Entry = tuple[int, bool, int, int]
+# A kind of candidates: minus twice what each can add at most, what it costs otherwise (a NUMA node,
+# a GPU that others could share, a whole one), the first of them, how many they are. A plain tuple:
+# a search makes many thousands.
+_Entry = tuple[int, int, int, int]
 
 
 def _bound(ranked: Iterable[tuple[int, int]], open_: int) -> int | None:
@@ -66,7 +67,6 @@ class Branches:
                 self._kind[i] = kind
         self._most = (-1, 0)
         self._left: tuple[int, ...] = ()
-        self._ideal: list[int] = []
 
     def run(self, within: int) -> None:
         """Search sets of GPUs in `within`; better ones are appended to what was found."""
@@ -134,12 +134,14 @@ class Branches:
                 alike = 1 << first
         if self._linked:
             rest &= self._links[first]
-        some = list(prefixes(alike))[: self._task.size - at.chosen.bit_count() + 1]
+        most = min(alike.bit_count(), self._task.size - at.chosen.bit_count())
         each = near[first] + self._own[first]
         nodes = at.nodes | self._fabric.numa[first]
-        for more in range(len(some) - 1, 0, -1):
+        some = lowest(alike, most)
+        for more in range(most, 0, -1):
             worth = at.worth + more * each + more * (more - 1) // 2 * between
-            yield _Branch(at.chosen | some[more], rest, worth, nodes), more
+            yield _Branch(at.chosen | some, rest, worth, nodes), more
+            some ^= 1 << some.bit_length() - 1
 
     def _worth_a_look(self, child: _Branch, ranked: list[_Entry], added: int, more: int) -> bool:
         """Bound a branch by what its parent knows, before it ranks its own candidates.
@@ -169,14 +171,10 @@ class Branches:
             return nodes < saved
         if not self._left:
             self._left = self._remainder(self._found[-1])
-        # Where nothing could leave more, only lower addresses could be better.
-        *left, address = self._left
-        self._ideal = self._ideal or self._task.ideal()
-        return left == self._ideal and self._address(at, open_) <= address
-
-    def _address(self, at: _Branch, open_: int) -> int:
-        lowest = next(some for some in prefixes(at.candidates) if some.bit_count() == open_)
-        return self._fabric.mirrored(at.chosen | lowest)
+        left = self._task.most_left(at.chosen, at.candidates, open_)
+        # Where nothing can leave more, only lower addresses can be better.
+        address = self._fabric.mirrored(at.chosen | lowest(at.candidates, open_))
+        return (*left, address) <= self._left
 
     def _fewest_nodes(self, nodes: int, candidates: int, open_: int) -> int:
         """Bound the NUMA nodes of a set from below: fill the nodes it touches, then the largest."""
@@ -194,7 +192,7 @@ class Branches:
     def _rank(self, at: _Branch, near: Sequence[int], open_: int) -> list[_Entry]:
         """Rank the kinds of candidates by the most that one of them can add."""
         ranked = []
-        candidates = at.candidates
+        candidates, free = at.candidates, self._task.free
         rest = candidates
         while rest:
             i = (rest & -rest).bit_length() - 1
@@ -207,7 +205,8 @@ class Branches:
                 continue  # too few links to be in the group
             lost = -2 * (near[i] + self._own[i]) - sum(widest)
             strange = not self._fabric.numa[i] & at.nodes
-            ranked.append((lost, strange, i, alike.bit_count()))
+            cost = 4 * strange + 2 * (free.last >> i & 1) + (free.whole >> i & 1)
+            ranked.append((lost, cost, i, alike.bit_count()))
         ranked.sort()
         return ranked
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from device_plugin.allocation import Preference, Preferences
 from device_plugin.subsets import Subsets
 from device_plugin.terrain import ExpiredError, Task
-from device_plugin.wishes import WISHES, Wish, linked_groups
+from device_plugin.wishes import WISHES, Free, Wish
 
 NOTHING = "none"
 """There was no other set of GPUs to choose."""
@@ -63,27 +63,26 @@ class Decisions:
         chosen = preference.gpus
         if not chosen & ~request.must or not request.gpus & ~chosen:
             return Decision(NOTHING)
-        return self._of(request.gpus, request.must, request.whole, chosen)
+        return self._of(request.gpus, request.must, request.free, chosen)
 
 
 def _decide(
-    preferences: Preferences, available: int, must: int, whole: int, chosen: int
+    preferences: Preferences, available: int, must: int, free: Free, chosen: int
 ) -> Decision:
     if preferences.terrain is None:
         return Decision(POLICY)
     fabric, clock = preferences.fabric, preferences.clock
     if preferences.subsets:
-        other = _second(preferences.subsets, available, must, whole, chosen)
+        other = _second(preferences.subsets, available, must, free, chosen)
         return Decision(
             next(
                 wish.name
                 for wish in WISHES
-                if wish.measure(fabric, chosen, whole & ~chosen)
-                != wish.measure(fabric, other, whole & ~other)
+                if wish.measure(fabric, chosen, free) != wish.measure(fabric, other, free)
             ),
             fabric.cards(other),
         )
-    task = Task(preferences.terrain, available, must, whole, chosen.bit_count(), clock)
+    task = Task(preferences.terrain, available, must, free, chosen.bit_count(), clock)
     task.end = clock() + PATIENCE
     try:
         wish, other = _best_swap(task, chosen)
@@ -92,7 +91,7 @@ def _decide(
     return Decision(wish, fabric.cards(other))
 
 
-def _second(subsets: Subsets, available: int, must: int, whole: int, chosen: int) -> int:
+def _second(subsets: Subsets, available: int, must: int, free: Free, chosen: int) -> int:
     """Find the best set of as many GPUs that is not the chosen one; there is one."""
     care = ~available | must
     sets = (
@@ -107,9 +106,7 @@ def _second(subsets: Subsets, available: int, must: int, whole: int, chosen: int
         if subsets.weights[mask] != heaviest:
             break
         ties.append(mask)
-    # Equals stand by PCI address: the first of those that leave the most is the best.
-    left = [subsets.left[whole & ~mask] for mask in ties]
-    return ties[left.index(max(left))]
+    return subsets.leaving_most(ties, free)  # the sets came by PCI address
 
 
 def _best_swap(task: Task, chosen: int) -> tuple[str, int]:
@@ -139,8 +136,10 @@ def _best_swap(task: Task, chosen: int) -> tuple[str, int]:
 
 
 def _measure(task: Task, wish: Wish, chosen: int) -> int:
-    fabric, left = task.terrain.fabric, task.whole & ~chosen
+    fabric = task.terrain.fabric
     task.tick()
+    if wish.name == "groups_open":
+        return task.groups(task.free.open_after(chosen)) >> len(fabric)
     if wish.name == "groups_left":
-        return linked_groups(fabric.links, left, task.known, task.tick) >> len(fabric)
-    return wish.measure(fabric, chosen, left)
+        return task.groups(task.free.whole_after(chosen)) >> len(fabric)
+    return wish.measure(fabric, chosen, task.free)

@@ -10,7 +10,7 @@ from itertools import combinations
 
 from device_plugin.allocation import Preference, Preferences
 from device_plugin.masks import members
-from device_plugin.wishes import WISHES, Fabric, Score, Wish, group_counts
+from device_plugin.wishes import WISHES, Fabric, Free, Score, Wish, group_counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +18,15 @@ class Account:
     """One set of GPUs measured by every wish, and what it leaves.
 
     `left` are the cards that stay whole, `groups_left` how many sets of how many of them are all
-    linked, as (size, count) from the largest size down.
+    linked, as (size, count) from the largest size down. `groups_open` says the same of the cards
+    that keep a device to share; it is empty where no set takes a card's last one.
     """
 
     cards: tuple[str, ...]
     score: Score
     left: tuple[str, ...]
     groups_left: tuple[tuple[int, int], ...]
+    groups_open: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +62,15 @@ class Explanation:
         return self.runners_up[0].decided if self.runners_up else None
 
 
-def account(fabric: Fabric, chosen: int, whole: int) -> Account:
-    """Measure a set of GPUs, when those in `whole` were untouched before."""
-    score = fabric.score(chosen, whole)
+def account(fabric: Fabric, chosen: int, free: Free) -> Account:
+    """Measure a set of GPUs, when so much was free before."""
+    score = fabric.score(chosen, free)
     return Account(
         cards=fabric.cards(chosen),
         score=score,
-        left=fabric.cards(whole & ~chosen),
+        left=fabric.cards(free.whole_after(chosen)),
         groups_left=group_counts(score.groups_left, len(fabric)),
+        groups_open=group_counts(score.groups_open, len(fabric)),
     )
 
 
@@ -86,29 +89,29 @@ def explain(
     available, must = list(available), list(must)
     preference = preferences.prefer(available, must, size)
     request = preferences.read(available, must, size)
-    fabric, whole, chosen = preferences.fabric, request.whole, preference.gpus
+    fabric, free, chosen = preferences.fabric, request.free, preference.gpus
     subsets = preferences.subsets
-    free = request.gpus & ~request.must
+    fresh = request.gpus & ~request.must
     taken = chosen & ~request.must
     if subsets:
-        bits = [1 << i for i in members(free)]
+        bits = [1 << i for i in members(fresh)]
         others = [request.must + sum(some) for some in combinations(bits, taken.bit_count())]
     else:
         others = [
             chosen & ~(1 << out) | 1 << into
             for out in members(taken)
-            for into in members(free & ~chosen)
+            for into in members(fresh & ~chosen)
         ]
     best = nlargest(
         runners_up,
         (other for other in others if other != chosen),
-        key=lambda other: subsets.rank(other, whole) if subsets else fabric.score(other, whole),
+        key=lambda other: subsets.rank(other, free) if subsets else fabric.score(other, free),
     )
-    own = account(fabric, chosen, whole)
+    own = account(fabric, chosen, free)
     return Explanation(
         preference=preference,
         account=own,
-        runners_up=tuple(_alternative(own, account(fabric, other, whole)) for other in best),
+        runners_up=tuple(_alternative(own, account(fabric, other, free)) for other in best),
         complete=subsets is not None,
     )
 

@@ -25,6 +25,18 @@ def prefixes(mask: int) -> Iterator[int]:
         yield taken
 
 
+def lowest(mask: int, count: int) -> int:
+    """Take the first `count` of a set by PCI address, or all if there are fewer."""
+    low, high = 0, mask.bit_length()
+    while low < high:
+        middle = (low + high) // 2
+        if (mask & (1 << middle) - 1).bit_count() < count:
+            low = middle + 1
+        else:
+            high = middle
+    return mask & (1 << low) - 1
+
+
 def union(masks: Iterable[int]) -> int:
     """Unite sets."""
     united = 0

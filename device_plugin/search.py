@@ -9,8 +9,9 @@ GPUs that are alike are interchangeable: of each kind only the first ones are tr
 equal cards that leaves a count per kind, however many cards there are.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import product, takewhile
+from itertools import product
 from typing import NamedTuple
 
 from device_plugin.branches import Branches
@@ -39,6 +40,7 @@ class Search:
         self._task = task
         self._fabric = task.terrain.fabric
         self._available, self._must, self._size = task.available, task.must, task.size
+        self._open_bits = len(self._fabric) ** 2 if task.free.open else 0
 
     def best(self, timeout: float) -> Found:
         """Find the best set, or the best that `timeout` seconds of the task's clock allow."""
@@ -63,11 +65,7 @@ class Search:
 
     def _linked(self, found: list[int]) -> None:
         """Try sets that are all linked, at the widest lanes that allow one."""
-        met = {-1, 0}
-        for i in members(self._available) if self._size > 1 else ():
-            self._task.tick(1 + len(self._fabric) // 64)
-            met.update(self._fabric.lanes[i])
-        widths = sorted(met - {-1})
+        widths = self._task.terrain.widths if self._size > 1 else (0,)
         feasible: list[int] = []
         low, high = 0, len(widths)
         while low < high:
@@ -82,18 +80,10 @@ class Search:
 
     def _links(self, width: int) -> list[int]:
         """Find the links of each available GPU that have at least so many lanes."""
-        if width <= 0:
-            return [links & self._available for links in self._fabric.links]
-        found = []
-        least = width * PER_LANE
-        for links, widest in zip(self._fabric.links, self._task.terrain.widest, strict=True):
-            if widest and widest[-1][0] < least:
-                self._task.tick(1 + len(widest) // 8)
-                wide = takewhile(lambda link: link[0] >= least, widest)
-                found.append(union(bit for _, bit in wide) & self._available)
-            else:
-                found.append(links & self._available)
-        return found
+        self._task.tick(len(self._fabric))
+        least = (width * PER_LANE,)
+        wide = [steps[bisect_left(steps, least) :] for steps in self._task.terrain.wide]
+        return [steps[0][1] & self._available if steps else 0 for steps in wide]
 
     def _has_group(self, links: Sequence[int]) -> bool:
         if any(self._must & ~(links[i] | 1 << i) for i in members(self._must)):
@@ -165,14 +155,14 @@ class Search:
             options = self._options(unit)
             merged: dict[tuple[int, int], int] = {}
             for (count, nodes), worth in states.items():
+                self._task.tick(len(options) * (1 + n // 16))
                 for (more, touched), gain in options.items():
-                    self._task.tick(1 + n // 16)
                     taken = count + more
                     if taken <= self._size <= taken + open_:
                         state = taken, nodes | touched
                         merged[state] = max(merged.get(state, 0), worth + gain)
             states = merged
-        tail = _tail(n)
+        tail = self._open_bits + n * n + _LANES_BITS + n  # what comes after the NUMA wish
         best = max(
             (worth >> tail, -nodes.bit_count(), worth & (1 << tail) - 1)
             for (_, nodes), worth in states.items()
@@ -188,8 +178,9 @@ class Search:
             chosen = sum(taken, self._must & unit)
             inside = list(members(chosen))
             lanes = self._task.lanes(chosen)
-            groups, lanes_left = self._task.left(chosen, unit)
+            opened, groups, lanes_left = self._task.left(chosen, unit)
             worth = lanes * PER_LANE + sum(PORTS_BEST - fabric.ports_cost[i] for i in inside)
+            worth = worth << self._open_bits | opened >> n
             worth = worth << n * n | groups >> n
             worth = worth << _LANES_BITS | lanes_left
             worth = worth << n | fabric.mirrored(chosen)
@@ -200,11 +191,6 @@ class Search:
 
 # Lanes of all pairs of 2**10 GPUs.
 _LANES_BITS = 36
-
-
-def _tail(n: int) -> int:
-    """Bits of a worth that come after the NUMA wish: groups left, lanes left, addresses."""
-    return n * n + _LANES_BITS + n
 
 
 def _choices(kinds: Sequence[int]) -> int:

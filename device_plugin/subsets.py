@@ -13,7 +13,7 @@ from functools import cache
 from itertools import combinations
 
 from device_plugin.masks import members, prefixes, union
-from device_plugin.wishes import Fabric
+from device_plugin.wishes import Fabric, Free
 
 EXACT_LIMIT = 16
 """GPUs up to which the tables are built: 2**16 entries."""
@@ -71,22 +71,38 @@ class Subsets:
             mirrored=_mirrored(n),
         )
         every = (1 << n) - 1
-        best = tuple(tables._search(every, 0, every, size) for size in range(n + 1))
+        best = tuple(tables._search(every, 0, Free(every), size) for size in range(n + 1))
         frees = range(1 << n if n <= _ANSWERED else 0)
         return replace(tables, fresh=best, answers=tuple(map(tables._answers, frees)))
 
-    def best(self, available: int, must: int, whole: int, size: int) -> int:
+    def best(self, available: int, must: int, free: Free, size: int) -> int:
         """Find the best set of `size` GPUs of `available` that has all of `must`."""
-        if whole == available:
+        if free.whole == available:
             if self.answers:
                 return self.answers[available][must][size - must.bit_count()]
-            if not must and whole == len(self.weights) - 1:
+            if not must and available == len(self.weights) - 1:
                 return self.fresh[size]
-        return self._search(available, must, whole, size)
+        return self._search(available, must, free, size)
 
-    def rank(self, chosen: int, whole: int) -> tuple[int, int, int]:
+    def rank(self, chosen: int, free: Free) -> tuple[int, int, int, int]:
         """Rank a set among those of its size as the wishes do; more is better."""
-        return self.weights[chosen], self.left[whole & ~chosen], self.mirrored[chosen]
+        left = self.left
+        return (
+            self.weights[chosen],
+            left[free.open_after(chosen)] >> _LANES_BITS,
+            left[free.whole_after(chosen)],
+            self.mirrored[chosen],
+        )
+
+    def leaving_most(self, ties: list[int], free: Free) -> int:
+        """Find the set that leaves the most; the first of equals."""
+        table, (whole, open_, last) = self.left, free
+        if last:
+            opened = [table[open_ ^ mask & last] for mask in ties]
+            most = max(opened) >> _LANES_BITS << _LANES_BITS  # groups alone
+            ties = [mask for mask, groups in zip(ties, opened, strict=True) if groups >= most]
+        left = [table[whole & ~mask] for mask in ties]
+        return ties[left.index(max(left))]
 
     def _answers(self, free: int) -> dict[int, tuple[int, ...]]:
         """Find the best sets of each size for each must-include, the largest must-include first.
@@ -109,16 +125,12 @@ class Subsets:
         pick = order.__getitem__
         return {must: tuple(map(pick, places)) for must, places in bests.items()}
 
-    def _search(self, available: int, must: int, whole: int, size: int) -> int:
+    def _search(self, available: int, must: int, free: Free, size: int) -> int:
         many = available.bit_count() > _WALK
-        if many and (few := self._few(available, must, whole, size)):
-            return max(few, key=lambda mask: self.rank(mask, whole))
+        if many and (few := self._few(available, must, free, size)):
+            return max(few, key=lambda mask: self.rank(mask, free))
         ties = self._heaviest(available, must, size)
-        if len(ties) == 1:
-            return ties[0]
-        table = self.left
-        left = [table[whole & ~mask] for mask in ties]
-        return ties[left.index(max(left))]
+        return ties[0] if len(ties) == 1 else self.leaving_most(ties, free)
 
     def _heaviest(self, available: int, must: int, size: int) -> list[int]:
         """Walk the ranking to the heaviest sets that qualify; by PCI address."""
@@ -132,15 +144,14 @@ class Subsets:
         end = bisect_right(falling, falling[place], lo=place)
         return [mask for mask in ranking[place:end] if mask & care == must]
 
-    def _few(self, available: int, must: int, whole: int, size: int) -> list[int]:
+    def _few(self, available: int, must: int, free: Free, size: int) -> list[int]:
         """Name the heaviest sets where most GPUs are alike; empty when too many sets differ.
 
         Of GPUs that are alike, and alike in the request, only the first ones need to be tried.
         """
-        free = available & ~must
-        kinds = [part & free for alike in self.alike for part in (alike & whole, alike & ~whole)]
-        kinds = [kind for kind in kinds if kind]
-        kinds += [1 << i for i in members(free & ~union(kinds))]
+        others = available & ~must
+        kinds = [kind for alike in self.alike for kind in free.kinds(alike & others)]
+        kinds += [1 << i for i in members(others & ~union(kinds))]
         choices = 1
         for kind in kinds:
             choices *= kind.bit_count() + 1

@@ -1,9 +1,8 @@
 """The best set where no two of the available GPUs are linked: exact, and hardly a search."""
 
 from collections.abc import Iterator
-from itertools import islice
 
-from device_plugin.masks import members, prefixes, union
+from device_plugin.masks import lowest, members, union
 from device_plugin.terrain import Task
 
 
@@ -11,10 +10,10 @@ def unlinked(task: Task, found: list[int]) -> None:
     """Append the best set, and before it any that was the best so far.
 
     Without links the first wish that sets differ in is healthy ports, then NUMA nodes, then how
-    many GPUs stay whole, then addresses. So all GPUs with better ports are taken, and of those
-    with equal ports as many as are still open. These come from the NUMA nodes that the set touches
-    anyway and as few others as will do: which ones is the only thing to be searched, and only if
-    GPUs that are begun are on some of them.
+    many GPUs keep a free device, then how many stay whole, then addresses. So all GPUs with better
+    ports are taken, and of those with equal ports as many as are still open. These come from the
+    NUMA nodes that the set touches anyway and as few others as will do: which ones is the only
+    thing to be searched, and only if GPUs that are begun are on some of them.
     """
     chosen, fabric = task.must, task.terrain.fabric
     classes: dict[int, int] = {}
@@ -33,13 +32,13 @@ def unlinked(task: Task, found: list[int]) -> None:
     here = union(home for node, home in task.terrain.homes if node & nodes) & equals
     others = [home & equals for node, home in task.terrain.homes if not node & nodes]
     others.sort(key=lambda home: home & -home)
-    begun = equals & ~task.whole
-    best = (-1, 0)
+    begun, last = equals & ~task.free.whole, task.free.last
+    best = (-task.size - 1, 0, 0)
     for home in _homes(task, [home for home in others if home], open_ - here.bit_count()):
-        free = here | home
-        some = _lowest(free & begun, open_)
-        some |= _lowest(free & ~begun, open_ - some.bit_count())
-        rank = (some & begun).bit_count(), fabric.mirrored(some)
+        some = 0
+        for kind in (begun & ~last, ~begun, begun & last):
+            some |= lowest((here | home) & kind, open_ - some.bit_count())
+        rank = -(some & last).bit_count(), (some & begun).bit_count(), fabric.mirrored(some)
         if rank > best:
             best = rank
             found.append(chosen | some)
@@ -68,8 +67,3 @@ def _homes(task: Task, others: list[int], lacking: int) -> Iterator[int]:
         home = others[place]
         open_.append((place + 1, united, more, lacks))
         open_.append((place + 1, united | home, more - 1, lacks - home.bit_count()))
-
-
-def _lowest(mask: int, count: int) -> int:
-    """Take the lowest `count` of a set, or all if there are fewer."""
-    return next(islice(prefixes(mask), count, None), mask)

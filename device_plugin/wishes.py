@@ -82,12 +82,9 @@ class Fabric:
     def __len__(self) -> int:
         return len(self.gpus)
 
-    def score(self, chosen: int, whole: int) -> "Score":
-        """Measure every wish for `chosen`, when the GPUs in `whole` are untouched so far.
-
-        What is left is `whole` without `chosen`.
-        """
-        return Score(*(wish.measure(self, chosen, whole & ~chosen) for wish in WISHES))
+    def score(self, chosen: int, free: "Free") -> "Score":
+        """Measure every wish for `chosen`, when so much is free before."""
+        return Score(*(wish.measure(self, chosen, free) for wish in WISHES))
 
     def cards(self, mask: int) -> tuple[str, ...]:
         """Name the GPUs of a set, by PCI address."""
@@ -95,7 +92,7 @@ class Fabric:
 
     def mirrored(self, mask: int) -> int:
         """Give the set with the lower PCI addresses the higher number, among sets of one size."""
-        return sum(1 << len(self) - 1 - i for i in members(mask))
+        return int(f"{mask:0{len(self)}b}"[::-1], 2)
 
     def lanes_within(self, mask: int) -> list[int]:
         """List the lanes of every pair in a set, -1 for a pair without a link."""
@@ -138,6 +135,33 @@ class Fabric:
             mask &= ~component
 
 
+class Free(NamedTuple):
+    """What is free before an allocation, as sets of GPUs.
+
+    `whole` are available with every replica. Where GPUs are shared, `open` have a device that is
+    free and not required, and `last` are those of them that have just one and are not required:
+    whoever is given such a GPU closes it. Both are empty where nothing can be closed so.
+    """
+
+    whole: int
+    open: int = 0
+    last: int = 0
+
+    def whole_after(self, chosen: int) -> int:
+        """Find what stays whole."""
+        return self.whole & ~chosen
+
+    def open_after(self, chosen: int) -> int:
+        """Find what keeps a free device."""
+        return self.open & ~(chosen & self.last)
+
+    def kinds(self, alike: int) -> list[int]:
+        """Split GPUs that are alike into those of which the same is free."""
+        begun = alike & ~self.whole
+        parts = alike & self.whole, begun & ~self.last, begun & self.last
+        return [part for part in parts if part]
+
+
 class Score(NamedTuple):
     """One measure per wish, in the order of the wishes; more is always better."""
 
@@ -147,17 +171,18 @@ class Score(NamedTuple):
     lanes: int
     ports: int
     numa: int
+    groups_open: int
     groups_left: int
     lanes_left: int
     address: int
 
 
 class Wish(NamedTuple):
-    """One row of the table: `measure(fabric, chosen, left)`, both sets as bitmasks."""
+    """One row of the table: `measure(fabric, chosen, free)`, what is free before the choice."""
 
     name: str
     meaning: str
-    measure: Callable[[Fabric, int, int], int]
+    measure: Callable[[Fabric, int, Free], int]
 
 
 def linked_groups(
@@ -227,52 +252,58 @@ def _place(bdf: str) -> tuple[int, ...]:
     return tuple(int(part, 16) for part in re.split("[:.]", bdf))
 
 
-def _linked(fabric: Fabric, chosen: int, _left: int) -> int:
+def _linked(fabric: Fabric, chosen: int, _free: Free) -> int:
     return int(all(width >= 0 for width in fabric.lanes_within(chosen)))
 
 
-def _connected(fabric: Fabric, chosen: int, _left: int) -> int:
+def _connected(fabric: Fabric, chosen: int, _free: Free) -> int:
     return int(fabric.reach(chosen & -chosen, chosen) == chosen)
 
 
-def _weakest(fabric: Fabric, chosen: int, _left: int) -> int:
+def _weakest(fabric: Fabric, chosen: int, _free: Free) -> int:
     return max(0, min(fabric.lanes_within(chosen), default=0))
 
 
-def _lanes(fabric: Fabric, chosen: int, _left: int) -> int:
+def _lanes(fabric: Fabric, chosen: int, _free: Free) -> int:
     return sum(width for width in fabric.lanes_within(chosen) if width > 0)
 
 
-def _ports(fabric: Fabric, chosen: int, _left: int) -> int:
+def _ports(fabric: Fabric, chosen: int, _free: Free) -> int:
     return -sum(fabric.ports_cost[i] for i in members(chosen))
 
 
-def _numa(fabric: Fabric, chosen: int, _left: int) -> int:
+def _numa(fabric: Fabric, chosen: int, _free: Free) -> int:
     return -union(fabric.numa[i] for i in members(chosen)).bit_count()
 
 
-def _groups_left(fabric: Fabric, _chosen: int, left: int) -> int:
-    return linked_groups(fabric.links, left) >> len(fabric)
+def _groups_open(fabric: Fabric, chosen: int, free: Free) -> int:
+    return linked_groups(fabric.links, free.open_after(chosen)) >> len(fabric)
 
 
-def _lanes_left(fabric: Fabric, _chosen: int, left: int) -> int:
-    return _lanes(fabric, left, 0)
+def _groups_left(fabric: Fabric, chosen: int, free: Free) -> int:
+    return linked_groups(fabric.links, free.whole_after(chosen)) >> len(fabric)
 
 
-def _address(fabric: Fabric, chosen: int, _left: int) -> int:
+def _lanes_left(fabric: Fabric, chosen: int, free: Free) -> int:
+    return _lanes(fabric, free.whole_after(chosen), free)
+
+
+def _address(fabric: Fabric, chosen: int, _free: Free) -> int:
     return fabric.mirrored(chosen)
 
 
 # GPUs before replicas comes before all of these: it fixes how many GPUs a set has (`allocation`),
 # and only sets of equally many GPUs are ever compared.
 #
-# What is left are the GPUs that stay whole: available with every replica, and nothing of them
-# chosen. A GPU that another Pod already shares is nothing that the next Pod could have whole, so
-# using it up costs nothing. The measure is the number of linked groups of each size among them,
-# the largest size first: how many ways the next Pod finds k GPUs that are all linked. On separate
-# groups it is the same as comparing their sizes from the largest down, so a lone GPU is taken
-# before one of a pair, one of a pair before one of four, and a pair before a part of four; unlike
-# a partition it needs no tie-break and is defined alike on rings and on overlapping groups.
+# What is left are, first, the GPUs that keep a free device: these the next Pod can share. Using up
+# one of them costs a GPU; so where it matters, Pods begin another one rather. Then the GPUs that
+# stay whole: available with every replica, and nothing of them chosen. Where GPUs are not shared
+# both are the same, and only the second is measured. The measure is the number of linked groups of
+# each size among them, the largest size first: how many ways the next Pod finds k GPUs that are
+# all linked. On separate groups it is the same as comparing their sizes from the largest down, so
+# a lone GPU is taken before one of a pair, one of a pair before one of four, and a pair before a
+# part of four; unlike a partition it needs no tie-break and is defined alike on rings and on
+# overlapping groups.
 WISHES = (
     Wish("linked", "all pairs are linked", _linked),
     Wish("connected", "every GPU reaches every other over links of the set", _connected),
@@ -280,7 +311,8 @@ WISHES = (
     Wish("lanes", "lanes of all pairs together", _lanes),
     Wish("ports", "healthy ports: minus 1 per GPU that does not tell, 2 per unhealthy", _ports),
     Wish("numa", "minus the NUMA nodes that the set spans", _numa),
-    Wish("groups_left", "what is left: linked groups by size, the largest first", _groups_left),
-    Wish("lanes_left", "what is left: lanes of all pairs together", _lanes_left),
+    Wish("groups_open", "what is left to share: linked groups, the largest first", _groups_open),
+    Wish("groups_left", "what is left whole: linked groups, the largest first", _groups_left),
+    Wish("lanes_left", "what is left whole: lanes of all pairs together", _lanes_left),
     Wish("address", "the lowest PCI addresses", _address),
 )

@@ -137,9 +137,41 @@ def test_more_devices_than_gpus_spread_evenly_over_all() -> None:
 
 
 def test_a_shared_gpu_is_used_before_a_whole_one_is_begun() -> None:
-    preferences = node([2, 2], replicas=2)
+    preferences = node([2, 2], replicas=3)
     available = [name for name in preferences.bits if name != "card3-0"]
     assert preferences.prefer(available, [], 1).ids == ("card3-1",)
+
+
+def test_a_whole_gpu_is_begun_before_the_last_share_of_one_is_used() -> None:
+    preferences = node([4], replicas=2)
+    offer = list(preferences.bits)
+    for card in range(2):
+        single = preferences.prefer(offer, [], 1).ids
+        assert single == tuple(ids(card))
+        offer.remove(single[0])
+    # so a Pod that wants all four still finds them
+    assert preferences.prefer(offer, [], 4).ids == ("card0-1", "card1-1", *ids(2, 3))
+
+
+def test_where_last_shares_are_left_only_they_are_used_where_it_hurts_least() -> None:
+    preferences = node([2, 3, 1], replicas=2)
+    offer = [f"card{card}-1" for card in range(6)]
+    assert preferences.prefer(offer, [], 1).ids == ("card5-1",)
+    assert preferences.prefer(offer, [], 2).ids == ("card0-1", "card1-1")
+
+
+def test_the_rest_of_a_required_gpu_counts_among_what_is_left_to_share() -> None:
+    gpus = [GpuFacts(f"card{i}", bdf(i)) for i in range(5)]
+    pairs = [(0, 1), (0, 2), (0, 3), (1, 3), (2, 4)]
+    lanes = {(bdf(i), bdf(j)): LANES for i, j in pairs}
+    preferences = prepare(gpus, lanes, clock=standing, replicas=2)
+    others = ids(1, 2, 3, 4, replica=1)
+    # with the other share of card0 the next Pod may have three: card0, card1 and card3
+    answer = preferences.prefer([*ids(0), "card0-1", *others], ids(0), 2)
+    assert answer.ids == ("card0-0", "card2-1")
+    # when card0 has no other share, one pair is left in any case
+    answer = preferences.prefer([*ids(0), *others], ids(0), 2)
+    assert answer.ids == ("card0-0", "card1-1")
 
 
 def test_must_include_pulls_its_own_group_along() -> None:

@@ -1,8 +1,9 @@
 """The preferred set is the best one: against brute force that knows only the list of wishes."""
 
 import random
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import pytest
@@ -10,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_plugin.allocation import GpuFacts, Preferences, prepare
+from device_plugin.decision import NOTHING, Decisions
+from device_plugin.explanation import explain
 from device_plugin.search import Search
 from device_plugin.subsets import Subsets
 from device_plugin.terrain import Task, Terrain
-from device_plugin.wishes import Fabric, group_counts, linked_groups
+from device_plugin.wishes import Fabric, Free, group_counts, linked_groups
 
 Pairs = dict[tuple[int, int], int]
 
@@ -24,6 +27,7 @@ class Oracle:
 
     gpus: list[GpuFacts]
     pairs: Pairs
+    known: dict[tuple[int, ...], list[int]] = field(default_factory=dict)
 
     def lanes(self, i: int, j: int) -> int | None:
         return self.pairs.get((min(i, j), max(i, j)))
@@ -54,23 +58,43 @@ class Oracle:
             -len({self.gpus[i].numa for i in chosen}),
         )
 
-    def left(self, left: list[int]) -> tuple[list[int], int]:
-        groups = [
-            sum(self.all_linked(some) for some in combinations(left, k))
-            for k in range(len(self.gpus), 0, -1)
-        ]
-        return groups, sum(self.lanes(i, j) or 0 for i, j in combinations(left, 2))
+    def groups(self, left: tuple[int, ...]) -> list[int]:
+        if left not in self.known:
+            self.known[left] = [
+                sum(self.all_linked(some) for some in combinations(left, k))
+                for k in range(len(self.gpus), 0, -1)
+            ]
+        return self.known[left]
+
+    def left(
+        self, chosen: tuple[int, ...], whole: Iterable[int], spare: Mapping[int, int]
+    ) -> tuple[list[int], list[int], int]:
+        untouched = tuple(i for i in whole if i not in chosen)
+        return (
+            self.groups(tuple(i for i, devices in spare.items() if devices > (i in chosen))),
+            self.groups(untouched),
+            sum(self.lanes(i, j) or 0 for i, j in combinations(untouched, 2)),
+        )
 
     def best(
-        self, available: list[int], must: list[int], whole: list[int], size: int
+        self,
+        available: Iterable[int],
+        must: Iterable[int],
+        whole: Iterable[int],
+        size: int,
+        spare: Mapping[int, int] | None = None,
     ) -> tuple[int, ...]:
+        """Try every set; `spare` are the devices of each GPU that the Pod does not have yet."""
+        must = [*must]
+        # of a GPU that the Pod has already it takes no more
+        spare = {i: devices + (i in must) for i, devices in (spare or {}).items() if devices}
         free = sorted(set(available) - set(must))
         sets = [tuple(sorted((*must, *some))) for some in combinations(free, size - len(must))]
         top = max(map(self.wishes, sets))
         ties = sorted(some for some in sets if self.wishes(some) == top)
         if len(ties) == 1:
             return ties[0]
-        kept = [self.left([i for i in whole if i not in some]) for some in ties]
+        kept = [self.left(some, whole, spare) for some in ties]
         return ties[kept.index(max(kept))]
 
 
@@ -97,9 +121,9 @@ def oracle(n: int, pairs: Pairs, rng: random.Random | None = None) -> Oracle:
     return Oracle(gpus, pairs)
 
 
-def prepared(node: Oracle) -> Preferences:
+def prepared(node: Oracle, replicas: int = 1) -> Preferences:
     lanes = {(bdf(i), bdf(j)): width for (i, j), width in node.pairs.items()}
-    return prepare(node.gpus, lanes, clock=standing)
+    return prepare(node.gpus, lanes, clock=standing, replicas=replicas)
 
 
 def mask(some: Iterable[int]) -> int:
@@ -195,10 +219,70 @@ def test_tables_and_search_agree_with_brute_force(
     expected = mask(node.best(available, must, whole, size))
     lanes = {(bdf(i), bdf(j)): width for (i, j), width in node.pairs.items()}
     fabric = Fabric.of(node.gpus, lanes)
-    request = mask(available), mask(must), mask(whole), size
+    request = mask(available), mask(must), Free(mask(whole)), size
     assert Subsets.of(fabric).best(*request) == expected
     found = Search(Task(Terrain.of(fabric), *request, clock=standing)).best(1.0)
     assert found == (expected, True)
+
+
+def shared_is_best(node: Oracle, replicas: int, rng: random.Random, size: int = 0) -> None:
+    """Ask for GPUs that others share already; brute force, tables, search and account agree."""
+    preferences, n = prepared(node, replicas), len(node.gpus)
+    names = [[f"{gpu.card}-{replica}" for replica in range(replicas)] for gpu in node.gpus]
+    place = {name: i for i, own in enumerate(names) for name in own}
+    used = rng.choice((0, 1, rng.randint(0, n * replicas - 1)))
+    offer = sorted(rng.sample(sorted(place), n * replicas - used))
+    size = min(size, len(offer)) or rng.randint(1, len(offer))
+    must = rng.sample(offer, min(size, rng.choice((0, 0, 1, 2, 3))))
+    counts = Counter(place[name] for name in offer)
+    required = Counter(place[name] for name in must)
+    wanted = min(len(counts), len(required) + size - len(must))
+    expected = node.best(
+        sorted(counts),
+        required,
+        [i for i in sorted(counts) if counts[i] == replicas],
+        wanted,
+        {i: counts[i] - required[i] for i in sorted(counts)},
+    )
+    answer = preferences.prefer(offer, must, size)
+    assert answer.proven
+    assert sorted({place[name] for name in answer.ids}) == [*expected]
+    request = preferences.read(offer, must, size)
+    assert preferences.terrain
+    task = Task(
+        preferences.terrain, request.gpus, request.must, request.free, wanted, clock=standing
+    )
+    assert Search(task).best(1.0) == (mask(expected), True)
+    told = explain(preferences, offer, must, size, runners_up=1000)
+    scores = [told.account.score, *(other.account.score for other in told.runners_up)]
+    assert scores == sorted(scores, reverse=True)
+    decided = Decisions(preferences).decide(offer, must, size, answer)
+    if wanted < len(counts) and wanted > len(required):
+        assert told.decided
+        runner_up = told.runners_up[0].account.cards
+        assert decided == (told.decided.name, runner_up)
+    else:
+        assert decided.wish == NOTHING
+
+
+@pytest.mark.parametrize("n", [2, 4, 6, 8, 10])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.__name__)
+@pytest.mark.parametrize("replicas", [2, 3])
+def test_with_shared_gpus_every_size_is_the_best_by_brute_force(
+    replicas: int, shape: Callable[[int], Pairs], n: int
+) -> None:
+    rng = random.Random(n)  # noqa: S311 - the same nodes in every run
+    for node in (oracle(n, shape(n)), oracle(n, shape(n), rng)):
+        for size in range(1, n + 1):
+            shared_is_best(node, replicas, rng, size)
+
+
+@settings(max_examples=200, deadline=None)
+@given(tasks(), st.integers(2, 3), st.randoms(use_true_random=False))
+def test_with_shared_gpus_any_node_and_request_gets_the_best_by_brute_force(
+    task: tuple[Oracle, list[int], list[int], list[int], int], replicas: int, rng: random.Random
+) -> None:
+    shared_is_best(task[0], replicas, rng)
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 3, 5])
@@ -216,7 +300,7 @@ def test_without_links_the_direct_answer_is_the_best_by_brute_force(nodes: int) 
         must = rng.sample(available, rng.choice((0, 0, rng.randint(0, size))))
         whole = sorted(rng.sample(available, rng.randint(0, len(available))))
         whole = rng.choice((whole, available))
-        request = mask(available), mask(must), mask(whole), size
+        request = mask(available), mask(must), Free(mask(whole)), size
         task = Task(Terrain.of(prepared(node).fabric), *request, clock=standing)
         assert Search(task).best(1.0) == (mask(node.best(available, must, whole, size)), True)
 
@@ -236,6 +320,34 @@ def test_the_search_is_exact_beyond_the_tables(shape: Callable[[int], Pairs], si
     assert answer.proven
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize(
+    "shape", [mesh, separate, planes, thinned], ids=lambda shape: shape.__name__
+)
+def test_with_shared_gpus_the_search_is_exact_beyond_the_tables(
+    shape: Callable[[int], Pairs], size: int
+) -> None:
+    rng = random.Random(size)  # noqa: S311 - the same requests in every run
+    preferences = prepared(oracle(18, shape(18)), 2)
+    for used in (3, 12, 20):
+        offer = rng.sample(sorted(preferences.bits), 36 - used)
+        must = offer[: rng.choice((0, 0, 1)) if size > 1 else 0]
+        free = preferences.read(offer, must, size).free
+        counts = Counter(place(preferences, name) for name in offer)
+        required = {place(preferences, name) for name in must}
+        others = combinations(sorted(counts.keys() - required), size - len(required))
+        best = max(
+            (mask({*required, *some}) for some in others),
+            key=lambda some: preferences.fabric.score(some, free),
+        )
+        answer = preferences.prefer(offer, must, size)
+        assert (answer.gpus, answer.proven) == (best, True)
+
+
+def place(preferences: Preferences, device: str) -> int:
+    return [gpu.card for gpu in preferences.fabric.gpus].index(device.partition("-")[0])
+
+
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_must_include_across_an_irregular_component_and_another_is_exact(size: int) -> None:
     pairs = irregular(13) | dict.fromkeys(combinations(range(13, 18), 2), 8)
@@ -245,6 +357,14 @@ def test_must_include_across_an_irregular_component_and_another_is_exact(size: i
     answer = prepared(node).prefer(names, [names[2], names[14]], size)
     assert answer.gpus == mask(expected)
     assert answer.proven
+
+
+def some_free(available: list[int], must: int, rng: random.Random) -> Free:
+    """Let GPUs be whole, begun, or down to their last device."""
+    state = {i: rng.choice("wob") for i in available}
+    whole = mask(i for i in available if state[i] == "w")
+    last = mask(i for i in available if state[i] == "o") & ~must
+    return rng.choice([Free(whole), Free(whole, mask(available), last)])
 
 
 @pytest.mark.parametrize("n", [11, 14, 16])
@@ -260,9 +380,9 @@ def test_tables_and_search_agree_where_brute_force_is_too_slow(
         available = rng.sample(range(n), rng.randint(n - 4, n))
         size = rng.randint(1, len(available))
         must = mask(rng.sample(available, min(size, rng.choice((0, 0, 1, 2)))))
-        whole = mask(rng.sample(available, rng.randint(0, len(available))))
-        task = Task(terrain, mask(available), must, whole, size, clock=standing)
-        assert Search(task).best(1.0) == (subsets.best(mask(available), must, whole, size), True)
+        free = some_free(available, must, rng)
+        task = Task(terrain, mask(available), must, free, size, clock=standing)
+        assert Search(task).best(1.0) == (subsets.best(mask(available), must, free, size), True)
 
 
 @settings(deadline=None)
@@ -292,8 +412,7 @@ def test_linked_groups_are_counted_exactly(n: int, density: float, rng: random.R
     fabric = prepared(node).fabric
     left = [i for i in range(n) if rng.random() < 0.8]
     counts = dict(group_counts(linked_groups(fabric.links, mask(left)) >> n, n))
-    groups, _ = node.left(left)
-    assert [counts.get(k, 0) for k in range(n, 0, -1)] == groups
+    assert [counts.get(k, 0) for k in range(n, 0, -1)] == node.groups(tuple(left))
 
 
 def test_linked_groups_of_a_large_mesh_are_binomials() -> None:

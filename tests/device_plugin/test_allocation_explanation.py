@@ -18,7 +18,9 @@ def bdf(i: int) -> str:
     return f"0000:{i:02x}:00.0"
 
 
-def node(groups: list[int], weak: int = 16, policy: Policy = "topology") -> Preferences:
+def node(
+    groups: list[int], weak: int = 16, policy: Policy = "topology", replicas: int = 1
+) -> Preferences:
     """Separate groups with 16 lanes per pair, but `weak` in the first one."""
     homes = [home for home, size in enumerate(groups) for _ in range(size)]
     lanes = {
@@ -27,7 +29,7 @@ def node(groups: list[int], weak: int = 16, policy: Policy = "topology") -> Pref
         if homes[i] == homes[j]
     }
     gpus = [GpuFacts(f"card{i}", bdf(i), 0, ports_healthy=True) for i in range(len(homes))]
-    return prepare(gpus, lanes, clock=standing, policy=policy)
+    return prepare(gpus, lanes, clock=standing, policy=policy, replicas=replicas)
 
 
 def test_every_wish_is_one_field_of_a_score() -> None:
@@ -57,6 +59,26 @@ def test_lanes_decide_before_what_is_left_and_the_cost_is_told() -> None:
     scores = [other.account.score for other in told.runners_up]
     assert scores == sorted(scores, reverse=True)
     assert told.account.score > scores[0]
+
+
+def test_what_is_left_to_share_decides_before_what_is_left_whole() -> None:
+    preferences = node([4], replicas=2)
+    offer = [name for name in preferences.bits if name != "card0-0"]
+    told = explain(preferences, offer, [], 1, runners_up=9)
+    assert told.account.cards == ("card1",)
+    assert told.account.groups_open == ((4, 1), (3, 4), (2, 6), (1, 4))
+    assert told.account.groups_left == ((2, 1), (1, 2))
+    last = told.runners_up[-1]
+    assert (last.account.cards, last.decided.name) == (("card0",), "groups_open")
+    assert last.account.groups_open == ((3, 1), (2, 3), (1, 3))
+    assert last.account.groups_left == ((3, 1), (2, 3), (1, 3))
+
+
+def test_where_gpus_are_not_shared_nothing_is_told_of_shares() -> None:
+    preferences = node([4, 2])
+    told = explain(preferences, preferences.bits, [], 1)
+    assert told.account.groups_open == ()
+    assert "groups_open" not in {other.decided.name for other in told.runners_up}
 
 
 def test_with_nothing_to_choose_nothing_decided() -> None:

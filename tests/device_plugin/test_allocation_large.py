@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from device_plugin.allocation import GpuFacts, Preferences, prepare
 from device_plugin.search import Search
 from device_plugin.terrain import Task, Terrain
+from device_plugin.wishes import Free
 
 Pairs = dict[tuple[int, int], int]
 
@@ -156,7 +157,7 @@ def test_more_time_never_makes_a_worse_choice_than_greed() -> None:
     for timeout in (0.0, 0.1, 0.4):
         preferences = node(40, pairs, Ticks(), timeout)
         answer = preferences.prefer(ids(range(40)), [], 16)
-        lanes.append(preferences.fabric.score(answer.gpus, 0).lanes)
+        lanes.append(preferences.fabric.score(answer.gpus, Free(0)).lanes)
     assert lanes[0] <= lanes[1]
     assert lanes[0] <= lanes[2]
 
@@ -196,12 +197,12 @@ def test_greed_minds_the_clock_for_every_gpu_and_stops_when_the_time_is_up(size:
     answer = preferences.prefer(ids(range(252)), [], size)
     assert free.looks > size
     assert not answer.proven
-    greedy = preferences.fabric.score(answer.gpus, 0).lanes
+    greedy = preferences.fabric.score(answer.gpus, Free(0)).lanes
     for looks in (0, 1, size // 2, size + 1):
         clock = Late(greed=looks)
         short = replace(preferences, clock=clock).prefer(ids(range(252)), [], size)
         assert len(set(short.ids)) == size
-        assert preferences.fabric.score(short.gpus, 0).lanes <= greedy
+        assert preferences.fabric.score(short.gpus, Free(0)).lanes <= greedy
         # the one that says so, and one more of who has not heard
         assert clock.looks <= 2 + looks + 2
 
@@ -224,7 +225,7 @@ def test_no_loop_of_a_search_goes_on_for_long_without_a_look(density: float, loo
     must = (1 << 150) - 1
     for task_must in (0, must):
         now = Spied.reads = Spied.most = 0
-        task = Task(terrain, everything, task_must, everything, 200, clock)
+        task = Task(terrain, everything, task_must, Free(everything), 200, clock)
         assert Search(task).best(1.0).chosen.bit_count() == 200
         assert now <= looks + 3
         assert Spied.most <= 130

@@ -69,7 +69,7 @@ def asked(rng: random.Random, preferences: Preferences) -> tuple[list[str], list
 
 
 @settings(deadline=None, max_examples=300)
-@given(seed=st.integers(0, 1 << 32), n=st.integers(1, 9), replicas=st.integers(1, 2))
+@given(seed=st.integers(0, 1 << 32), n=st.integers(1, 9), replicas=st.integers(1, 3))
 def test_up_to_16_gpus_it_is_what_the_explanation_tells(seed: int, n: int, replicas: int) -> None:
     rng = random.Random(seed)  # noqa: S311 - no secret
     preferences = node(rng, n, replicas)
@@ -78,10 +78,12 @@ def test_up_to_16_gpus_it_is_what_the_explanation_tells(seed: int, n: int, repli
 
 
 @settings(deadline=None, max_examples=30)
-@given(seed=st.integers(0, 1 << 32), n=st.integers(17, 19))
-def test_beyond_16_gpus_it_is_what_the_explanation_tells_of_single_swaps(seed: int, n: int) -> None:
+@given(seed=st.integers(0, 1 << 32), n=st.integers(17, 19), replicas=st.integers(1, 2))
+def test_beyond_16_gpus_it_is_what_the_explanation_tells_of_single_swaps(
+    seed: int, n: int, replicas: int
+) -> None:
     rng = random.Random(seed)  # noqa: S311 - no secret
-    preferences = node(rng, n)
+    preferences = node(rng, n, replicas)
     request = asked(rng, preferences)
     assert decided(preferences, *request) == explained(preferences, *request)
 
@@ -136,4 +138,4 @@ def test_the_same_question_in_another_order_has_the_same_answer() -> None:
 
 
 def test_every_word_is_known_beforehand() -> None:
-    assert len({*WORDS}) == len(WORDS) == 13
+    assert len({*WORDS}) == len(WORDS) == 14

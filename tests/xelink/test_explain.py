@@ -167,8 +167,14 @@ def test_the_text_tells_set_wish_runners_up_costs_and_what_is_left(xelink: Xelin
             "numa",
             "2 instead of 1 NUMA node",
         ),
+        (
+            Blueprint(gpus=4).build(),
+            "--want 1 --share 2 --used card1-0",
+            "groups_open",
+            "it leaves no instead of 1 linked group of 4",
+        ),
     ],
-    ids=["linked", "address", "weakest", "numa"],
+    ids=["linked", "address", "weakest", "numa", "groups_open"],
 )
 def test_the_cost_of_an_alternative_is_told_by_its_wish(
     xelink: Xelink, node: SimulatedNode, arguments: str, wish: str, cost: str
