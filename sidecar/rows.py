@@ -141,7 +141,8 @@ class _Words(NamedTuple):
         """Whether, the line being a sample, these words are its labels and its value.
 
         A quote in a label's value is escaped. So a number between quotes, right after the name of a
-        label, is that label's, if the name is whole and the label is not given again elsewhere.
+        label, is that label's, if the name is whole and the label is not given again elsewhere:
+        around the numbers, or between those of the remote tile.
         """
         around = b"".join((self.head, self.local, self.tail))
         return (
@@ -149,6 +150,7 @@ class _Words(NamedTuple):
             and self.tail.endswith(b'"}')
             and b"_count" not in around
             and b"remote_" not in around
+            and _REMOTE_IDS.fullmatch(self.remote) is not None
         )
 
 

@@ -8,8 +8,8 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
-from queue import Queue
+from contextlib import contextmanager, suppress
+from queue import Empty, Queue
 from threading import Thread
 from types import TracebackType
 from typing import Self
@@ -53,6 +53,13 @@ class Running:
             if text in line:
                 return line
         raise AssertionError(f"ended without {text!r}: {self.lines}")
+
+    def forget(self) -> None:
+        """Take what was logged up to now as heard."""
+        with suppress(Empty):
+            while (line := self._queue.get_nowait()) is not None:
+                self.lines.append(line)
+            self._queue.put(None)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal and give the exit code."""

@@ -320,8 +320,10 @@ def bad_chunk(exchange: Exchange) -> None:
 def huge(exchange: Exchange, *, size: int = 10_000_000_000, announced: bool = True) -> None:
     """Send a body of comments, so many bytes long, and announce its length or not."""
     exchange.hang_up()
-    length = {"content_length": str(size)} if announced else {}
-    exchange.send(exchange.head(content_type=TEXT, **length))
+    if announced:
+        exchange.send(exchange.head(content_type=TEXT, content_length=str(size)))
+    else:
+        exchange.send(exchange.head(content_type=TEXT))
     piece = (b"# " + b"x" * 77 + b"\n") * 1000
     sent = 0
     while sent < size and not exchange.wait(0):
@@ -367,7 +369,7 @@ def bad_row(exchange: Exchange) -> None:
 
 @misbehaviour
 def many_rows(exchange: Exchange, *, rows: int = 1_000_000) -> None:
-    """Repeat the topology rows of the good body until there are so many, each of another uuid."""
+    """Repeat the topology rows of the good body until there are so many, of ever other vendors."""
     exchange.hang_up()
     exchange.send(exchange.head(content_type=TEXT))
     good = _ROWS.findall(exchange.body)
@@ -375,7 +377,7 @@ def many_rows(exchange: Exchange, *, rows: int = 1_000_000) -> None:
         if exchange.wait(0):
             break
         told = b"\n".join(good[: rows - at]) + b"\n"
-        exchange.send(told.replace(b'uuid="', b'uuid="%x-' % at))
+        exchange.send(told.replace(b'vendor="', b'vendor="%x ' % at))
 
 
 @misbehaviour

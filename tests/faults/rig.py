@@ -1,0 +1,146 @@
+"""Our daemons as processes among simulators, and what a fault may cost them."""
+
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from sidecar.simulator import Blueprint, SimulatedNode, Simulator
+from tests.processes import Running, address, get
+from topology.publication import Publication, read
+
+NS = "gpu.intel.com"
+FILE = "xpum-sidecar-labels.txt"
+TIMEOUT = 2
+SLACK = 3.0
+"""Seconds that a scrape may take beyond its timeout, on a machine that does more than this."""
+MEMORY = 48 << 20
+"""Bytes that a daemon's peak may lie above what it took after its first publication."""
+
+
+class Footprint(NamedTuple):
+    """What a process holds: bytes of memory now and at most, descriptors, threads."""
+
+    memory: int
+    peak: int
+    descriptors: int
+    threads: int
+
+
+def footprint(pid: int) -> Footprint:
+    """Look at a process."""
+    root = Path(f"/proc/{pid}")
+    lines = (root / "status").read_text().splitlines()
+    status = dict(line.split(":", 1) for line in lines)
+    return Footprint(
+        int(status["VmRSS"].split()[0]) << 10,
+        int(status["VmHWM"].split()[0]) << 10,
+        len([*(root / "fd").iterdir()]),
+        int(status["Threads"]),
+    )
+
+
+@cache
+def truth(lanes: int) -> SimulatedNode:
+    """Give the node of these tests; more lanes are a gain, which is published at once."""
+    return Blueprint(gpus=3, tiles=2, lanes=lanes).build()
+
+
+@dataclass
+class Sidecar:
+    """A sidecar that runs, the XPU Manager that it scrapes, and the file that it publishes."""
+
+    process: Running
+    file: Path
+    url: str
+    first: Footprint
+    lanes: int
+
+    @property
+    def pid(self) -> int:
+        return self.process.process.pid
+
+    def content(self) -> bytes:
+        """Read the feature file, which must be readable for everybody."""
+        assert stat.S_IMODE(self.file.stat().st_mode) == 0o644
+        return self.file.read_bytes()
+
+    def publication(self, now: datetime | None = None) -> Publication:
+        return read(self.content(), NS, now or datetime.now(UTC))
+
+    def metrics(self) -> Mapping[str, float]:
+        """Give every sample of the daemon's own metrics by its series."""
+        code, text = get(f"{self.url}/metrics")
+        assert code == 200
+        lines = (line for line in text.splitlines() if not line.startswith("#"))
+        return {series: float(value) for series, _, value in (s.rpartition(" ") for s in lines)}
+
+    def unknown(self, reason: str) -> float:
+        """Count the scrapes that were unknown for this reason."""
+        series = f'xelink_sidecar_scrapes_total{{class="unknown",reason="{reason}"}}'
+        return self.metrics()[series]
+
+    def refuses(self, reason: str, detail: str = "") -> float:
+        """Wait for the reason that is logged, and for no other; give the seconds until then."""
+        started = time.monotonic()
+        line = self.process.wait_for("no usable answer: what is published stands")
+        assert f"reason={reason} " in line, line
+        assert detail in line, line
+        assert self.unknown(reason) >= 1
+        return time.monotonic() - started
+
+    def expects(self, xpum: Simulator) -> None:
+        """Wait until the next lanes are published, which a scrape that is good does at once."""
+        self.lanes += 1
+        xpum.node = truth(self.lanes)
+        self.process.wait_for("labels published")
+        self.is_true()
+
+    def is_true(self) -> None:
+        """Hold what is published against the truth: every link, lane and id, whole."""
+        said = self.publication()
+        assert said.whole
+        assert said.topology == truth(self.lanes).topology
+
+    def is_bounded(self) -> None:
+        """Hold what the daemon takes against what it took at first."""
+        now = footprint(self.pid)
+        assert now.peak <= self.first.peak + MEMORY, (self.first, now)
+        assert now.descriptors <= self.first.descriptors + 8, (self.first, now)
+        assert now.threads <= self.first.threads + 4, (self.first, now)
+
+
+@contextmanager
+def sidecar(
+    port: int,
+    features_d: Path,
+    *more: str,
+    env: Mapping[str, str] | None = None,
+    before: tuple[str, ...] = (),
+) -> Iterator[Sidecar]:
+    """Run a sidecar that scrapes every second, and wait until it has published `truth(4)`."""
+    file = features_d / FILE
+    arguments = (
+        f"-xpum-port={port}",
+        f"-dst-file-path={file}",
+        f"-tmp-dir-prefix={features_d}",
+        "-startup-delay=0",
+        "-interval=1",
+        f"-timeout={TIMEOUT}",
+        "-expiry=3600",  # so long that nothing is renewed meanwhile: the bytes stay the same
+        "-listen=127.0.0.1:0",
+        *more,
+    )
+    env = {"COVERAGE_PROCESS_CONFIG": "", **(env or {})}  # measured without what coverage takes
+    with Running("sidecar", *arguments, env=env, before=before) as process:
+        url = address(process)
+        process.wait_for("labels published")
+        get(f"{url}/metrics")  # a first answer takes memory and a thread of its own
+        yield Sidecar(process, file, url, footprint(process.process.pid), 4)
+        assert process.stop() == 0
+        assert not [line for line in process.lines if "Traceback" in line]

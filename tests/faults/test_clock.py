@@ -1,0 +1,75 @@
+"""The clock jumps, both ways: labels are true, and expire by the clock that everybody sees."""
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from sidecar.simulator import Simulator
+from tests.faults.rig import NS, sidecar, truth
+from tests.faults.shim import LackingError, Shim
+from topology.publication import ExpiredError, read
+
+LIFE = timedelta(seconds=3600)  # as the rig has it
+DAY = 86_400
+
+
+@pytest.fixture
+def shim(tmp_path: Path) -> Iterator[Shim]:
+    try:
+        yield Shim(tmp_path / "wrong", tmp_path)
+    except LackingError as reason:
+        pytest.skip(str(reason))
+
+
+def test_after_a_jump_the_next_good_scrape_sets_the_expiry_right(
+    tmp_path: Path, shim: Shim
+) -> None:
+    jumps = {
+        "half a life forth": LIFE.seconds // 2,
+        "a day forth": DAY,
+        "a day back": -DAY,
+        "to 1970": -int(time.time()) + DAY,
+        "beyond 2038": 20 * 365 * DAY,
+        "home": 0,
+    }
+    with Simulator(truth(4)) as xpum, sidecar(xpum.port, tmp_path, env=shim.environment) as daemon:
+        for name, seconds in jumps.items():
+            shim.say("clock", seconds)
+            xpum.wait_for_request(xpum.requests + 3)
+            there = datetime.now(UTC) + timedelta(seconds=seconds)
+            said = daemon.publication(there)
+            assert said.topology == truth(4).topology, name
+            assert said.expiry, name
+            assert timedelta(0) < said.expiry - there <= LIFE, name
+        daemon.expects(xpum)
+        daemon.is_bounded()
+
+
+@pytest.mark.parametrize("seconds", [LIFE.seconds // 4, -DAY, DAY])
+def test_a_jump_in_an_outage_makes_labels_expire_and_never_lie(
+    tmp_path: Path, shim: Shim, seconds: int
+) -> None:
+    with Simulator(truth(4)) as xpum, sidecar(xpum.port, tmp_path, env=shim.environment) as daemon:
+        before = daemon.content()
+        xpum.misbehave("daemon-down")
+        daemon.refuses("http-status")
+        shim.say("clock", seconds)
+        xpum.wait_for_request(xpum.requests + 2)
+        assert daemon.content() == before  # in an outage nothing is written, whatever the clock
+        there = datetime.now(UTC) + timedelta(seconds=seconds)
+        if seconds > LIFE.total_seconds():
+            with pytest.raises(ExpiredError):
+                read(before, NS, there)
+        else:
+            assert daemon.publication(there).topology == truth(4).topology
+        xpum.heal()
+        daemon.process.wait_for("XPU Manager seen")
+        xpum.wait_for_request(xpum.requests + 2)
+        there = datetime.now(UTC) + timedelta(seconds=seconds)
+        said = daemon.publication(there)
+        assert said.topology == truth(4).topology
+        assert said.expiry
+        assert timedelta(0) < said.expiry - there <= LIFE

@@ -1,0 +1,386 @@
+"""The file system misbehaves: one clear line, what stands is whole, and the next tick heals.
+
+One table, which `make soak` takes its mischief from, too. A row spoils the place where a sidecar
+that runs publishes; meanwhile XPU Manager has something new, which cannot be published, or only
+where it belongs: no link leads the daemon out of its directory.
+"""
+
+import ctypes
+import errno
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from sidecar.simulator import Simulator
+from tests.faults.rig import FILE, NS, Sidecar, sidecar, truth
+from tests.faults.shim import LackingError, Shim
+from topology.publication import read
+
+_RDONLY, _REMOUNT, _DETACH = 1, 32, 2
+_SIZE = "size=256k,nr_inodes=40,mode=755"
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+TREASURE = b"not yours\n"
+DISK, SHIM = "disk", "shim"
+LANES = 4  # rows are tried by so many sidecars at a time, as most of the time is spent waiting
+
+
+class UnmountableError(Exception):
+    """No tmpfs can be mounted here: what needs one is left out, saying why."""
+
+
+def mount(path: Path, flags: int = 0) -> None:
+    """Mount a small tmpfs, or change the one that is there."""
+    if _LIBC.mount(b"tmpfs", os.fsencode(path), b"tmpfs", flags, _SIZE.encode()):
+        raise UnmountableError(os.strerror(ctypes.get_errno()))
+
+
+@contextmanager
+def mounted(path: Path) -> Iterator[Path]:
+    """Mount a small tmpfs while the block runs."""
+    path.mkdir()
+    mount(path)
+    try:
+        yield path
+    finally:
+        _LIBC.umount2(os.fsencode(path), _DETACH)
+
+
+@dataclass
+class Place:
+    """Where a sidecar publishes: `features_d` on the small tmpfs `disk`, and treasure beside it."""
+
+    disk: Path
+    outside: Path
+    shim: Shim | None = None
+
+    @property
+    def features_d(self) -> Path:
+        return self.disk / "features.d"
+
+    @property
+    def file(self) -> Path:
+        return self.features_d / FILE
+
+    @property
+    def stage(self) -> Path:
+        return self.features_d / ".stage"
+
+    @property
+    def staged(self) -> list[str]:
+        """What lies in our own stage, where it is one."""
+        real = self.stage.is_dir() and not self.stage.is_symlink()
+        return [path.name for path in self.stage.iterdir()] if real else []
+
+    @property
+    def treasure(self) -> Path:
+        return self.outside / FILE
+
+    def prepare(self) -> None:
+        self.features_d.mkdir()
+        self.outside.mkdir()
+        self.treasure.write_bytes(TREASURE)
+
+    def is_safe(self) -> None:
+        """Nothing outside was read, written, made or removed, whatever led there."""
+        assert [path.name for path in self.outside.iterdir()] == [FILE]
+        assert self.treasure.read_bytes() == TREASURE
+
+
+Spoil = Callable[[Place], AbstractContextManager[None]]
+"""Spoils a place while a block runs; at its end the place is as it was, but for the file."""
+
+
+@contextmanager
+def full(place: Place) -> Iterator[None]:
+    room = os.statvfs(place.disk).f_bavail * os.statvfs(place.disk).f_frsize
+    ballast = place.disk / "ballast"
+    ballast.write_bytes(b"x" * room)
+    yield
+    ballast.unlink()
+
+
+@contextmanager
+def without_inodes(place: Place) -> Iterator[None]:
+    ballast = [place.disk / f"ballast{n}" for n in range(os.statvfs(place.disk).f_favail)]
+    for path in ballast:
+        path.touch()
+    yield
+    for path in ballast:
+        path.unlink()
+
+
+@contextmanager
+def read_only(place: Place) -> Iterator[None]:
+    mount(place.disk, _REMOUNT | _RDONLY)
+    yield
+    mount(place.disk, _REMOUNT)
+
+
+def failing(call: str, number: int) -> Spoil:
+    @contextmanager
+    def spoil(place: Place) -> Iterator[None]:
+        assert place.shim
+        with place.shim.failing(call, number):
+            yield
+
+    return spoil
+
+
+@contextmanager
+def deleted(place: Place) -> Iterator[None]:
+    shutil.rmtree(place.features_d)
+    yield
+    place.features_d.mkdir()
+
+
+@contextmanager
+def replaced(place: Place) -> Iterator[None]:
+    aside = place.disk / "aside"
+    place.features_d.rename(aside)
+    place.features_d.mkdir()
+    yield
+    shutil.rmtree(aside)
+
+
+@contextmanager
+def unlinked(place: Place) -> Iterator[None]:
+    place.file.unlink()
+    yield
+
+
+@contextmanager
+def foreign(place: Place) -> Iterator[None]:
+    place.file.write_text(f"{NS}/xe-links=9.0-9.1\n")
+    yield
+
+
+@contextmanager
+def foreign_huge(place: Place) -> Iterator[None]:
+    place.file.write_bytes(b"x" * 100_000)
+    yield
+
+
+@contextmanager
+def directory(place: Place) -> Iterator[None]:
+    place.file.unlink()
+    place.file.mkdir()
+    yield
+    place.file.rmdir()
+
+
+@contextmanager
+def pipe(place: Place) -> Iterator[None]:
+    place.file.unlink()
+    os.mkfifo(place.file)
+    yield
+
+
+def linked(*, to: str) -> Spoil:
+    @contextmanager
+    def spoil(place: Place) -> Iterator[None]:
+        target = {"treasure": place.treasure, "nothing": place.outside / "new", "self": place.file}
+        place.file.unlink()
+        place.file.symlink_to(target[to])
+        yield
+
+    return spoil
+
+
+@contextmanager
+def stage_linked(place: Place) -> Iterator[None]:
+    shutil.rmtree(place.stage)
+    place.stage.symlink_to(place.outside, target_is_directory=True)
+    yield
+    place.stage.unlink()
+
+
+@contextmanager
+def stage_file(place: Place) -> Iterator[None]:
+    shutil.rmtree(place.stage)
+    place.stage.touch()
+    yield
+    place.stage.unlink()
+
+
+@contextmanager
+def stage_gone(place: Place) -> Iterator[None]:
+    shutil.rmtree(place.stage)
+    yield
+
+
+@contextmanager
+def stage_strewn(place: Place) -> Iterator[None]:
+    """Links with names like those of staged files, which lead to the treasure."""
+    strewn = [place.stage / f"{FILE}.{n:016x}" for n in range(10)]
+    for path in strewn:
+        path.symlink_to(place.treasure)
+    yield
+    for path in strewn:
+        path.unlink()
+
+
+class Row(NamedTuple):
+    """How to spoil the place, and what the log says: of a failure, or nothing but `published`."""
+
+    spoil: Spoil
+    says: str = ""
+    stands: bool = True
+    """The file that stood is still there, byte for byte, where publishing fails."""
+    needs: str = ""
+    """What not every machine has: a disk of its own, or the shim."""
+
+
+TABLE: dict[str, Row] = {
+    "full": Row(full, "the file system is full", needs=DISK),
+    "no inodes": Row(without_inodes, "the file system is full", needs=DISK),
+    "read-only": Row(read_only, "mount it read-write", needs=DISK),
+    "EIO in open": Row(failing("open", errno.EIO), "Input/output error", needs=SHIM),
+    "EIO in write": Row(failing("write", errno.EIO), "Input/output error", needs=SHIM),
+    "EIO in fsync": Row(failing("fsync", errno.EIO), "Input/output error", needs=SHIM),
+    "EIO in rename": Row(failing("rename", errno.EIO), "Input/output error", needs=SHIM),
+    "quota in write": Row(failing("write", errno.EDQUOT), "Disk quota exceeded", needs=SHIM),
+    "directory deleted": Row(deleted, "is it mounted", stands=False),
+    "directory replaced": Row(replaced),
+    "file deleted": Row(unlinked),
+    "foreign file": Row(foreign),
+    "foreign file, too large": Row(foreign_huge),
+    "directory in its place": Row(directory, "a directory stands", stands=False),
+    "pipe in its place": Row(pipe),
+    "link to a file outside": Row(linked(to="treasure")),
+    "link to nothing": Row(linked(to="nothing")),
+    "link to itself": Row(linked(to="self")),
+    "stage is a link outside": Row(stage_linked, "remove the file or link"),
+    "stage is a file": Row(stage_file, "remove the file or link"),
+    "stage deleted": Row(stage_gone),
+    "stage strewn with links": Row(stage_strewn),
+}
+
+
+def hold(row: Row, place: Place, daemon: Sidecar, xpum: Simulator) -> None:
+    """Hold one row against a sidecar that has published the truth."""
+    before = daemon.content()
+    with row.spoil(place):
+        if row.says:
+            daemon.lanes += 1
+            xpum.node = truth(daemon.lanes)
+            line = daemon.process.wait_for("labels not published")
+            assert row.says in line, line
+            if row.stands:
+                assert daemon.content() == before
+                assert place.staged == []
+        else:
+            daemon.expects(xpum)
+            assert not daemon.file.is_symlink()
+        place.is_safe()
+    if row.says:
+        daemon.process.wait_for("labels can be published again")
+        daemon.process.wait_for("labels published")
+        daemon.is_true()
+    else:
+        daemon.expects(xpum)
+    daemon.is_bounded()
+    place.is_safe()
+
+
+@contextmanager
+def placed(folder: Path) -> Iterator[tuple[Place, set[str]]]:
+    """Make a place with what can be had on this machine; say what is lacking."""
+    folder.mkdir()
+    with ExitStack() as cleanup:
+        lacking: set[str] = set()
+        disk = folder / "disk"
+        try:
+            cleanup.enter_context(mounted(disk))
+        except UnmountableError:
+            lacking.add(DISK)
+        place = Place(disk, disk / "outside")
+        place.prepare()
+        try:
+            place.shim = Shim(folder / "wrong", place.features_d)
+        except LackingError:
+            lacking.add(SHIM)
+        yield place, lacking
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    with placed(tmp_path / "place") as (place, _):
+        yield place
+
+
+def lane(names: list[str], folder: Path) -> set[str]:
+    """Hold rows one after the other; give those that could not be tried."""
+    with placed(folder) as (place, lacking), Simulator(truth(4)) as xpum:
+        env = place.shim.environment if place.shim else {}
+        with sidecar(xpum.port, place.features_d, env=env) as daemon:
+            for name in names:
+                try:
+                    if TABLE[name].needs not in lacking:
+                        hold(TABLE[name], place, daemon, xpum)
+                except Exception as error:
+                    raise AssertionError(f"{name}: {error!r}; {daemon.process.lines}") from error
+    return {name for name in names if TABLE[name].needs in lacking}
+
+
+def test_every_fault_of_the_file_system_is_told_and_heals_and_leads_nowhere(
+    tmp_path: Path,
+) -> None:
+    names = list(TABLE)
+    with ThreadPoolExecutor(LANES) as pool:
+        lanes = [
+            pool.submit(lane, names[number::LANES], tmp_path / str(number))
+            for number in range(LANES)
+        ]
+        untried = {name for done in lanes for name in done.result()}
+    if untried:
+        pytest.skip(f"all but these, which need root or a C compiler: {', '.join(untried)}")
+
+
+def test_links_like_what_a_killed_sidecar_leaves_are_not_followed_at_the_start(
+    place: Place,
+) -> None:
+    place.stage.mkdir()
+    (place.stage / f"{FILE}.{0:016x}").symlink_to(place.treasure)
+    (place.stage / f"{FILE}.{1:016x}").symlink_to(place.outside, target_is_directory=True)
+    (place.features_d / "xpumsidecar123").symlink_to(place.outside, target_is_directory=True)
+    with Simulator(truth(4)) as xpum, sidecar(xpum.port, place.features_d) as daemon:
+        daemon.expects(xpum)
+    place.is_safe()
+
+
+def test_a_second_sidecar_beside_us_costs_no_reader_a_label(place: Place) -> None:
+    """Of other flags, so that each finds what the other wrote and writes its own again."""
+    stop = threading.Event()
+    wrong: list[str] = []
+
+    def watch() -> None:
+        while not stop.is_set():
+            try:
+                topology = read(place.file.read_bytes(), NS, datetime.now(UTC)).topology
+                assert topology == truth(4).topology
+            except (OSError, ValueError, AssertionError) as error:
+                wrong.append(repr(error))
+
+    with (
+        Simulator(truth(4)) as xpum,
+        sidecar(xpum.port, place.features_d) as one,
+        sidecar(xpum.port, place.features_d, "-summary-labels=false") as other,
+    ):
+        reader = threading.Thread(target=watch)
+        reader.start()
+        for daemon in (one, other):
+            assert "does a second sidecar run here?" in daemon.process.wait_for("somebody else")
+        xpum.wait_for_request(xpum.requests + 6)
+        stop.set()
+        reader.join()
+    assert wrong == []

@@ -1,0 +1,244 @@
+"""kubelet misbehaves, and so do others in its directory: the next Pod gets linked GPUs even so.
+
+One table, which `make soak` takes its mischief from, too. A row is held against a plugin that runs
+as a process on a simulated node; what it takes of memory, descriptors and threads stays bounded.
+"""
+
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from functools import partial
+from pathlib import Path
+
+import grpc
+import pytest
+
+from device_plugin.api import deviceplugin_pb2 as pb
+from device_plugin.api.deviceplugin_pb2_grpc import DevicePluginStub
+from device_plugin.simulator.kubelet import Kubelet
+from tests.device_plugin.test_story import Scene, linked
+from tests.faults.rig import Footprint, footprint
+from tests.processes import Running
+
+I915 = "gpu.intel.com/i915"
+SOCKET = "gpu.intel.com-i915.sock"
+ALL = [f"card{number}-0" for number in range(1, 9)]
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+LONG = 60.0  # seconds within which everything is back, pauses between registrations included
+MEMORY = 128 << 20
+"""Bytes that the peak may lie above what was taken at first; a message has 4 MB at most."""
+
+
+def absent(scene: Scene, plugin: Running) -> None:
+    """kubelet goes, for as long as it takes to hear of it."""
+    scene.kubelet.stop()
+    plugin.wait_for("kubelet listens no longer")
+    scene.kubelet.start()
+
+
+def restarting(scene: Scene, _: Running) -> None:
+    """kubelet restarts in a tight loop."""
+    for _restart in range(20):
+        scene.kubelet.restart()
+
+
+def refusing(scene: Scene, plugin: Running) -> None:
+    """kubelet refuses registrations."""
+    scene.kubelet.stop()
+    scene.kubelet.behavior.refuse("not today", times=3)
+    scene.kubelet.start()
+    assert "not today" in plugin.wait_for("cannot register")
+
+
+def wiping(scene: Scene, plugin: Running) -> None:
+    """Sockets are deleted as soon as they are served, and while they are registered."""
+    scene.kubelet.wipe_sockets()
+    plugin.wait_for("our socket is gone")
+    plugin.wait_for("event=serving")
+    # While it registers: kubelet dials a socket that is gone, and gives up after ten seconds.
+    scene.kubelet.wipe_sockets()
+    plugin.wait_for("event=serving")
+
+
+def half_open(scene: Scene, _: Running) -> None:
+    """Fifty clients connect, begin to speak, and fall silent."""
+    with ExitStack() as clients:
+        for number in range(50):
+            client = clients.enter_context(socket.socket(socket.AF_UNIX))
+            client.connect(str(scene.kubelet.directory / SOCKET))
+            client.sendall(PREFACE[: number + 1])
+        admits(scene)
+
+
+def slow(scene: Scene, _: Running) -> None:
+    """kubelet reads no stream while devices come and go."""
+    scene.kubelet.behavior.stop_reading()
+    for gpu in scene.gpus[2:5]:  # not those that are linked
+        scene.node.lose_node(gpu.bdf)
+        scene.node.mend(gpu.bdf)
+    admits(scene)
+    scene.kubelet.behavior.heal()
+
+
+def hanging_up(scene: Scene, plugin: Running) -> None:
+    """kubelet hangs up on the stream, and never says so."""
+    scene.kubelet.lose_streams()
+    plugin.wait_for("kubelet listens no longer")
+    scene.kubelet.restart()
+
+
+def deaf(scene: Scene, plugin: Running) -> None:
+    """Something accepts connections in kubelet's place and says nothing."""
+    scene.kubelet.stop()
+    plugin.wait_for("kubelet listens no longer")
+    scene.kubelet.socket.unlink()
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.bind(str(scene.kubelet.socket))
+        stranger.listen(8)
+        stranger.settimeout(LONG)
+        connection, _ = stranger.accept()
+        connection.close()
+    scene.kubelet.start()
+
+
+def crowding(scene: Scene, _: Running) -> None:
+    """A thousand calls at once, each of which is owed its answer."""
+    prefer, allocate = pb.PreferredAllocationRequest(), pb.AllocateRequest()
+    prefer.container_requests.add(available_deviceIDs=ALL, allocation_size=2)
+    allocate.container_requests.add(devices_ids=["card2-0", "card7-0"])
+    with dialed(scene) as channel:
+        stub = DevicePluginStub(channel)
+        calls = [
+            (
+                stub.GetPreferredAllocation.future(prefer, timeout=LONG),
+                stub.Allocate.future(allocate, timeout=LONG),
+            )
+            for _call in range(500)
+        ]
+        for preferred, allocated in calls:
+            assert {*preferred.result().container_responses[0].deviceIDs} == {"card2-0", "card7-0"}
+            assert allocated.result().container_responses[0].envs["XELINK_LINKED"] == "all"
+
+
+def giant(scene: Scene, _: Running) -> None:
+    """Requests as large as a message may be, and larger."""
+    ids = [f"card{number}-0" for number in range(100_000)]
+    prefer, allocate = pb.PreferredAllocationRequest(), pb.AllocateRequest()
+    prefer.container_requests.add(available_deviceIDs=[*ALL, *ids], allocation_size=2)
+    allocate.container_requests.add(devices_ids=ids)
+    endless = pb.AllocateRequest()
+    endless.container_requests.add(devices_ids=["x" * (5 << 20)])
+    many = pb.AllocateRequest(
+        container_requests=[pb.ContainerAllocateRequest(devices_ids=["card1-0"])] * 10_000
+    )
+    with dialed(scene) as channel:
+        stub = DevicePluginStub(channel)
+        (answer,) = stub.GetPreferredAllocation(prefer, timeout=LONG).container_responses
+        assert len({*answer.deviceIDs}) == 2
+        assert refusal(partial(stub.Allocate, allocate, timeout=LONG)) == "INVALID_ARGUMENT"
+        assert refusal(partial(stub.Allocate, endless, timeout=LONG)) == "RESOURCE_EXHAUSTED"
+        with suppress(grpc.RpcError):  # an answer may be more than a message holds
+            stub.Allocate(many, timeout=LONG)
+
+
+def nonsense(scene: Scene, _: Running) -> None:
+    """What is no message, to every method and one that there is not; and what is no HTTP/2."""
+    with dialed(scene) as channel:
+        for method in ("Nothing", "Allocate", "GetPreferredAllocation", "PreStartContainer"):
+            call = channel.unary_unary(f"/v1beta1.DevicePlugin/{method}", bytes, bytes)
+            expected = "UNIMPLEMENTED" if method == "Nothing" else "UNKNOWN"
+            assert refusal(partial(call, b"\xff" * 9, timeout=LONG)) == expected
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(scene.kubelet.directory / SOCKET))
+        with suppress(OSError):
+            client.sendall(b"\0" * 100_000)
+
+
+def namesake(scene: Scene, _: Running) -> None:
+    """A second plugin of the same name starts: it is the one that ends."""
+    with scene.plugin() as second:
+        assert second.wait() == 1
+        assert "is served by another process" in second.lines[-1]
+
+
+TABLE: dict[str, Callable[[Scene, Running], None]] = {
+    row.__name__: row
+    for row in (
+        absent,
+        restarting,
+        refusing,
+        wiping,
+        half_open,
+        slow,
+        hanging_up,
+        deaf,
+        crowding,
+        giant,
+        nonsense,
+        namesake,
+    )
+}
+
+
+def dialed(scene: Scene) -> grpc.Channel:
+    return grpc.insecure_channel(
+        f"unix:{scene.kubelet.directory / SOCKET}",
+        options=[("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)],
+    )
+
+
+def refusal(call: Callable[[], object]) -> str:
+    """Give the code of a call that has to be refused."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    code = caught.value.code()
+    return str(code.name)
+
+
+def admits(scene: Scene) -> None:
+    """Admit a Pod of two GPUs: it gets the two that are linked, and is told so."""
+    pod = scene.kubelet.run_pod("pod", I915, 2)
+    scene.kubelet.delete_pod("pod")
+    assert {*pod.ids} == {"card2-0", "card7-0"}
+    assert pod.response.envs["XELINK_LINKED"] == "all"
+
+
+def hold(name: str, scene: Scene, plugin: Running, first: Footprint) -> None:
+    """Hold one row against a plugin that serves."""
+    plugin.forget()
+    TABLE[name](scene, plugin)
+    scene.kubelet.wait_for_allocatable(I915, 8, LONG)
+    scene.kubelet.wait_for_streams(1, LONG)
+    admits(scene)
+    now = footprint(plugin.process.pid)
+    assert plugin.process.poll() is None
+    assert now.peak <= first.peak + MEMORY, (name, first, now)
+    assert now.descriptors <= first.descriptors + 60, (name, first, now)
+    assert now.threads <= first.threads + 16, (name, first, now)
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    # Not pytest's directory: a unix socket's path has 107 bytes at most.
+    with tempfile.TemporaryDirectory(prefix="x") as name, Kubelet(Path(name) / "k") as kubelet:
+        yield Scene(Path(name), kubelet)
+
+
+def test_whatever_kubelet_does_the_next_pod_gets_linked_gpus(scene: Scene) -> None:
+    scene.publish(linked("1.0-6.0"), life=3600)
+    with scene.plugin() as plugin:
+        plugin.wait_for('event=links state="in use"')
+        scene.kubelet.wait_for_allocatable(I915, 8)
+        admits(scene)
+        first = footprint(plugin.process.pid)
+        for name in TABLE:
+            started = time.monotonic()
+            try:
+                hold(name, scene, plugin, first)
+            except Exception as error:
+                raise AssertionError(f"{name}: {error!r}; {plugin.lines[-5:]}") from error
+            assert time.monotonic() - started < LONG, name
+        assert plugin.stop() == 0
+    assert not [line for line in plugin.lines if "Traceback" in line]

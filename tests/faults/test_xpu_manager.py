@@ -1,0 +1,196 @@
+"""XPU Manager misbehaves: what is published stands, with a reason, and the next scrape heals.
+
+One table, which `make soak` takes its mischief from, too. Each row is held against a sidecar that
+runs as a process: class and reason in log and metrics, the feature file byte for byte, the time
+and the memory that it took, and that the next good scrape is published.
+"""
+
+import shutil
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from sidecar.simulator import MISBEHAVIOURS, Serving, Simulator
+from sidecar.simulator.misbehaviours import Option
+from tests.faults.rig import SLACK, TIMEOUT, Sidecar, sidecar, truth
+
+LINKS = "links"
+LANES = 8  # rows are tried by so many sidecars at a time, as most of the time is spent waiting
+
+
+class Row(NamedTuple):
+    """One misbehaviour: its name and options, the reason that it must give, a word of the detail.
+
+    What is `once` thinner than the truth is not believed; twice in a row it would be, rightly.
+    """
+
+    name: str
+    reason: str
+    detail: str = ""
+    options: dict[str, Option] | None = None
+    once: bool = False
+
+
+FORGED = r"\ngpu.intel.com/xe-links=9.0-9.1"
+ELSEWHERE = "http://192.0.2.1/metrics"
+
+TABLE = (
+    Row("bad-chunk", "protocol"),
+    Row("bad-row", LINKS),
+    Row("bad-utf8", LINKS),
+    Row("chunked", LINKS),
+    Row("close", "reset", "restarts"),
+    Row("comments-only", "no-topology-rows"),
+    Row("cut", "protocol"),
+    Row("cut", LINKS, options={"announced": "cut", "share": 0.9}, once=True),
+    Row("cut", LINKS, options={"announced": "none", "share": 0.9}, once=True),
+    Row("cut", "no-self-rows", options={"announced": "cut", "share": 0.0}),
+    Row("daemon-down", "http-status", "500 #nodata"),
+    Row("delay", "timeout", options={"by": 30.0}),
+    Row("delay", LINKS, options={"by": 0.3}),
+    Row("drip-body", "timeout", options={"rate": 1.0}),
+    Row("drip-headers", "timeout", options={"rate": 1.0}),
+    Row("empty", "no-topology-rows"),
+    Row("endless", "too-large"),
+    Row("endless-continue", "timeout"),
+    Row("endless-headers", "protocol"),
+    Row("garbage", "no-topology-rows", options={"size": 5_000_000}),
+    Row("hang", "timeout"),
+    Row("hang-in-body", "timeout"),
+    Row("html", "no-topology-rows"),
+    Row("huge", "too-large", "-max-body"),
+    Row("huge", "too-large", "-max-body", options={"announced": False}),
+    Row("injected", LINKS, options={"label": "uuid", "text": FORGED}),
+    Row("injected", LINKS, options={"label": "dev_file", "text": FORGED}),
+    Row("injected", LINKS, options={"label": "vendor", "text": FORGED}),
+    Row("injected", LINKS, options={"label": "pci_bdf", "text": FORGED}, once=True),
+    Row("injected", LINKS, options={"label": "vendor", "text": '=,}{ \\" 1.0'}),
+    Row(
+        "injected", "no-self-rows", options={"label": "vendor", "text": FORGED.replace("\\n", "\n")}
+    ),
+    Row("injected", "no-self-rows", options={"label": "local_device_id", "text": FORGED}),
+    Row("injected", "no-self-rows", options={"label": "remote_device_id", "text": "_9.0-9.1"}),
+    Row("long-line", LINKS),
+    Row("long-numbers", "no-self-rows"),
+    Row("many-rows", "too-large"),
+    Row("no-content", "http-status", "204"),
+    Row("no-devices", "http-status", "500 #nodata"),
+    Row("not-http", "protocol", "no HTTP"),
+    Row("nul", LINKS),
+    Row("race", LINKS),
+    Row("redirect", "http-status", "302"),
+    Row("redirect", "http-status", "301", options={"code": 301, "location": ELSEWHERE}),
+    Row("redirect", "protocol", options={"code": 308, "location": "http://[::1"}),
+    Row("refuse", "refused", "not up"),
+    Row("reset", "reset"),
+    Row("reset-in-body", "reset"),
+    Row("status", "http-status", "503"),
+    Row("status", "http-status", "206", options={"code": 206}),
+    Row("status", "http-status", "404", options={"code": 404}),
+    Row("text-html", LINKS),
+    Row("unauthorized", "unauthorized", "-password-file"),
+    Row("utf16", "no-topology-rows"),
+    Row("wrong-length", "protocol"),
+    Row("wrong-length", LINKS, options={"by": -100}),
+    Row("zipped", "protocol", "gzip"),
+)
+
+
+def test_the_table_has_every_misbehaviour() -> None:
+    assert {row.name for row in TABLE} == {*MISBEHAVIOURS, "refuse"}
+
+
+def hold(row: Row, daemon: Sidecar, xpum: Simulator) -> None:
+    """Hold one row against a sidecar that has published the truth."""
+    before, asked = daemon.content(), xpum.requests
+    xpum.misbehave(row.name, times=1 if row.once else None, seconds=None, **(row.options or {}))
+    if row.reason == LINKS:
+        xpum.wait_for_request(asked + 3)  # the one before may have been under way
+    else:
+        assert daemon.refuses(row.reason, row.detail) < 1 + TIMEOUT + SLACK
+    assert daemon.content() == before
+    xpum.heal()
+    if row.reason == "unauthorized":
+        return  # it is not asked again for a minute, so as not to hammer a server that sleeps
+    daemon.expects(xpum)
+    daemon.is_bounded()
+
+
+def lane(rows: tuple[Row, ...], folder: Path) -> dict[str, str]:
+    """Hold rows one after the other; give what went wrong, by row."""
+    folder.mkdir()
+    wrong: dict[str, str] = {}
+    with Simulator(truth(4)) as xpum, sidecar(xpum.port, folder) as daemon:
+        for row in rows:
+            try:
+                hold(row, daemon, xpum)
+            except Exception as error:  # noqa: BLE001 - told with the others, by its row
+                wrong[str(row)] = f"{type(error).__name__}: {error}; {daemon.process.lines[-3:]}"
+                xpum.heal()
+    return wrong
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_every_misbehaviour_is_told_bounded_and_healed_and_changes_nothing(
+    tmp_path: Path, half: int
+) -> None:
+    # The one after which the sidecar is not to ask again comes last.
+    rows = sorted(TABLE, key=lambda row: row.reason == "unauthorized")[half::2]
+    with ThreadPoolExecutor(LANES) as pool:
+        lanes = [
+            pool.submit(lane, tuple(rows[number::LANES]), tmp_path / str(number))
+            for number in range(LANES)
+        ]
+        assert {row: text for done in lanes for row, text in done.result().items()} == {}
+
+
+def test_a_redirect_is_not_followed(tmp_path: Path) -> None:
+    with (
+        Simulator(truth(8)) as other,
+        Simulator(truth(4)) as xpum,
+        sidecar(xpum.port, tmp_path) as daemon,
+    ):
+        xpum.misbehave("redirect", code=301, location=other.url)
+        daemon.refuses("http-status", "301")
+        daemon.is_true()
+        assert other.connections == 0
+
+
+def test_an_xpu_manager_on_ipv6_loopback_alone_is_refused_and_on_both_is_scraped(
+    tmp_path: Path,
+) -> None:
+    try:
+        both = Simulator(truth(4), Serving(bind="::")).start()
+    except OSError as lacking:
+        pytest.skip(f"no IPv6 here: {lacking}")
+    with both, sidecar(both.port, tmp_path, "-listen=[::1]:0") as daemon:
+        assert daemon.url.startswith("http://[::1]:")
+        both.close()
+        with Simulator(truth(4), Serving(bind="::1", port=both.port)):
+            daemon.refuses("refused", "nothing listens there")
+            daemon.is_true()
+
+
+BLIND = """
+mount --bind /dev/null /etc/hosts && mount --bind "$0" /etc/resolv.conf && exec "$@"
+"""
+
+
+def test_a_host_without_names_is_no_hindrance(tmp_path: Path) -> None:
+    """No /etc/hosts, and a name server that never answers: nothing here asks for a name."""
+    deaf = tmp_path / "resolv.conf"
+    deaf.write_text("nameserver 192.0.2.1\noptions timeout:30 attempts:10\n")
+    before = ("unshare", "--mount", "sh", "-c", BLIND, str(deaf))
+    if not shutil.which("unshare") or subprocess.run([*before, "true"], check=False).returncode:
+        pytest.skip("needs root, for a mount namespace")
+    started = time.monotonic()
+    with (
+        Simulator(truth(4)) as xpum,
+        sidecar(xpum.port, tmp_path, before=before) as daemon,
+    ):
+        assert time.monotonic() - started < 15
+        daemon.expects(xpum)

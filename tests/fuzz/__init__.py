@@ -1,0 +1,1 @@
+NAMES = ("exposition", "labels", "features", "settings", "rpc")

@@ -1,0 +1,223 @@
+"""What must hold for any bytes at all: one function for each reader of what others wrote.
+
+Each takes bytes and raises `AssertionError`, or whatever the reader should not have raised.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from device_plugin import labels as plugin_labels
+from device_plugin.allocation import prepare
+from device_plugin.api import deviceplugin_pb2 as pb
+from device_plugin.settings import PluginSettings
+from device_plugin.wishes import GpuFacts
+from service.flags import DaemonSettings, HelpWanted, UsageError, load
+from sidecar.classification import Rules, Seen, classify
+from sidecar.exposition import Reader, Reading
+from sidecar.rows import Matrix
+from sidecar.settings import SidecarSettings
+from sidecar.sieve import Sieve
+from tests.device_plugin.plugins import Served, bdf, node, served
+from topology import features, labels
+from topology.publication import Publication, UnusableError, UnwritableError, read, render
+
+NS = "gpu.intel.com"
+NOW = datetime(2026, 6, 1, tzinfo=UTC)
+CORPUS = Path(__file__).with_name("corpus")
+LONGEST = 1 << 16
+
+Target = Callable[[bytes], None]
+
+
+def exposition(data: bytes) -> None:
+    """Any body is read the same however it is cut, and what it proves can be published or not."""
+    reading = _read(data, LONGEST)
+    assert reading == _read(data, 1 + len(data) % 97)
+    lines = data.split(b"\n")
+    rows, unread = Matrix().read(data)
+    each = [Matrix().read(line) for line in lines]  # each on its own, without the ones before it
+    assert rows == [row for found, _ in each for row in found]
+    assert unread == sum(count for _, count in each)
+    outcome = classify(reading, Rules(allow_subdeviceless_links=True))
+    if isinstance(outcome, Seen):
+        _published(Publication(outcome.topology, NOW + timedelta(minutes=5)))
+
+
+def _read(data: bytes, size: int) -> Reading:
+    sieve = Sieve()
+    for start in range(0, len(data), size):
+        sieve.feed(data[start : start + size])
+    return Reader().read(sieve)
+
+
+def _published(publication: Publication) -> None:
+    """Whatever can be written is what is read back, and NFD has nothing against it."""
+    try:
+        content = render(publication, NS)
+    except UnwritableError:
+        return
+    assert read(content, NS, NOW) == publication
+    file = features.parse(content, NOW)
+    assert not file.problems
+    assert not [pair for pair in file.labels.items() if features.label_problem(*pair)]
+    assert {name.rpartition("/")[0] for name in (*file.labels, *file.features)} <= {NS}
+
+
+def label_set(data: bytes) -> None:
+    """Any labels are one set of links, or none; what is decoded is what would be encoded."""
+    pairs = (line.partition("=") for line in data.decode(errors="replace").split("\n"))
+    given = {name: value for name, _, value in pairs}
+    try:
+        links = labels.decode(given, NS)
+    except labels.LabelSetError:
+        return
+    encoded = labels.encode(links, NS)
+    assert labels.decode(encoded, NS) == links
+    assert sum(map(len, encoded.values())) <= sum(len(v) for n, v in given.items() if n in encoded)
+
+
+def feature_file(data: bytes) -> None:
+    """Any file says all or nothing, to us and to the plugin, and never raises anything else."""
+    file = features.parse(data, NOW)
+    reading = plugin_labels.read(plugin_labels.Look(content=data), NS, NOW)
+    assert len(reading.reason) <= 1000
+    assert reading.reason.isprintable()
+    try:
+        publication = read(data, NS, NOW)
+    except UnusableError:
+        assert reading.said is None
+        return
+    assert reading.said == publication
+    assert not (file.expired and publication.topology)
+    if publication.whole:
+        _published(publication)
+
+
+def settings(data: bytes) -> None:
+    """Any arguments, or any file, are settings, help, or one line that says what is wrong."""
+    kind: type[DaemonSettings] = (SidecarSettings, PluginSettings)[len(data) % 2]
+    words = [word.decode(errors="surrogateescape") for word in data.split(b"\n")]
+    if not any("config" in word for word in words):
+        _load(kind, words)
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "config.yaml"
+        file.write_bytes(data)
+        _load(kind, [f"-config-file={file}"])
+
+
+def _load(kind: type[DaemonSettings], words: list[str]) -> None:
+    said = "settings"
+    try:
+        load(kind, words).print_config()
+    except HelpWanted:
+        said = "help"
+    except UsageError as error:
+        said = str(error)
+    assert said
+    assert said.isprintable()
+
+
+_METHODS: tuple[tuple[str, Callable[[bytes], object]], ...] = (
+    ("GetPreferredAllocation", pb.PreferredAllocationRequest.FromString),
+    ("Allocate", pb.AllocateRequest.FromString),
+    ("PreStartContainer", pb.PreStartContainerRequest.FromString),
+    ("GetDevicePluginOptions", pb.Empty.FromString),
+)
+_PATIENCE = 20.0
+_REFUSALS = {"INVALID_ARGUMENT", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED"}
+
+
+def rpc(channel: grpc.Channel, data: bytes) -> None:
+    """Any request is answered or refused; a sound one is answered right afterwards."""
+    name, parse = _METHODS[(data[0] if data else 0) % len(_METHODS)]
+    request = data[1:]
+    try:
+        _call(channel, name, request)
+    except grpc.RpcError as error:
+        code: Any = error.code()
+        if code.name not in _REFUSALS:
+            try:
+                parse(request)
+            except DecodeError:
+                pass
+            else:
+                raise
+    sound = pb.PreferredAllocationRequest()
+    sound.container_requests.add(
+        available_deviceIDs=[f"card{number}-0" for number in range(1, 9)], allocation_size=2
+    )
+    answer = _call(channel, "GetPreferredAllocation", sound.SerializeToString())
+    preferred = pb.PreferredAllocationResponse.FromString(answer).container_responses[0]
+    assert {*preferred.deviceIDs} == {"card2-0", "card7-0"}
+
+
+def _call(channel: grpc.Channel, name: str, request: bytes) -> bytes:
+    call = channel.unary_unary(f"/v1beta1.DevicePlugin/{name}", bytes, bytes)
+    return bytes(call(request, timeout=_PATIENCE))
+
+
+@contextmanager
+def serving_rpc() -> Iterator[Target]:
+    """Serve a plugin of eight GPUs, of which 2 and 7 are linked, in a thread; give the target."""
+
+    preferences = prepare(
+        [GpuFacts(f"card{number}", bdf(number)) for number in range(1, 9)],
+        {(bdf(2), bdf(7)): 8},
+        clock=time.monotonic,
+    )
+    snapshot = node(8, lanes={(2, 7): 8}, prefer=preferences.prefer)
+    ready, done = threading.Event(), asyncio.Event()
+    found: list[Served] = []
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def serve() -> None:
+        loops.append(asyncio.get_running_loop())
+        async with served(snapshot) as given:
+            found.append(given)
+            ready.set()
+            await done.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    assert ready.wait(_PATIENCE)
+    try:
+        with grpc.insecure_channel(found[0].address) as channel:
+            yield partial(rpc, channel)
+    finally:
+        loops[0].call_soon_threadsafe(done.set)
+        thread.join(_PATIENCE)
+
+
+TARGETS: Mapping[str, Target] = {
+    "exposition": exposition,
+    "labels": label_set,
+    "features": feature_file,
+    "settings": settings,
+}
+RPC = "rpc"
+
+
+@contextmanager
+def target(name: str) -> Iterator[Target]:
+    """Give a target by its name, with what it needs while the block runs."""
+    if name == RPC:
+        with serving_rpc() as found:
+            yield found
+    else:
+        yield TARGETS[name]
+
+
+def cases(name: str) -> Iterator[Path]:
+    """Give the files of a target's corpus."""
+    yield from sorted((CORPUS / name).iterdir())
