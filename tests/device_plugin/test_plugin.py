@@ -612,6 +612,16 @@ def test_a_preference_that_kubelet_has_let_pass_is_forgotten(memory: float) -> N
     meet(node(), story, memory=memory)
 
 
+def test_a_request_that_no_kubelet_makes_is_answered_and_not_kept() -> None:
+    async def story(plugin: Served) -> None:
+        await prefer(plugin, ["card1-0", *(f"card{n}-9" for n in range(1000))], [], 1)
+        await allocate(plugin, "card1-0")
+        (entry,) = plugin.events("allocated")
+        assert entry["choice"] == "unasked"
+
+    meet(node(), story)
+
+
 def test_a_preference_among_other_devices_has_not_been_passed_over() -> None:
     async def story(plugin: Served) -> None:
         await prefer(plugin, ["card1-0", "card2-0"], [], 1)
