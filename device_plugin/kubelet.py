@@ -3,11 +3,11 @@
 Each resource has a server and a life of its own:
 
     serve -> wait for kubelet.sock -> register -> watch -+-> register again (kubelet.sock is new,
-      ^                                                  |   or no stream for a while)
+      ^                                                  |   or kubelet hung up, or never listened)
       +---------------- our socket is gone --------------+
 
 Sockets are looked at once in a while instead of being watched: two calls of `lstat` cost nothing,
-see every kind of mount, and cannot miss an event.
+see every kind of mount, and cannot miss an event. The end of a stream is heard at once.
 """
 
 import asyncio
@@ -45,12 +45,18 @@ class _MovedError(Exception):
 class Pace:
     """Seconds: how long what takes.
 
-    `look` lies between two looks at the sockets. After `lost` without a stream, since it ended or
-    since we registered, we register again. `patience` is for one attempt, `longest` the longest
-    pause between two. `grace` is for RPCs that are under way when a server ends.
+    `look` lies between two looks at the sockets. When a kubelet that lives hangs up, we register
+    again after `again`, and after twice as long each time, until a registration has held for
+    `lost`. After `lost` without a stream, since it ended or since we registered, we register again
+    in any case. `patience` is for one attempt, `longest` the longest pause between two. `grace` is
+    for RPCs that are under way when a server ends.
+
+    `again` is not 0: kubelet hangs up first and calls the resource's devices unhealthy next. Those
+    of a plugin that was back in between would stay unhealthy, though kubelet listens to it.
     """
 
     look: float = 0.25
+    again: float = 0.1
     lost: float = 10.0
     patience: float = 15.0
     longest: float = 30.0
@@ -86,6 +92,8 @@ class Endpoint:
         self._pace = pace
         self._own: Identity | None = None
         self._registered_at = 0.0
+        self._begun_before = 0  # streams, when we registered
+        self._pause = pace.again  # before we register again, when kubelet hangs up soon
         self._changes = Changes()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -148,16 +156,18 @@ class Endpoint:
         """Register whenever there is reason to; return when our socket is gone, or at the end."""
         registered: Identity | None = None
         while not stop.is_set():
+            self.plugin.silent.clear()
             # kubelet's first: a new one has deleted our socket before its own appears.
             kubelet = sockets.identity(self._kubelet)
             if not self._stands():
                 return
             if kubelet is None:
                 self._set_known(known=False)
-            elif kubelet != registered or self._is_lost():
+            elif kubelet != registered or self._is_lost() or self._is_hung_up():
+                self._pause = self._next_pause() if kubelet == registered else self._pace.again
                 self._set_known(known=False)
                 registered = await self._register(stop)
-            await first_of(stop.wait(), seconds=self._pace.look)
+            await first_of(stop.wait(), self.plugin.silent.wait(), seconds=self._until_look())
 
     def _stands(self) -> bool:
         now = sockets.identity(self.path)
@@ -175,6 +185,31 @@ class Endpoint:
         since = max(self._registered_at, self.plugin.silent_since)
         return self._now() - since >= self._pace.lost
 
+    def _is_hung_up(self) -> bool:
+        """Tell whether kubelet has hung up, and we shall register again with it, as it lives.
+
+        When it ends, its streams end, too: then nobody answers at its socket, and a new one comes.
+        """
+        due = self._due()
+        return due is not None and self._now() >= due and sockets.is_answered(self._kubelet)
+
+    def _due(self) -> float | None:
+        """Tell when a hang-up makes us register again; None while kubelet listens or never did."""
+        if self.plugin.streams or self.plugin.begun <= self._begun_before:
+            return None
+        return self.plugin.silent_since + self._pause_now()
+
+    def _pause_now(self) -> float:
+        held = self.plugin.silent_since - self._registered_at
+        return self._pace.again if held >= self._pace.lost else self._pause
+
+    def _next_pause(self) -> float:
+        return min(2 * self._pause_now(), self._pace.lost)
+
+    def _until_look(self) -> float:
+        left = (self._due() or 0.0) - self._now()
+        return min(left, self._pace.look) if left > 0 else self._pace.look
+
     async def _register(self, stop: asyncio.Event) -> Identity | None:
         """Register, and tell with which kubelet; None when sockets moved, or the end came, before.
 
@@ -191,11 +226,13 @@ class Endpoint:
         before = kubelet.identity, self._own
 
         async def attempt() -> None:
+            self._begun_before = self.plugin.begun
             try:
                 await register(kubelet.path, registration, self._pace.patience)
             except ConnectedAlreadyError:
                 if not self.plugin.streams:
                     raise
+                self._begun_before -= self.plugin.streams  # it is these that kubelet hears
 
         async def pause(seconds: float) -> None:
             until = self._now() + seconds

@@ -49,6 +49,9 @@ Context: TypeAlias = "ServicerContext[Any, Any]"
 
 _UNDECIDED = Decision(UNKNOWN)
 _REMEMBERED = 64  # preferences that kubelet has not followed or passed over yet
+# kubelet names each device once, and may remember some of an instance before us; a request that
+# names far more is no kubelet's, and is answered, but not kept
+_OLDER_TOO = 4
 
 
 @dataclass(frozen=True)
@@ -118,8 +121,9 @@ def _plainly(*_request: object) -> Decision:
 class Plugin(DevicePluginServicer):
     """Serves one resource from the snapshots of `watch`, to any number of streams.
 
-    `silent_since` is when the last stream ended, by the clock of the loop. `history` is what it did
-    last.
+    `begun` counts the streams that ever were. `silent_since` is when the last stream ended, by the
+    clock of the loop. `silent` is set when none is left; who waits for that clears it. `history` is
+    what it did last.
     """
 
     def __init__(
@@ -146,6 +150,8 @@ class Plugin(DevicePluginServicer):
         self._prefers = self._manners.prefers and any(
             device.card for device in watch.current.devices(resource)
         )
+        self.begun = 0
+        self.silent = asyncio.Event()
         self.silent_since = 0.0
         self.history = History()
         telemetry.begin(resource)
@@ -250,6 +256,7 @@ class Plugin(DevicePluginServicer):
     @contextmanager
     def _stream(self, context: Context) -> Iterator[None]:
         self._streams.add(context)
+        self.begun += 1
         self._telemetry.streaming(self.resource, self.streams)
         self._log.info("kubelet listens", streams=self.streams)
         try:
@@ -257,6 +264,8 @@ class Plugin(DevicePluginServicer):
         finally:
             self._streams.discard(context)
             self.silent_since = asyncio.get_running_loop().time()
+            if not self._streams:
+                self.silent.set()
             self._telemetry.streaming(self.resource, self.streams)
             self._log.info("kubelet listens no longer", streams=self.streams)
 
@@ -357,10 +366,11 @@ class Plugin(DevicePluginServicer):
         at, until = time.time(), asyncio.get_running_loop().time() + self._manners.memory
         for one in chosen:
             one.at, one.until = at, until
-            self._preferred.append(one)
             with self._spared("decision"):
                 self._telemetry.preferred(self.resource, one.preference, one.seconds)
-                self._later("decision", partial(self._decide, one))
+                if len(one.available) + len(one.must) <= _OLDER_TOO * len(self._known):
+                    self._preferred.append(one)
+                    self._later("decision", partial(self._decide, one))
 
     def _decide(self, one: _Preferred) -> None:
         try:

@@ -119,7 +119,8 @@ def require_free(path: Path) -> None:
         raise SocketError(f"{path} is no socket: remove it")
     if stands is not None and is_answered(path):
         raise SocketTakenError(
-            f"{path} is served by another process: stop it, or give -socket-name unique"
+            f"{path} is served by another process: stop it (-socket-name unique is for an upgrade,"
+            " beside our predecessor; from another plugin it would take the resource)"
         )
 
 

@@ -53,8 +53,8 @@ if TYPE_CHECKING:
 class Kubelet(Ledger, RegistrationServicer):
     """A kubelet on a directory of sockets.
 
-    `keyed_by_name` makes it one of the older kind, which tells the instances of a plugin apart by
-    nothing but their resource: when an old instance leaves, the new one is disconnected
+    `keyed_by_name` makes it tell the instances of a plugin apart by nothing but their resource, as
+    1.36 does: when an old instance leaves, the new one is disconnected
     (https://github.com/kubernetes/kubernetes/pull/135437). `seed` decides every order that means
     nothing to the real one.
     """
@@ -80,7 +80,11 @@ class Kubelet(Ledger, RegistrationServicer):
         return self
 
     def stop(self) -> None:
-        """End every stream and listen no longer; the socket stays behind, as after a kill."""
+        """Listen no longer and end every stream; the socket stays behind, as after a kill.
+
+        In this order: the real one ends both with its process, and never answers a registration
+        that the end of a stream has brought about.
+        """
         self._close()
         with self._changed:
             clients = [client for clients in self._clients.values() for client in clients]
@@ -145,7 +149,7 @@ class Kubelet(Ledger, RegistrationServicer):
                     path.unlink()
 
     def lose_streams(self) -> None:
-        """Hang up on every plugin, and say nothing."""
+        """Hang up on every plugin, and go on to listen for registrations."""
         with self._changed:
             clients = [client for clients in self._clients.values() for client in clients]
         for client in clients:
@@ -259,8 +263,9 @@ class Kubelet(Ledger, RegistrationServicer):
             clients = self._clients.get(client.resource, [])
             latest = bool(clients) and clients[-1] is client
             bystander = clients[-1] if self._keyed_by_name and clients and not latest else None
-            if client in clients:
-                clients.remove(client)
+            self._clients[client.resource] = [
+                one for one in clients if one not in (client, bystander)
+            ]
             if latest or bystander:
                 devices = self._of(client.resource)
                 self._devices[client.resource] = replace(devices, connected=False)

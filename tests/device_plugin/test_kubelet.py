@@ -41,6 +41,9 @@ from tests.device_plugin.plugins import (
     running,
 )
 
+# Whatever happens in time comes of being told, not of a look.
+NEVER_LOOKS = replace(FAST, look=60.0, lost=60.0)
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -64,6 +67,11 @@ async def settled(plugin: Running, kubelet: Kubelet, devices: int = 4) -> None:
     """Wait until kubelet has the devices, and its answer to the registration has arrived."""
     await off(kubelet.wait_for_allocatable, I915, devices)
     await until(lambda: plugin.endpoints.not_ready() is None)
+
+
+async def said(plugin: Running, event: str, times: int) -> None:
+    """Wait until the plugin has said something so many times."""
+    await until(lambda: len(plugin.events(event)) == times)
 
 
 # Registration
@@ -186,8 +194,9 @@ def test_a_resource_is_ready_when_kubelet_knows_it_and_listens(path: Path) -> No
             kubelet.behavior.heal()
             async with running(path, pace=replace(FAST, lost=60.0)) as plugin:
                 await settled(plugin, kubelet)
+                kubelet.behavior.ignore()
                 kubelet.lose_streams()
-                await until(plugin.endpoints.not_ready)
+                await until(lambda: len(plugin.events("registered")) == 2)
                 assert plugin.endpoints.not_ready() == f"kubelet does not listen: {I915}"
 
     asyncio.run(story())
@@ -327,17 +336,96 @@ def test_a_wiped_socket_is_served_and_registered_anew(path: Path) -> None:
     asyncio.run(story())
 
 
-def test_a_lost_stream_is_waited_for_and_then_registered_anew(path: Path) -> None:
+@pytest.mark.parametrize("keyed_by_name", [False, True], ids=["by path", "by name"])
+def test_a_kubelet_that_hangs_up_is_registered_with_in_a_moment(
+    path: Path,
+    keyed_by_name: bool,  # noqa: FBT001 - a case
+) -> None:
     async def story() -> None:
-        with Kubelet(path) as kubelet:
-            async with running(path) as plugin:
+        with Kubelet(path, keyed_by_name=keyed_by_name) as kubelet:
+            async with running(path, pace=NEVER_LOOKS) as plugin:
                 await settled(plugin, kubelet)
                 start = time.monotonic()
                 kubelet.lose_streams()
-                await off(kubelet.wait_for_registrations, 2)
-                assert time.monotonic() - start >= FAST.lost * 0.9
-                await off(kubelet.wait_for_allocatable, I915, 4)
-                await until(lambda: plugin.endpoints.not_ready() is None)
+                await said(plugin, "kubelet listens no longer", 1)
+                await until(lambda: len(plugin.events("registered")) == 2)
+                await settled(plugin, kubelet)
+                assert time.monotonic() - start < 1
+
+    asyncio.run(story())
+
+
+def test_a_kubelet_that_hangs_up_again_and_again_is_given_ever_more_time(path: Path) -> None:
+    pace = replace(NEVER_LOOKS, again=0.1, lost=0.4)
+
+    async def story() -> None:
+        with Kubelet(path) as kubelet:
+            async with running(path, pace=pace) as plugin:
+                took = []
+                for times in range(1, 6):
+                    await settled(plugin, kubelet)
+                    kubelet.lose_streams()
+                    await said(plugin, "kubelet listens no longer", times)
+                    start = time.monotonic()
+                    await said(plugin, "registered", times + 1)
+                    took.append(time.monotonic() - start)
+                await settled(plugin, kubelet)
+                for waited, pause in zip(took, (0.1, 0.2, 0.4, 0.4, 0.4), strict=True):
+                    assert waited >= pause * 0.9
+                accepted = [one for one in kubelet.registrations if one.accepted]
+                assert len(accepted) == 6, "one each"
+
+    asyncio.run(story())
+
+
+def test_a_registration_that_held_makes_up_for_earlier_hang_ups(path: Path) -> None:
+    pace = replace(NEVER_LOOKS, again=0.25, lost=1.0)
+
+    async def story() -> None:
+        with Kubelet(path) as kubelet:
+            async with running(path, pace=pace) as plugin:
+                for times in range(1, 3):
+                    await settled(plugin, kubelet)
+                    kubelet.lose_streams()
+                    await said(plugin, "registered", times + 1)
+                await settled(plugin, kubelet)
+                await never(lambda: len(plugin.events("registered")) > 3, 1.1 * pace.lost)
+                kubelet.lose_streams()
+                start = time.monotonic()
+                await said(plugin, "registered", 4)
+                assert time.monotonic() - start < 0.75, "not 1.0, as it would be by now"
+
+    asyncio.run(story())
+
+
+def test_when_kubelet_ends_nothing_is_registered_with_what_it_leaves(path: Path) -> None:
+    async def story() -> None:
+        with Kubelet(path) as kubelet:
+            async with running(path, pace=replace(FAST, lost=60.0)) as plugin:
+                await settled(plugin, kubelet)
+                await off(kubelet.stop)
+                await said(plugin, "kubelet listens no longer", 1)
+                await never(lambda: plugin.events("cannot register"), 10 * FAST.look)
+                await off(kubelet.start)
+                await settled(plugin, kubelet)
+                assert len(kubelet.registrations) == 2
+                assert plugin.count("registrations_total", outcome="failed") == 0
+
+    asyncio.run(story())
+
+
+def test_a_stream_that_a_kubelet_was_connected_with_already_is_missed_when_it_ends(
+    path: Path,
+) -> None:
+    async def story() -> None:
+        with Kubelet(path) as kubelet:
+            async with running(path, pace=replace(FAST, lost=60.0)) as plugin:
+                await settled(plugin, kubelet)
+                await off(kubelet.listen_anew)
+                await until(lambda: len(plugin.events("registered")) == 2)
+                kubelet.lose_streams()
+                await until(lambda: len(plugin.events("registered")) == 3)
+                await settled(plugin, kubelet)
 
     asyncio.run(story())
 
@@ -493,6 +581,28 @@ def test_numa_is_told_where_it_is_known_and_only_there(path: Path) -> None:
 
 
 # Instances
+
+
+def test_a_successor_that_is_hung_up_on_with_its_predecessor_is_back_in_a_moment(
+    path: Path,
+) -> None:
+    async def story() -> None:
+        with Kubelet(path, keyed_by_name=True) as kubelet:
+            async with AsyncExitStack() as news, running(path, suffix="old", pace=FAST) as old:
+                await settled(old, kubelet)
+                new = await news.enter_async_context(running(path, suffix="new", pace=NEVER_LOOKS))
+                await until(lambda: new.events("kubelet listens"))
+                await settled(new, kubelet)
+                await old.ended()
+                await said(new, "kubelet listens no longer", 1)
+                gone = time.monotonic()
+                await until(lambda: len(new.events("registered")) > 1)
+                await settled(new, kubelet)
+                assert time.monotonic() - gone < 1
+                assert (await off(kubelet.run_pod, "train", I915, 4)).ids
+                assert kubelet.history(I915)[:3] == (4, 0, 4)
+
+    asyncio.run(story())
 
 
 @pytest.mark.parametrize("keyed_by_name", [False, True], ids=["by path", "by name"])

@@ -120,12 +120,12 @@ class Timeline:
         """Give the least that was ever said."""
         return min(number for _, number in self.changes)
 
-    def longest_without(self, whole: int) -> float:
-        """Give the longest time in seconds that the node said less than the whole."""
+    def longest_without(self, whole: int, since: float = 0.0) -> float:
+        """Give the longest time in seconds, since an instant, that the node said less."""
         ends = [*(when for when, _ in self.changes[1:]), time.monotonic()]
         longest = total = 0.0
         for (begin, number), end in zip(self.changes, ends, strict=True):
-            total = total + end - begin if number < whole else 0.0
+            total = total + max(end - max(begin, since), 0.0) if number < whole else 0.0
             longest = max(longest, total)
         return longest
 
