@@ -3,14 +3,17 @@
 import select
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from service.signals import STOPPING, release_signals
 
-# A signal handler's exception can be swallowed where Python runs no caller (a finalizer, a
-# callback from C); the timer therefore fires again until the block is left.
+# The timer fires again and again until the block is left, for two reasons. A signal handler's
+# exception can be swallowed where Python runs no caller (a finalizer, a callback from C). And a
+# signal that comes just before a system call blocks does not interrupt it: its handler would only
+# run at the call's end, which may be far.
 _REPEAT = 0.1
 _SOON = 1e-6
 
@@ -34,6 +37,7 @@ class Stop:
         self._reader, self._writer = socket.socketpair()
         self._stopped = False
         self._bounded = False
+        self._until = 0.0
 
     def install(self) -> None:
         """Listen to SIGTERM, SIGINT and the timer of `bounded`; main thread only."""
@@ -71,7 +75,8 @@ class Stop:
         asked for. Only for blocks that may be left anywhere: a scrape, never a publication.
         """
         self._bounded = True
-        signal.setitimer(signal.ITIMER_REAL, max(_SOON, seconds), _REPEAT)
+        self._until = time.monotonic() + seconds
+        signal.setitimer(signal.ITIMER_REAL, min(max(_SOON, seconds), _REPEAT), _REPEAT)
         try:
             if self._stopped:
                 raise Stopped
@@ -87,4 +92,7 @@ class Stop:
 
     def _on_timer(self, _number: int, frame: FrameType | None) -> None:
         if self._bounded and frame and frame.f_code.co_name not in _EDGES:
-            raise Stopped if self._stopped else TimeoutError
+            if self._stopped:
+                raise Stopped
+            if time.monotonic() >= self._until:
+                raise TimeoutError

@@ -145,6 +145,19 @@ def test_a_signal_ends_what_a_block_waits_for(
     assert stop.wait(PATIENCE)
 
 
+def test_a_signal_that_interrupts_nobody_ends_a_block_all_the_same(
+    stop: Stop, silence: Silence
+) -> None:
+    """As one that comes just before a call blocks: here it is another thread that it interrupts."""
+    with Soon(silence.then(send(signal.SIGTERM))):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            with pytest.raises(Stopped), stop.bounded(PATIENCE):
+                silence.wait()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
 def test_a_stop_set_in_a_thread_is_noticed_when_the_time_of_the_block_is_up(
     stop: Stop, silence: Silence
 ) -> None:
