@@ -27,8 +27,8 @@ $(READY): requirements-dev.lock pyproject.toml
 demo: $(READY) ## the whole story on this machine: no GPU, no cluster, under a minute
 	@$(BIN)/xelink demo
 
-test: $(READY) ## every test, with coverage
-	$(BIN)/pytest -n 2 --cov --cov-report=term $(ARGS)
+test: $(READY) ## every test, with coverage; some of them, without: ARGS="tests/topology -k links"
+	$(BIN)/pytest -n 2 $(or $(ARGS),--cov --cov-report=term)
 
 .PHONY: e2e
 e2e: $(READY) ## the real kubelet, API server and NFD, on this machine; as root, see docs/e2e.md
