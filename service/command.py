@@ -20,13 +20,13 @@ def run_command(
     try:
         loaded = load(settings, sys.argv[1:] if arguments is None else arguments)
     except HelpWanted:
-        return _say(help_text(settings))
+        return _say(settings.PROGRAM, help_text(settings))
     except UsageError as error:
         sys.stderr.write(f"{settings.PROGRAM}: {error}\n")
         return USAGE
     if answer := _answer(loaded):
         sys.stderr.writelines(f"{settings.PROGRAM}: {text}\n" for text in loaded.warnings)
-        return _say(answer)
+        return _say(settings.PROGRAM, answer)
     try:
         return run(loaded)
     except ListenError as error:
@@ -34,12 +34,16 @@ def run_command(
         return CANNOT_START
 
 
-def _say(text: str) -> int:
+def _say(program: str, text: str) -> int:
     try:
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
     except BrokenPipeError:
         forget_stdout()
+    except OSError as error:
+        forget_stdout()
+        sys.stderr.write(f"{program}: cannot print: {error.strerror or error}\n")
+        return CANNOT_START
     return OK
 
 

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from types import ModuleType
 
 from service.stdout import forget_stdout
-from xelink.outcome import INTERRUPTED, OK, FailedError
+from xelink.outcome import FAILED, INTERRUPTED, OK, FailedError
 
 COMMANDS = ("show", "explain", "simulate", "doctor", "demo", "completion")
 
@@ -34,6 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # nobody reads on, as with `| head`
         forget_stdout()
         return OK
+    except OSError as error:  # what is read is minded where it is read: this is what is printed
+        forget_stdout()
+        sys.stderr.write(f"xelink {options.command}: cannot print: {error.strerror or error}\n")
+        return FAILED
     return int(code)
 
 
