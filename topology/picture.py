@@ -92,7 +92,8 @@ class _Ring:
     @cached_property
     def center(self) -> _Point:
         # Two GPUs lie side by side: nothing is above them
-        height = 70.0 if len(self.node.devices) == 2 else self.radius + 72  # noqa: PLR2004
+        pair = len(self.node.devices) == 2  # noqa: PLR2004 - two
+        height = 70.0 if pair else self.radius + 72
         return _Point(self.width / 2, _TOP + height)
 
     @property
