@@ -243,7 +243,10 @@ class Scraper:
         self._login.accepted()
         if encoding := response.headers.get("Content-Encoding"):
             raise ScrapeError(Reason.PROTOCOL, f"content encoding {encoding!r} was not asked for")
-        if int(response.headers.get("Content-Length", 0)) > self._target.max_body:
+        length = response.headers.get("Content-Length", "0")
+        if not (length.isascii() and length.isdigit()):
+            raise ScrapeError(Reason.PROTOCOL, f"content length {length!r} is none")
+        if int(length) > self._target.max_body:
             raise ScrapeError(Reason.TOO_LARGE, self._too_large())
 
     def _too_large(self) -> str:

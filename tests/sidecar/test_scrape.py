@@ -275,6 +275,13 @@ def test_a_length_over_the_limit_is_refused_without_reading() -> None:
     assert str(error) == "too-large: the body is longer than 67108864 bytes (-max-body)"
 
 
+@pytest.mark.parametrize("length", [b"-1", b"1_0", b"+10", b"ten", b"10, 11", b"\xb9"])
+def test_a_length_that_is_none_makes_no_body(length: bytes) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %s\r\n\r\n" % length
+    with Answering([head, b"#" * 10]) as server, scraping(server.port) as scraper:
+        assert refusal(scraper).reason is Reason.PROTOCOL
+
+
 def test_a_body_of_just_the_limit_is_read() -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
     with Answering([head, b"#" * 1000]) as server:
