@@ -95,6 +95,9 @@ def split_address(listen: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
+_PLAIN = ("Content-Type", "text/plain; charset=utf-8")
+
+
 def _application(
     registry: CollectorRegistry, probes: Mapping[str, Probe], pages: Mapping[str, Page]
 ) -> "WSGIApplication":
@@ -102,6 +105,9 @@ def _application(
 
     def answer(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         path = environ["PATH_INFO"]
+        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            start_response("405 Method Not Allowed", [("Allow", "GET, HEAD"), _PLAIN])
+            return [b"this only tells: GET or HEAD\n"]
         if path == "/metrics":
             body: Iterable[bytes] = metrics(environ, start_response)
             return body
@@ -115,7 +121,7 @@ def _application(
             status, text = "200 OK" if fine else "503 Service Unavailable", f"{said}\n"
         else:
             status, text = "404 Not Found", f"try {' '.join(['/metrics', *probes, *pages])}\n"
-        start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
+        start_response(status, [_PLAIN])
         return [text.encode()]
 
     return answer

@@ -82,6 +82,13 @@ def test_another_path_is_404_and_tells_which_there_are(address: str, path: str) 
     assert (status, text) == (404, "try /metrics /healthz /readyz\n")
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/metrics", "/nowhere"])
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+def test_nothing_can_be_told_to_it(address: str, method: str, path: str) -> None:
+    assert ask(address, path, method)[0] == 405
+    assert ask(address, path, "HEAD")[2] == ""
+
+
 def test_metrics_are_those_of_the_registry_and_no_others(address: str) -> None:
     status, kind, text = ask(address, "/metrics")
     assert status == 200
