@@ -47,6 +47,8 @@ def _run(loaded: Loaded[PluginSettings]) -> int:
     for warning in loaded.warnings:
         log.warning(warning)
     try:
+        # Before anything is written: without kubelet there is nobody to write a CDI spec for.
+        sockets.require_directory(settings.plugin_dir)
         asyncio.run(_serve(settings, log))
     except SocketError as error:
         sys.stderr.write(f"{settings.PROGRAM}: {error}\n")

@@ -163,6 +163,7 @@ class Endpoint:
                 return
             if kubelet is None:
                 self._set_known(known=False)
+                self._wait_for_kubelet()
             elif kubelet != registered or self._is_lost() or self._is_hung_up():
                 self._pause = self._next_pause() if kubelet == registered else self._pace.again
                 self._set_known(known=False)
@@ -261,6 +262,11 @@ class Endpoint:
         self.trouble = str(error)
         if self._changes.of("failure", str(error)):
             self._log.warning("cannot register", reason=str(error), pause=round(pause, 1))
+
+    def _wait_for_kubelet(self) -> None:
+        self.trouble = f"there is no {self._kubelet}: kubelet is not up"
+        if self._changes.of("failure", self.trouble):
+            self._log.info("waiting for kubelet", reason=self.trouble)
 
     def _set_known(self, *, known: bool) -> None:
         self.known = known

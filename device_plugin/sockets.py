@@ -105,6 +105,16 @@ def is_answered(path: Path) -> bool:
     return True
 
 
+def require_directory(directory: Path) -> None:
+    """Raise `SocketError` where there is no directory to serve in."""
+    try:
+        found = directory.is_dir()
+    except OSError as error:
+        raise SocketError(f"cannot look into {directory.parent}: {error.strerror}") from None
+    if not found:
+        raise SocketError(f"there is no directory {directory}: kubelet's must be mounted here")
+
+
 def require_free(path: Path) -> None:
     """Raise `SocketError` when we could not serve on a path, or must not."""
     if len(os.fsencode(path)) > _LONGEST_PATH:
@@ -113,8 +123,7 @@ def require_free(path: Path) -> None:
         stands = _mode(path)
     except OSError as error:
         raise SocketError(f"cannot look into {path.parent}: {error.strerror}") from None
-    if stands is None and not path.parent.is_dir():
-        raise SocketError(f"there is no directory {path.parent}: kubelet's must be mounted here")
+    require_directory(path.parent)
     if stands is not None and not stat.S_ISSOCK(stands):
         raise SocketError(f"{path} is no socket: remove it")
     if stands is not None and is_answered(path):

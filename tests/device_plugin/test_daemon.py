@@ -223,6 +223,7 @@ def test_a_plugin_directory_that_is_not_there_is_one_line_and_exit_code_1(scene:
     with scene.plugin() as process:
         assert process.wait() == 1
     assert f"there is no directory {scene.kubelets}" in process.lines[-1]
+    assert not (scene.directory / "cdi").exists(), "nobody is there to read a spec"
 
 
 # Signals

@@ -114,8 +114,13 @@ def test_a_kubelet_that_comes_late_is_registered_with(path: Path) -> None:
         async with running(path) as plugin:
             await until(lambda: plugin.events("serving"))
             assert plugin.endpoints.not_ready() == f"not registered with kubelet: {I915}"
+            await until(lambda: plugin.events("waiting for kubelet"))
+            (endpoint,) = plugin.endpoints.every
+            assert endpoint.trouble == f"there is no {path / 'kubelet.sock'}: kubelet is not up"
             with Kubelet(path) as kubelet:
                 await off(kubelet.wait_for_allocatable, I915, 4)
+                assert len(plugin.events("waiting for kubelet")) == 1, "said once"
+                await until(lambda: not endpoint.trouble)
 
     asyncio.run(story())
 
