@@ -1,39 +1,33 @@
-"""The little of an API server that `kubectl get` needs to show objects."""
+"""The little of an API server that kubectl needs to show objects, and to wait for them."""
 
 import json
 import threading
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-_KINDS = {
-    "/api/v1": {"name": "nodes", "singularName": "node", "namespaced": False, "kind": "Node"},
-    "/apis/apps/v1": {
-        "name": "daemonsets",
-        "singularName": "daemonset",
-        "namespaced": True,
-        "kind": "DaemonSet",
-    },
-}
-_APPS = {"groupVersion": "apps/v1", "version": "v1"}
+_Object = Mapping[str, Any]
+_UNKNOWN = {"kind": "Status", "apiVersion": "v1", "code": 404}
 
 
 @contextmanager
-def serving(objects: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Serve nodes and DaemonSets; give the URL."""
-    answers = _discovery() | _objects(objects)
+def serving(objects: Sequence[_Object]) -> Iterator[str]:
+    """Serve objects of whatever kind, which nothing changes; give the URL."""
+    answers = _discovery(objects) | _objects(objects)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             url = urlsplit(self.path)
-            answer = answers.get(url.path, {"kind": "Status", "apiVersion": "v1", "code": 404})
-            selector = parse_qs(url.query).get("labelSelector")
-            if selector:
-                items = [each for each in answer["items"] if _matches(each, selector[0])]
+            query = parse_qs(url.query)
+            answer = answers.get(url.path, _UNKNOWN)
+            if "items" in answer:
+                items = [each for each in answer["items"] if _selected(each, query)]
                 answer = {**answer, "items": items}
-            body = json.dumps(answer).encode()
+            # A watch ends at once: nothing ever changes.
+            body = b"" if "watch" in query else json.dumps(answer).encode()
             self.send_response(200 if url.path in answers else 404)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
@@ -53,37 +47,73 @@ def serving(objects: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             thread.join()
 
 
-def _discovery() -> dict[str, dict[str, Any]]:
-    group = {"name": "apps", "versions": [_APPS], "preferredVersion": _APPS}
+def _plural(each: _Object) -> str:
+    return f"{each['kind'].lower()}s"
+
+
+def _root(version: str) -> str:
+    return f"/apis/{version}" if "/" in version else f"/api/{version}"
+
+
+def _discovery(objects: Sequence[_Object]) -> dict[str, dict[str, Any]]:
+    kinds: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for each in objects:
+        kinds[each["apiVersion"]][each["kind"]] = {
+            "name": _plural(each),
+            "singularName": each["kind"].lower(),
+            "namespaced": "namespace" in each["metadata"],
+            "kind": each["kind"],
+            "verbs": ["get", "list", "watch"],
+        }
+    versions = [
+        {"groupVersion": name, "version": name.rpartition("/")[2]} for name in kinds if "/" in name
+    ]
+    groups = [
+        {
+            "name": each["groupVersion"].partition("/")[0],
+            "versions": [each],
+            "preferredVersion": each,
+        }
+        for each in versions
+    ]
     found: dict[str, dict[str, Any]] = {
         "/api": {"kind": "APIVersions", "versions": ["v1"]},
-        "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": [group]},
+        "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups},
     }
-    for path, kind in _KINDS.items():
-        version = path.removeprefix("/apis/").removeprefix("/api/")
-        resources = [{**kind, "verbs": ["get", "list"]}]
-        found[path] = {
+    for version, resources in {"v1": {}, **kinds}.items():
+        found[_root(version)] = {
             "kind": "APIResourceList",
             "groupVersion": version,
-            "resources": resources,
+            "resources": [*resources.values()],
         }
     return found
 
 
-def _objects(objects: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    nodes = [each for each in objects if each["kind"] == "Node"]
-    found: dict[str, dict[str, Any]] = {
-        "/api/v1/nodes": {"kind": "NodeList", "apiVersion": "v1", "metadata": {}, "items": nodes}
-    }
+def _objects(objects: Sequence[_Object]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
     for each in objects:
-        if each["kind"] == "DaemonSet":
-            name, space = each["metadata"]["name"], each["metadata"]["namespace"]
-            found[f"/apis/apps/v1/namespaces/{space}/daemonsets/{name}"] = dict(each)
+        root, metadata = _root(each["apiVersion"]), each["metadata"]
+        everywhere = f"{root}/{_plural(each)}"
+        space = metadata.get("namespace")
+        own = f"{root}/namespaces/{space}/{_plural(each)}" if space else everywhere
+        found[f"{own}/{metadata['name']}"] = dict(each)
+        for collection in {everywhere, own}:
+            listed = {
+                "kind": f"{each['kind']}List",
+                "apiVersion": each["apiVersion"],
+                "metadata": {"resourceVersion": "1"},
+                "items": [],
+            }
+            found.setdefault(collection, listed)["items"].append(each)
     return found
 
 
-def _matches(item: Mapping[str, Any], selector: str) -> bool:
-    """Tell whether labels fit `name` or `name=value`."""
-    name, equals, value = selector.partition("=")
-    labels = item["metadata"].get("labels", {})
-    return name in labels and (not equals or labels[name] == value)
+def _selected(item: _Object, query: Mapping[str, Sequence[str]]) -> bool:
+    """Tell whether an object fits `labelSelector` (`name`, `name=value`) and `fieldSelector`."""
+    (labels,) = query.get("labelSelector", [""])
+    name, equals, value = labels.partition("=")
+    has = item["metadata"].get("labels", {})
+    if name and (name not in has or (equals and has[name] != value)):
+        return False
+    (fields,) = query.get("fieldSelector", [""])
+    return fields in {"", f"metadata.name={item['metadata']['name']}"}

@@ -85,10 +85,30 @@ def daemon_set(overlay: str) -> dict[str, Any]:
 
 
 def patched(shell: Shell, line: str, before: Mapping[str, Any]) -> dict[str, Any]:
-    """Run a command on an object that it names, without a cluster."""
+    """Run a command on the object that it changes, without a cluster."""
     (shell.directory / "before.json").write_text(json.dumps(before))
     where = "--local -f before.json -o yaml"
-    local, times = re.subn(r"daemonset[ /]intel-xpumanager", where, line)
+    kind, name = before["kind"].lower(), before["metadata"]["name"]
+    local, times = re.subn(rf"(?<!get ){kind}[ /]{name}\b", where, line)
     assert times == 1
     after: dict[str, Any] = yaml.safe_load(shell.run(local))
     return after
+
+
+def administrator(directory: Path, url: str) -> Shell:
+    """Give a shell whose kubectl talks to this server."""
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "here",
+        "clusters": [{"name": "here", "cluster": {"server": url}}],
+        "contexts": [{"name": "here", "context": {"cluster": "here", "user": ""}}],
+    }
+    (directory / "config").write_text(yaml.safe_dump(config))
+    return Shell(directory, KUBECONFIG=str(directory / "config"))
+
+
+def masked(text: str) -> str:
+    """Take times and ports out of a log."""
+    text = re.sub(r"[0-9-]{10}T[0-9:.]+(Z|\+00:00)", "TIME", text)
+    return re.sub(r"127\.0\.0\.1:[0-9]+", "ADDRESS", text)

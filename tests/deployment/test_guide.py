@@ -14,7 +14,7 @@ import yaml
 from device_plugin.settings import PluginSettings
 from service.flags import load
 from sidecar.settings import SidecarSettings
-from tests.deployment.chain import SIDECAR, container
+from tests.deployment.chain import container
 from tests.deployment.guide import (
     FEATURES_D,
     GUIDE,
@@ -27,11 +27,18 @@ from tests.deployment.guide import (
     needs_kubectl,
     shown,
 )
-from tests.deployment.rendering import OVERLAYS, ROOT, needs_kustomize, render
+from tests.deployment.rendering import (
+    OVERLAYS,
+    ROOT,
+    WORKLOADS,
+    Document,
+    kustomizations,
+    needs_kustomize,
+    render,
+)
 from tests.deployment.test_schemas import VERSIONS
 
 CHANGES = "it changes a cluster"
-WAITS = "it waits for a cluster"
 KIND = "it makes a cluster, or loads an image into one"
 FETCHES = "it fetches a release of others, which a test below holds to what is known here"
 IMAGE = "it needs a tool that builds images; tools/image_test.py builds and runs one"
@@ -40,30 +47,39 @@ INDEX = "it needs a package index; .ci/run installs the wheel"
 
 ELSEWHERE = {
     "kubectl create namespace monitoring": CHANGES,
-    "kubectl label namespace monitoring pod-security.kubernetes.io/enforce=privileged": CHANGES,
     "kubectl apply -f https://github.com/cert-manager/cert-manager/releases/download/v1.21.2/"
+    "cert-manager.yaml": FETCHES,
+    "kubectl delete -f https://github.com/cert-manager/cert-manager/releases/download/v1.21.2/"
     "cert-manager.yaml": FETCHES,
     "curl -fsSL https://github.com/kubernetes-sigs/node-feature-discovery/archive/refs/tags/"
     "v0.19.0.tar.gz | tar -xz": FETCHES,
     "kubectl apply -k node-feature-discovery-0.19.0/deployment/overlays/default": FETCHES,
+    "kubectl apply -k overlays/base": CHANGES,
     "kubectl apply -k overlays/http": CHANGES,
+    "kubectl apply -k overlays/plugin-only": CHANGES,
     "kubectl apply -k overlays/cert-manager": CHANGES,
     "kubectl apply -k overlays/companion": CHANGES,
     "kubectl apply -k overlays/monitoring": CHANGES,
     "kubectl -n monitoring apply -f overlays/cert-manager/certificates.yaml": CHANGES,
     "kubectl apply -k overlays/demo": CHANGES,
     "kubectl apply -f overlays/demo/pod.yaml": CHANGES,
-    "kubectl delete -k overlays/cert-manager": CHANGES,
+    "kubectl delete -f overlays/demo/pod.yaml": CHANGES,
+    "kubectl delete -k overlays/http": CHANGES,
+    "kubectl delete -k overlays/plugin-only": CHANGES,
     "kubectl delete -k overlays/demo": CHANGES,
     "kubectl delete namespace monitoring": CHANGES,
-    "kubectl -n monitoring delete secret xpum-ca xpum-server-cert": CHANGES,
+    "kubectl delete gpudeviceplugins --all": CHANGES,
+    "kubectl -n default delete daemonset intel-gpu-plugin": CHANGES,
+    "kubectl -n monitoring delete --ignore-not-found -f overlays/cert-manager/certificates.yaml": (
+        CHANGES
+    ),
+    "kubectl -n monitoring delete --ignore-not-found secret xpum-ca xpum-server-cert": CHANGES,
+    "kubectl -n monitoring delete podmonitor/xelink prometheusrule/xelink "
+    "configmap/xelink-dashboard": CHANGES,
     "kubectl -n monitoring rollout undo daemonset intel-xpumanager": CHANGES,
     "kubectl diff -k overlays/http": "it compares with a cluster",
-    "kubectl -n monitoring rollout status daemonset intel-xpumanager": WAITS,
-    "kubectl -n xelink-demo rollout status daemonset xelink-demo": WAITS,
-    "kubectl -n cert-manager rollout status deployment cert-manager-webhook": WAITS,
-    "kubectl -n xelink-demo wait pod/two-gpus --for=jsonpath='{.status.phase}'=Succeeded": WAITS,
     "kind create cluster": KIND,
+    "kind delete cluster": KIND,
     "kind load image-archive xelink.tar": KIND,
     "make image IMAGE=docker.io/library/xelink:0.1.0": IMAGE,
     "make image IMAGE=registry.example.com/xelink:0.1.0": IMAGE,
@@ -76,10 +92,12 @@ ELSEWHERE = {
     "/opt/xelink/bin/xelink-sidecar": INDEX,
     "systemctl enable --now xelink-sidecar": NODE,
     "systemctl disable --now xelink-sidecar": NODE,
+    "systemctl daemon-reload": NODE,
     f"mkdir -p {FEATURES_D}": NODE,
     "rm -rf /opt/xelink /etc/systemd/system/xelink-sidecar.service": NODE,
     "restorecon -R /etc/kubernetes/node-feature-discovery": NODE,
     f"semanage fcontext --add --type container_file_t '{Path(FEATURES_D).parent}(/.*)?'": NODE,
+    f"semanage fcontext --delete '{Path(FEATURES_D).parent}(/.*)?'": NODE,
 }
 """Whole commands that are not run here, and why not."""
 
@@ -87,13 +105,22 @@ HERE = {
     "curl -fsSO https://git.example.com/": "a_patch_is_downloaded",
     "sed -i ": "a_patch_is_downloaded",
     f"{PATCH} --patch-file xpumanager.yaml": "a_patch_is_downloaded",
-    f"{PATCH} --patch-file overlays/": "https_by_hand",
+    f"{PATCH} --patch-file overlays/cert-manager/https.yaml": "https_by_hand",
+    f"{PATCH} --patch-file overlays/cert-manager/no-https.yaml": "https_is_taken_out",
     f"{PATCH} -p ": "taken_out_again",
     "openssl req ": "https_by_hand",
     "openssl verify ": "https_by_hand",
     SECRET: "https_by_hand",
     "kubectl get nodes ": "the_answers_of_kubectl",
+    "kubectl get daemonsets ": "the_answers_of_kubectl",
     "kubectl -n monitoring get daemonset ": "the_answers_of_kubectl",
+    "kubectl get node node-1 ": "labels_that_nfd_left",
+    "kubectl label ": "a_label_is_set",
+    "kubectl -n monitoring rollout status ": "what_waits",
+    "kubectl -n xelink-demo rollout status ": "what_waits",
+    "kubectl -n cert-manager rollout status ": "what_waits",
+    "kubectl -n monitoring wait ": "what_waits",
+    "kubectl -n xelink-demo wait ": "what_waits",
     "kubectl -n xelink-demo logs two-gpus": "a_pod_that_asks_for_two",
     "kubectl -n monitoring logs ": "the_log_is_as_shown",
     "kubectl -n monitoring set image ": "the_image_and_the_end_are_set",
@@ -104,6 +131,7 @@ HERE = {
     "rm -f /var/": "nothing_is_left",
     "rm -rf /etc/": "nothing_is_left",
     "rm -rf /var/": "nothing_is_left",
+    "rmdir ": "directories_go",
     "ls ": "nothing_is_left",
 }
 """Beginnings of commands, and a part of the name of the test that runs them."""
@@ -144,6 +172,14 @@ def test_the_links_of_the_guide_lead_somewhere(link: str) -> None:
     assert not anchor or anchor in {title.lower().replace(" ", "-") for title in titles}
 
 
+def is_workload(document: Document) -> bool:
+    return document["kind"] in WORKLOADS
+
+
+def name_of(document: Document) -> str:
+    return f"{document['kind'].lower()}/{document['metadata']['name']}"
+
+
 @needs_kustomize
 def test_the_overlays_and_objects_that_are_named_are_there() -> None:
     for name in re.findall(r"(?<!/)overlays/[a-z-]+(?:/[a-z.-]+)?", GUIDE):
@@ -153,22 +189,55 @@ def test_the_overlays_and_objects_that_are_named_are_there() -> None:
         for each in render("cert-manager")
         if each["kind"] == "Certificate"
     }
-    deleted = shown("kubectl -n monitoring delete secret ").line
+    deleted = shown("kubectl -n monitoring delete ", "xpum-server-cert").line
     assert set(deleted.split("secret ")[1].split()) == secrets
+    watched = {name_of(each) for each in render("monitoring")}
+    told = shown("kubectl -n monitoring delete podmonitor/").line
+    assert {*told.split()[4:]} == watched - {name_of(each) for each in render("companion")}
     assert daemon_set("http")["metadata"]["namespace"] == "monitoring"
     assert daemon_set("demo")["metadata"]["name"] == "xelink-demo"
 
 
+def of_the_site(directory: Path, kustomization: str) -> list[Document]:
+    """Render the directory `site` beside a copy of the overlays."""
+    shutil.copytree(OVERLAYS, directory / "overlays")
+    (directory / "site").mkdir()
+    (directory / "site/kustomization.yaml").write_text(kustomization)
+    return list(yaml.safe_load_all(Shell(directory).run("kubectl kustomize site")))
+
+
 @needs_kubectl
-def test_a_kustomization_of_one_s_own_names_the_registry(tmp_path: Path) -> None:
-    shutil.copytree(OVERLAYS, tmp_path / "overlays")
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site/kustomization.yaml").write_text(block("yaml", "registry.example.com"))
-    rendered = yaml.safe_load(Shell(tmp_path).run("kubectl kustomize site"))
-    assert container(rendered, SIDECAR)["image"] == "registry.example.com/xelink:0.1.0"
-    image = re.search(r"`kustomize edit set image xelink=(\S+)`", GUIDE)
-    assert image
-    assert image[1] == container(rendered, SIDECAR)["image"]
+@pytest.mark.parametrize(
+    "overlay", [*sorted(kustomizations("Kustomization")), "http\n- ../overlays/plugin-only"]
+)
+def test_a_kustomization_of_one_s_own_names_the_registry(overlay: str, tmp_path: Path) -> None:
+    own = block("yaml", "registry.example.com")
+    assert "- ../overlays/http\n" in own
+    rendered = of_the_site(tmp_path, own.replace("/http\n", f"/{overlay}\n"))
+    asked = re.search(r"`kustomize edit set image xelink=(\S+)`", GUIDE)
+    assert asked
+    for spec in (each["spec"]["template"]["spec"] for each in rendered if is_workload(each)):
+        containers = [*spec.get("initContainers", ()), *spec["containers"]]
+        images = {each["image"] for each in containers}
+        assert "xelink:0.1.0" not in images
+        assert (asked[1] in images) is (overlay != "base")
+
+
+@needs_kubectl
+def test_xpu_manager_s_containers_get_requests_and_limits(tmp_path: Path) -> None:
+    both = block("yaml", "registry.example.com") + block("yaml", "requests:")
+    (rendered,) = of_the_site(tmp_path, both)
+    before = daemon_set("http")
+    for name in ("xpumd", "python-exporter"):
+        own = container(rendered, name)
+        assert {*own["resources"]["requests"]} == {"cpu", "memory"}
+        limits = own["resources"]["limits"]
+        assert limits.pop("memory")
+        assert limits == container(before, name).get("resources", {}).get("limits", {})
+        del own["resources"]
+        rest = container(before, name)
+        rest.pop("resources", None)
+        assert own == rest
 
 
 def test_a_namespace_that_is_made_may_have_what_the_pods_need() -> None:
@@ -179,6 +248,7 @@ def test_a_namespace_that_is_made_may_have_what_the_pods_need() -> None:
     lines = [each.line for each in commands()]
     made = lines.index("kubectl create namespace monitoring")
     assert lines[made + 1] == f"kubectl label namespace monitoring {label}={level}"
+    assert f"kubectl label namespace monitoring {label}-" in lines
     assert made < min(lines.index(each) for each in lines if each.startswith("kubectl apply -k"))
 
 
@@ -204,4 +274,6 @@ def test_the_releases_of_others_are_those_that_our_tests_know() -> None:
     assert f"node-feature-discovery v{nfd[1]} " in known
     cert_manager = re.search(r"/download/(v[0-9.]+)/", shown("kubectl apply -f https:").line)
     assert cert_manager
+    applied, deleted = shown("kubectl apply -f https:"), shown("kubectl delete -f https:")
+    assert applied.line.replace(" apply ", " delete ") == deleted.line
     assert f"CERT_MANAGER={cert_manager[1]}\n" in (ROOT / "tools/deployment-tools.sh").read_text()

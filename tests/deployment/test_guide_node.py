@@ -1,119 +1,14 @@
 """docs/install.md: what one sees when it works, when it does not, and when it is gone."""
 
-import json
 import re
 import signal
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import yaml
-
-from device_plugin.simulator import tree
-from device_plugin.simulator.blueprint import Blueprint as Cards
-from device_plugin.simulator.kubelet import Kubelet
 from sidecar.simulator import Blueprint, Simulator
-from tests.deployment import api
-from tests.deployment.chain import published
-from tests.deployment.guide import (
-    FEATURES_D,
-    GUIDE,
-    Shell,
-    commands,
-    daemon_set,
-    needs_kubectl,
-    shown,
-)
-from tests.deployment.rendering import ROOT, needs_kustomize
-from tests.processes import Running, address, get, running
-
-I915 = "gpu.intel.com/i915"
-
-
-class Pipeline:
-    """The sidecar and the plugin on a simulated node, until kubelet knows the GPUs."""
-
-    def __init__(self, directory: Path, sidecar: Running, plugin: Running) -> None:
-        self.labels = directory / "f" / "xpum-sidecar-labels.txt"
-        self.sidecar = sidecar
-        self.plugin = plugin
-
-
-@contextmanager
-def pipeline(gpus: int, *more: str) -> Iterator[tuple[Pipeline, Kubelet, Path]]:
-    # Not pytest's directory: a unix socket's path has 107 bytes at most.
-    with tempfile.TemporaryDirectory(prefix="x") as name:
-        directory = Path(name)
-        labels = directory / "f" / "xpum-sidecar-labels.txt"
-        for each in ("f", "d"):
-            (directory / each).mkdir()
-        tree.put(Cards(gpus=gpus), directory / "n")
-        sidecar = [f"-tmp-dir-prefix={labels.parent}", f"-dst-file-path={labels}"]
-        plugin = [
-            f"-prefix={directory / 'n'}",
-            f"-plugin-dir={directory / 'k'}",
-            f"-cdi-dir={directory / 'd'}",
-            f"-label-file={labels}",
-            "-listen=127.0.0.1:0",
-        ]
-        with (
-            Simulator(Blueprint(gpus=gpus).build()) as xpum,
-            Kubelet(directory / "k") as kubelet,
-            running(
-                "sidecar",
-                *sidecar,
-                f"-xpum-port={xpum.port}",
-                "-startup-delay=0",
-                "-interval=1",
-                "-listen=127.0.0.1:0",
-                *more,
-            ) as writer,
-            running("device_plugin", *plugin) as reader,
-        ):
-            kubelet.wait_for_allocatable(I915, gpus)
-            yield Pipeline(directory, writer, reader), kubelet, directory
-
-
-@needs_kubectl
-@needs_kustomize
-def test_the_answers_of_kubectl_are_those_shown(tmp_path: Path) -> None:
-    with pipeline(2) as (running, kubelet, _):
-        running.sidecar.wait_for("labels published")
-        labels = published(running.labels)
-        allocatable = {I915: str(kubelet.allocatable(I915))}
-    node = {
-        "kind": "Node",
-        "apiVersion": "v1",
-        "metadata": {
-            "name": "node-1",
-            "labels": {**labels, "intel.feature.node.kubernetes.io/gpu": "true"},
-        },
-        "status": {"allocatable": allocatable},
-    }
-    (tmp_path / "without").mkdir()
-    bare = {**node, "metadata": {"name": "node-1"}}
-    with api.serving([node, daemon_set("http")]) as url, api.serving([bare]) as after:
-        user = administrator(tmp_path, url)
-        gone = shown("kubectl get nodes -l gpu.intel.com/xe-links.state ")
-        for each in commands():
-            if each.line.startswith(("kubectl get nodes ", "kubectl -n monitoring get ")):
-                expected = "node/node-1\n" if each == gone else each.output
-                assert user.run(each.line) == expected
-        assert administrator(tmp_path / "without", after).run(gone.line) == gone.output == ""
-
-
-def administrator(directory: Path, url: str) -> Shell:
-    """Give a shell whose kubectl talks to this server."""
-    config = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "here",
-        "clusters": [{"name": "here", "cluster": {"server": url}}],
-        "contexts": [{"name": "here", "context": {"cluster": "here", "user": ""}}],
-    }
-    (directory / "config").write_text(yaml.safe_dump(config))
-    return Shell(directory, KUBECONFIG=str(directory / "config"))
+from tests.deployment.guide import FEATURES_D, GUIDE, Shell, commands, masked, shown
+from tests.deployment.pipeline import I915, pipeline
+from tests.deployment.rendering import ROOT
+from tests.processes import address, get, running
 
 
 def test_a_pod_that_asks_for_two_gpus_is_told_what_is_shown() -> None:
@@ -129,14 +24,8 @@ def test_a_pod_that_asks_for_two_gpus_is_told_what_is_shown() -> None:
 def test_the_log_is_as_shown() -> None:
     with pipeline(2) as (running, _, _):
         running.sidecar.wait_for("labels published")
-    expected = shown("kubectl -n monitoring logs ").output
+    expected = shown("kubectl -n monitoring logs ", "-c xelink-sidecar").output
     assert masked("".join(f"{line}\n" for line in running.sidecar.lines)) == masked(expected)
-
-
-def masked(text: str) -> str:
-    """Take out times and ports."""
-    text = re.sub(r"[0-9-]{10}T[0-9:.]+(Z|\+00:00)", "TIME", text)
-    return re.sub(r"127\.0\.0\.1:[0-9]+", "ADDRESS", text)
 
 
 def test_the_probes_answer_as_shown() -> None:
@@ -193,22 +82,11 @@ def test_the_words_of_the_table_are_those_of_the_programs() -> None:
 # Removal
 
 
-@needs_kubectl
-def test_a_resource_is_taken_off_the_node_and_nothing_else(tmp_path: Path) -> None:
-    status = {kind: {"cpu": "8", I915: "0"} for kind in ("capacity", "allocatable")}
-    node = {"kind": "Node", "apiVersion": "v1", "metadata": {"name": "node-1"}, "status": status}
-    (tmp_path / "node.json").write_text(json.dumps(node))
-    line = shown("kubectl patch node ").line
-    # Without a server there is no part of an object by itself.
-    local = line.replace("node node-1 --subresource=status", "--local -f node.json -o yaml")
-    after = yaml.safe_load(Shell(tmp_path).run(local))["status"]
-    assert {kind: after[kind] for kind in status} == {kind: {"cpu": "8"} for kind in status}
-
-
 def on(directory: Path, line: str) -> str:
     """Move a command from the node's directories to ours."""
     places = {
         FEATURES_D: "f",
+        str(Path(FEATURES_D).parent): "nfd",
         "/var/lib/kubelet/device-plugins": "k",
         "/var/run/cdi": "d",
         "/var/lib/xelink-demo": "n",
@@ -246,3 +124,18 @@ def test_nothing_is_left_after_a_crash_and_the_commands_for_it() -> None:
             user.run(on(directory, shown(beginning).line))
         assert user.attempt(on(directory, shown("ls ").line)).stdout == ""
         assert not (directory / "n").exists()
+
+
+def test_directories_go_when_nobody_uses_them(tmp_path: Path) -> None:
+    user = Shell(tmp_path)
+    places = [tmp_path / "nfd", tmp_path / "f", tmp_path / "d"]
+    for place in places:
+        place.mkdir()
+    used = places[1] / "another.txt"
+    used.touch()
+    line = on(tmp_path, shown("rmdir ").line)
+    user.run(line)
+    assert [place.exists() for place in places] == [False, True, False]
+    used.unlink()
+    assert "nfd" in user.attempt(line).stderr
+    assert not any(place.exists() for place in places)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from operator import itemgetter
 from pathlib import Path
 
 import yaml
@@ -27,11 +28,12 @@ from tests.deployment.guide import (
     SECRET,
     Shell,
     daemon_set,
+    masked,
     needs_kubectl,
     patched,
     shown,
 )
-from tests.deployment.rendering import OVERLAYS, ROOT, needs, needs_kustomize
+from tests.deployment.rendering import OVERLAYS, ROOT, Document, needs, needs_kustomize
 
 pytestmark = [needs_kubectl, needs_kustomize]
 
@@ -82,12 +84,50 @@ def test_kubectl_reads_no_patch_from_an_address(tmp_path: Path) -> None:
     assert "unable to read patch file" in done.stderr
 
 
+def unchanged(directory: Path, overlay: str) -> Document:
+    """Give an overlay's DaemonSet as kubectl writes it."""
+    return patched(Shell(directory), f"{PATCH} -p '{{}}'", daemon_set(overlay))
+
+
 def test_the_sidecar_is_taken_out_again_and_nothing_else(tmp_path: Path) -> None:
-    line = shown(f"{PATCH} -p ").line
+    line = shown(f"{PATCH} -p ", '"features-d","$patch":"delete"}]}}}}\'').line
     after = patched(Shell(tmp_path), line, daemon_set("http"))
-    nothing = f"{PATCH} -p '{{}}'"
-    before = patched(Shell(tmp_path), nothing, daemon_set("base"))
-    assert after["spec"]["template"] == before["spec"]["template"]
+    assert after["spec"]["template"] == unchanged(tmp_path, "base")["spec"]["template"]
+
+
+def test_the_sidecar_is_taken_out_of_a_companion_whose_plugin_keeps_its_mounts(
+    tmp_path: Path,
+) -> None:
+    line = shown(f"{PATCH} -p ", '"xelink-sidecar","$patch":"delete"}]}}}}\'').line
+    after = patched(Shell(tmp_path), line, daemon_set("companion"))["spec"]["template"]["spec"]
+    before = unchanged(tmp_path, "companion")["spec"]["template"]["spec"]
+    before["containers"] = [each for each in before["containers"] if each["name"] != SIDECAR]
+    assert after == before
+    volumes = {each["name"] for each in after["volumes"]}
+    mounted = {
+        mount["name"] for each in after["containers"] for mount in each.get("volumeMounts", ())
+    }
+    assert mounted == volumes
+
+
+def test_https_is_taken_out_again_and_nothing_else(tmp_path: Path) -> None:
+    user = Shell(tmp_path)
+    (tmp_path / "overlays").symlink_to(OVERLAYS)
+    secured = patched(user, shown(f"{PATCH} --patch-file ", "/https.yaml").line, daemon_set("http"))
+    assert container(secured, SIDECAR)["args"] == ["-cert=/cert/ca.crt"]
+    after = patched(user, shown(f"{PATCH} --patch-file ", "/no-https.yaml").line, secured)
+    for probe in ("startupProbe", "livenessProbe"):
+        # What the API server puts where nothing is said.
+        assert container(after, EXPORTER)[probe]["httpGet"].pop("scheme") == "HTTP"
+    assert ordered(after) == ordered(unchanged(tmp_path, "http"))
+
+
+def ordered(found: Document) -> Document:
+    """Give what is in the Pod; a strategic merge keeps no order of containers and volumes."""
+    spec: Document = found["spec"]["template"]["spec"]
+    for field in ("containers", "volumes"):
+        spec[field] = sorted(spec[field], key=itemgetter("name"))
+    return spec
 
 
 def test_the_image_and_the_end_are_set_at_the_sidecar_alone(tmp_path: Path) -> None:
@@ -125,7 +165,7 @@ class ByHand:
     @contextmanager
     def deployed(self, secret: Mapping[str, bytes]) -> Iterator[tuple[Chain, list[SecretVolume]]]:
         """Run what the patched DaemonSet runs; give it with the volumes of its containers."""
-        line = shown(f"{PATCH} --patch-file overlays/").line
+        line = shown(f"{PATCH} --patch-file ", "/https.yaml").line
         after = patched(self.user, line, daemon_set("http"))
         calls, volumes = [], []
         for name in (EXPORTER, SIDECAR):
@@ -149,6 +189,10 @@ def test_https_by_hand_works_and_is_renewed_while_the_labels_stand(tmp_path: Pat
     first = site.secret(f"{shown(SECRET, '=tls.crt').line} --dry-run=client -o yaml")
     with site.deployed(first) as (running, volumes):
         assert "gpu.intel.com/xe-links" in running.wait_for_labels()
+        asked = shown("kubectl -n monitoring logs ", "source=")
+        (tmp_path / "log").write_text("".join(f"{each}\n" for each in running.sidecar.lines))
+        found = site.user.run(f"cat log | {asked.line.partition(' | ')[2]}")
+        assert masked(found) == masked(asked.output)
         site.certify()
         line, _, rest = shown(SECRET, "kubectl apply -f -").line.partition(" | ")
         assert rest == "kubectl apply -f -"

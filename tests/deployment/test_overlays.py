@@ -83,8 +83,11 @@ def test_each_file_is_used() -> None:
         for path in (OVERLAYS / name).glob("*.yaml")
         if path.name != "kustomization.yaml"
     }
-    # The one that is applied by hand, to try the demo.
-    assert manifests - used <= {OVERLAYS / "demo" / "pod.yaml"}
+    # Those that are applied by hand: to try the demo, and to go back from HTTPS.
+    by_hand = {OVERLAYS / "demo" / "pod.yaml", OVERLAYS / "cert-manager" / "no-https.yaml"}
+    assert manifests - used <= by_hand
+    guide = (OVERLAYS.parent / "docs" / "install.md").read_text()
+    assert all(f" {path.relative_to(OVERLAYS.parent)}\n" in guide for path in by_hand)
 
 
 @needs_kustomize
