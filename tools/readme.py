@@ -24,8 +24,8 @@ def blocks(root: Path) -> Mapping[Path, bytes]:
     PluginTelemetry(plugin)
     NodeTelemetry(plugin)
     content: dict[Path, dict[str, Iterable[str]]] = {
-        Path("README.md"): {
-            "demo": _demo(),
+        Path("docs/demo.md"): {"demo": _demo()},
+        Path("docs/sidecar.md"): {
             "flags": _flags(SidecarSettings),
             "metrics": _metrics(SidecarTelemetry().rows),
         },
