@@ -1,7 +1,8 @@
 """`xelink`: the tool for people.
 
 Each command is a module with `add`, its part of the command line, and `run`, which gives the exit
-code. Only the module of the command that was called is imported, so that each starts quickly.
+code. Only the module of the command that was called is imported, so that each starts quickly, and
+what one lacks stops no other.
 """
 
 import argparse
@@ -10,45 +11,75 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-from service.stdout import forget_stdout
 from xelink.outcome import FAILED, INTERRUPTED, OK, FailedError
+from xelink.streams import complain, forget_stdout, stand_in
 
-COMMANDS = ("show", "explain", "simulate", "doctor", "demo", "completion")
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
+
+COMMANDS: Mapping[str, str] = {
+    "show": "see the topology of a node, or the nodes of a cluster",
+    "explain": "see which GPUs a Pod would get, and why",
+    "simulate": "see what each policy gets for Pods that come and go",
+    "doctor": "check a node, and say what is wrong and what to do",
+    "demo": "watch a simulated node's topology become labels, and Pods get linked GPUs",
+    "completion": "print what bash or zsh needs to complete xelink's command line",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; give the exit code."""
+    stand_in()
     arguments = sys.argv[1:] if arguments is None else arguments
     called = next((word for word in arguments if word in COMMANDS), None)
-    modules = load([called] if called else COMMANDS)
-    options = command_line(modules).parse_args(arguments)
+    program = f"xelink {called}" if called else "xelink"
+    code = OK
     try:
-        code = modules[options.command].run(options)
-        sys.stdout.flush()
+        try:
+            code = _run(called, arguments)
+        finally:
+            sys.stdout.flush()
     except FailedError as error:
-        sys.stderr.write(f"xelink {options.command}: {error}\n")
+        complain(f"{program}: {error}\n")
         return error.code
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # nobody reads on, as with `| head`
+    except BrokenPipeError:  # of what tells bit by bit, as with `| head`
         forget_stdout()
-        return OK
     except OSError as error:  # what is read is minded where it is read: this is what is printed
         forget_stdout()
-        sys.stderr.write(f"xelink {options.command}: cannot print: {error.strerror or error}\n")
+        complain(f"{program}: cannot print: {error.strerror or error}\n")
         return FAILED
-    return int(code)
+    return code
+
+
+def _run(called: str | None, arguments: Sequence[str]) -> int:
+    modules = load([called] if called else [])
+    options = command_line(modules).parse_args(arguments)
+    return int(modules[options.command].run(options))
 
 
 def load(names: Iterable[str]) -> Mapping[str, ModuleType]:
-    """Import the modules of commands."""
-    return {name: import_module(f"xelink.{name}") for name in names}
+    """Import the modules of commands. Raises `FailedError`."""
+    try:
+        return {name: import_module(f"xelink.{name}") for name in names}
+    except ImportError as error:
+        raise FailedError(f"cannot be loaded: {error}: install xelink anew") from error
+
+
+class _Parser(argparse.ArgumentParser):
+    def _print_message(self, message: str, file: "SupportsWrite[str] | None" = None) -> None:
+        if file is not None and file is sys.stdout:
+            file.write(message)  # argparse would hide that it cannot be printed
+        else:
+            complain(message)
 
 
 def command_line(modules: Mapping[str, ModuleType]) -> argparse.ArgumentParser:
-    """Make the parser of these commands."""
-    parser = argparse.ArgumentParser(
+    """Make the parser: of these commands all, of the others their names."""
+    parser = _Parser(
         prog="xelink",
         description="Xe Link topology of Kubernetes nodes: see it, ask why, try it.",
         epilog="exit codes: 0 fine, 1 it failed (one line says why), 2 wrong call; each command's"
@@ -58,8 +89,11 @@ def command_line(modules: Mapping[str, ModuleType]) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         title="commands", dest="command", required=True, metavar="COMMAND"
     )
-    for module in modules.values():
-        module.add(commands)
+    for name, summary in COMMANDS.items():
+        if name in modules:
+            modules[name].add(commands, summary)
+        else:
+            commands.add_parser(name, help=summary)
     return parser
 
 

@@ -1,13 +1,13 @@
 """`xelink completion`: what a shell needs to complete the command line."""
 
 import argparse
-import sys
 
 import shtab
 
 from xelink import __main__ as frame
 from xelink.helptext import HelpFormatter
 from xelink.outcome import OK
+from xelink.streams import say
 
 _EXAMPLES = """\
 examples:
@@ -16,14 +16,16 @@ examples:
     xelink completion bash > ~/.local/share/bash-completion/completions/xelink
   zsh, in a directory of its fpath:
     xelink completion zsh > ~/.zfunc/_xelink
+
+exit codes: 0 printed, 2 there is no completion for such a shell
 """
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", summary: str) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "completion",
-        help="print what bash or zsh needs to complete xelink's command line",
+        help=summary,
         description="Print a completion script.",
         epilog=_EXAMPLES,
         formatter_class=HelpFormatter,
@@ -34,5 +36,5 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 def run(options: argparse.Namespace) -> int:
     """Print the script."""
     parser = frame.command_line(frame.load(frame.COMMANDS))
-    sys.stdout.write(shtab.complete(parser, options.shell) + "\n")
+    say(shtab.complete(parser, options.shell) + "\n")
     return OK

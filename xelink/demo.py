@@ -18,6 +18,7 @@ from topology.features import parse
 from topology.model import Topology
 from topology.publication import DEFAULT_NAMESPACE, read
 from xelink import stage
+from xelink.helptext import HelpFormatter
 from xelink.matrix import lanes_between, matrix
 from xelink.outcome import OK
 from xelink.stage import Daemon, StageError, XpuManager
@@ -30,15 +31,26 @@ _LOST = (1, 4)
 _PODS = {"one": 1, "two": 2, "four": 4}
 _RESOURCE = "gpu.intel.com/i915"
 
+_EXAMPLES = """\
+examples:
+  the whole story, and what it does meanwhile in its temporary directory:
+    xelink demo
+    watch ls -R /tmp/xelink-*
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+exit codes: 0 it was told to its end, 1 something on this machine is in its way
+"""
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", summary: str) -> None:
     """Add the command."""
     commands.add_parser(
         "demo",
-        help="watch a simulated node's topology become labels, and Pods get linked GPUs",
+        help=summary,
         description="Watch the sidecar publish the topology of a simulated node and keep it"
         " through failures, and the device plugin give linked GPUs to Pods. Needs no GPU and no"
         " cluster, writes to a temporary directory only, and ends by itself in under a minute.",
+        epilog=_EXAMPLES,
+        formatter_class=HelpFormatter,
     )
 
 

@@ -16,6 +16,7 @@ _SELF = "X"
 _MEANING = {
     "XL": "linked, with the lanes of the weaker direction, all links of the two together",
     "XL ": "linked; lanes are not known",
+    "XL!": "linked; the lanes of one direction are not told",
     "xl": "Xe Links that are not published",
     "XL/MDF": "linked over the other tile of a GPU",
     "MDF": "tiles of one GPU",
@@ -83,6 +84,8 @@ def _legend(used: Sequence[Connection]) -> list[Text]:
     kinds = {connection.kind for connection in used}
     if "XL" in kinds and all(connection.lanes is None for connection in used):
         kinds = kinds - {"XL"} | {"XL "}
+    if any(connection.kind == "XL" and connection.lanes == 0 for connection in used):
+        kinds.add("XL!")
     if any(connection.marked for connection in used):
         kinds.add("!")
     return aligned(

@@ -103,7 +103,7 @@ def _link_row(node: Node, link: Link) -> list[Cell]:
 
 def _groups_view(node: Node) -> list[Text]:
     if not node.groups:
-        return [Text("no two GPUs are linked")]
+        return [Text("no published link joins two GPUs")]
     rows: list[Sequence[Cell | str]] = [head("SIZE", "WEAKEST PAIR", "LANES", "GPUS")]
     for group in node.groups:
         widths = [

@@ -33,6 +33,9 @@ def of_rows(reading: Reading, rules: Rules, source: str) -> Node:
         ids = " ".join(map(str, sorted(seen.ambiguous)))
         remarks.append(f"rows disagree on the PCI address of these device ids: {ids}")
     node = Node.of(seen.topology, source)
+    if silent := {*node.devices} - {row.local.device for row in reading.rows}:
+        ids = " ".join(f"GPU{device}" for device in sorted(silent))
+        remarks.append(f"no rows of {ids} itself: one answer may lack some, ask for another")
     held_back = _held_back(reading, seen, rules)
     return _of_a_node(replace(node, held_back=held_back, remarks=tuple(remarks)))
 

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from xelink.facts import nodes_facts
 from xelink.helptext import HelpFormatter
 from xelink.outcome import NO_LINKS, OK, UNKNOWN, WrongCallError
 from xelink.pages import VIEWS, cluster_page, node_page
+from xelink.streams import say
 from xelink.tables import show
 
 _EXAMPLES = """\
@@ -39,11 +39,11 @@ exit codes: 0 there are links, 1 the source cannot be read, 2 wrong call, 3 ther
 """
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", summary: str) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "show",
-        help="see the topology of a node, or the nodes of a cluster",
+        help=summary,
         description="See which GPUs are linked, and how well: as a matrix, tables, JSON, YAML, a"
         " graph or a picture.",
         epilog=_EXAMPLES,
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
         raise WrongCallError(f"--view has no meaning with --output {options.output}")
     nodes = sources.load(options)
     if options.output != "text":
-        sys.stdout.write(_OUTPUTS[options.output](nodes))
+        say(_OUTPUTS[options.output](nodes))
     elif len(nodes) == 1:
         show(node_page(nodes[0], options.view or "matrix"))
     elif options.view:

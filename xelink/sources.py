@@ -152,8 +152,11 @@ def _from_metrics(options: argparse.Namespace) -> tuple[Node, ...]:
     def read(file: BinaryIO) -> Reading:
         reader = Reader()
         sieve = reader.sieve()
-        while chunk := file.read(_CHUNK):
+        chunk = file.read(_CHUNK)
+        _require_kind("metrics", options.metrics, chunk)
+        while chunk:
             sieve.feed(chunk)
+            chunk = file.read(_CHUNK)
         return reader.read(sieve)
 
     try:
@@ -168,12 +171,14 @@ def _from_features(options: argparse.Namespace) -> tuple[Node, ...]:
         return file.read(features.FILE_LIMIT + 1)
 
     content = _with_file("features", options.features, read)
+    _require_kind("features", options.features, content)
     source = _named(options.features)
     return (readings.of_file(content, _namespace(options), source, datetime.now(UTC)),)
 
 
 def _from_node_json(options: argparse.Namespace) -> tuple[Node, ...]:
     content = _with_file("node_json", options.node_json, lambda file: file.read())
+    _require_kind("node_json", options.node_json, content)
     namespace, source, now = _namespace(options), _named(options.node_json), datetime.now(UTC)
     try:
         found = readings.labels_by_node(json.loads(content))
@@ -216,6 +221,31 @@ def _with_file(name: str, path: str, read: Callable[[BinaryIO], T]) -> T:
             why = error.strerror if isinstance(error, OSError) else str(error)
             raise FailedError(f"{_option(name)} {path!r}: {why or error}") from error
         raise
+
+
+def _require_kind(name: str, path: str, content: bytes) -> None:
+    """Refuse what is not for this option, but for another one. Raises `FailedError`."""
+    kinds = [kind for kind, (pattern, _) in _KINDS.items() if pattern.search(content)]
+    if kinds and name not in kinds:
+        what = _KINDS[kinds[0]][1]
+        raise FailedError(
+            f"{_option(name)} {_named(path)}: this looks like {what}, which is for"
+            f" {_option(kinds[0])}"
+        )
+
+
+# By what one knows the files: XPU Manager's exposition, lines for NFD, a JSON object.
+_KINDS: Mapping[str, tuple[re.Pattern[bytes], str]] = {
+    "metrics": (
+        re.compile(rb"^(?:# (?:HELP|TYPE) |xpum_[a-z_]+\{)", re.MULTILINE),
+        "a body of /metrics",
+    ),
+    "features": (
+        re.compile(rb"^(?:# \+|[\w.-]+/xe-links[\w.-]*=)", re.MULTILINE),
+        "a feature file",
+    ),
+    "node_json": (re.compile(rb"\A\s*\{"), "what kubectl get node -o json prints"),
+}
 
 
 def _named(path: str) -> str:

@@ -1,12 +1,13 @@
 """Aligned columns for the terminal: colored on one, plain anywhere else."""
 
-import sys
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
+
+from xelink.streams import say
 
 GAP = 2
 FAINT = "dim"
@@ -62,4 +63,4 @@ def show(lines: Iterable[Text | str]) -> None:
         for line in lines:
             console.print(line, soft_wrap=True)
     # Not by the console itself: it would end the process where nobody reads on.
-    sys.stdout.write(captured.get())
+    say(captured.get())

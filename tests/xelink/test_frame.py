@@ -1,8 +1,10 @@
 """The command line as a whole: commands, help, how it ends, how it starts."""
 
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -25,9 +27,15 @@ def test_every_command_has_help(xelink: Xelink, command: str) -> None:
     assert said.out.startswith(f"usage: xelink {command}")
 
 
-@pytest.mark.parametrize("command", ["show", "explain", "completion"])
-def test_help_has_examples(xelink: Xelink, command: str) -> None:
-    assert "\nexamples:\n" in xelink(command, "-h").out
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples_and_exit_codes_and_is_no_wider_than_the_terminal(
+    xelink: Xelink, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    told = xelink(command, "-h").out
+    assert "\nexamples:\n" in told
+    assert "\nexit codes: 0 " in told
+    assert max(map(len, told.splitlines())) <= 100
 
 
 @pytest.mark.parametrize("arguments", [(), ("nothing",), ("show", "--nothing"), ("demo", "more")])
@@ -50,3 +58,38 @@ def test_a_command_imports_no_other() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == ""
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> dict[str, str]:
+    """Give an environment in which what talks to XPU Manager cannot be imported."""
+    (tmp_path / "httpx.py").write_text("raise ImportError('no httpx for this machine')\n")
+    return {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+
+@pytest.mark.parametrize("arguments", [("-h",), ("--version",), ("demo", "-h")])
+def test_what_one_command_lacks_stops_no_other(
+    broken: dict[str, str], arguments: tuple[str, ...]
+) -> None:
+    done = _called(broken, *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+
+
+def test_what_a_command_lacks_is_told_in_one_line(broken: dict[str, str]) -> None:
+    done = _called(broken, "show", "-h")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "xelink show: cannot be loaded: no httpx for this machine: install xelink anew\n"
+    )
+
+
+def _called(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "xelink", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sidecar.simulator import Blueprint, Serving, SimulatedNode, Simulator
+from tests.data import BODIES, needs_data
 from tests.processes import running
 from tests.xelink.commands import EXAMPLES, Said, Xelink, labels, topology
 from topology.labels import LABEL
@@ -125,6 +126,44 @@ def test_a_file_that_cannot_be_read_is_told_in_one_line(
     assert said.code == 1
     _is_well_told(said)
     assert option in said.err
+
+
+@pytest.mark.parametrize("command", [("show",), ("explain", "--want", "2")])
+@pytest.mark.parametrize("given_to", OPTIONS)
+@pytest.mark.parametrize(
+    ("belongs_to", "content", "what"),
+    [
+        ("--metrics", BODY, "a body of /metrics"),
+        ("--features", FEATURES, "a feature file"),
+        ("--node-json", NODES, "what kubectl get node -o json prints"),
+    ],
+)
+def test_a_file_of_another_kind_is_sent_to_its_option(
+    xelink: Xelink,
+    command: tuple[str, ...],
+    given_to: str,
+    belongs_to: str,
+    content: bytes,
+    what: str,
+) -> None:
+    path = xelink.file("any", content)
+    said = xelink(*command, given_to, path)
+    if given_to == belongs_to:
+        assert "looks like" not in said.err
+    else:
+        assert said.code == 1
+        assert said.err == (
+            f"xelink {command[0]}: {given_to} {path}: this looks like {what},"
+            f" which is for {belongs_to}\n"
+        )
+
+
+@needs_data
+@pytest.mark.parametrize("path", sorted(BODIES.glob("*.prom")), ids=lambda path: path.stem)
+def test_every_real_body_is_known_as_one(xelink: Xelink, path: Path) -> None:
+    said = xelink("show", "--features", str(path))
+    assert said.code == 1
+    assert said.err.endswith(": this looks like a body of /metrics, which is for --metrics\n")
 
 
 def test_deeply_nested_json_is_no_crash(xelink: Xelink) -> None:

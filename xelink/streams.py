@@ -1,0 +1,51 @@
+"""Standard streams as a shell may leave them: closed, full, or with nobody at the other end."""
+
+import os
+import sys
+from typing import TextIO
+
+from service.stdout import forget_stdout
+
+__all__ = ["complain", "forget_stdout", "say", "stand_in"]
+
+
+def stand_in() -> None:
+    """Put a stream that fails in the place of each standard stream that is closed.
+
+    Else the next file that is opened would get its number, and what is printed would go there.
+    """
+    if sys.stdin is None:
+        sys.stdin = _failing(0, os.O_WRONLY)
+    if sys.stdout is None:
+        sys.stdout = _failing(1, os.O_RDONLY)
+    if sys.stderr is None:
+        sys.stderr = _failing(2, os.O_RDONLY)
+
+
+def _failing(number: int, direction: int) -> TextIO:
+    """Open a stream that can only be used in the other direction."""
+    opened = os.open(os.devnull, direction)
+    if opened != number:
+        os.dup2(opened, number)
+        os.close(opened)
+    else:
+        os.set_inheritable(number, True)  # noqa: FBT003 - it has no name
+    return open(number, "w" if number else "r", encoding="utf-8")
+
+
+def say(text: str) -> None:
+    """Write to standard output; whoever reads no further, as `| head`, has what was asked for."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        forget_stdout()
+
+
+def complain(text: str) -> None:
+    """Write to standard error, if that can be: there is nowhere else to say that it cannot."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
