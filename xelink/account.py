@@ -72,6 +72,7 @@ def choice_facts(choice: Choice) -> dict[str, object]:
             for other in _best_of_each(choice)
         ],
         "every_set_ranked": explanation.complete,
+        "sets_not_weighed": explanation.unweighed,
         "lost_by": [
             {"wish": {"number": WISHES[wish][0], "name": WISHES[wish][1]}, "sets": count}
             for wish, count in choice.lost_by().items()
@@ -243,6 +244,10 @@ def _left(choice: Choice) -> Iterator[Text]:
 def _doubts(choice: Choice) -> Iterator[Text]:
     if not choice.preference.proven:
         yield Text("Not proven to be the best: the search ended at its time.", BAD)
+    if choice.explanation.unweighed and not choice.other:
+        what = _count(choice.explanation.unweighed, "set")
+        told = f"Not proven to be the best runners-up: the time was up with {what} not weighed."
+        yield Text(told, BAD)
     if choice.node.labels_only:
         yield Text(f"From labels alone: {GUESSED}.", BAD)
     if choice.links.without_address:

@@ -109,7 +109,7 @@ def _unread(visit: Visit) -> Finding:
     path = visit.place.feature_file
     if visit.file.content is not None:
         return skip("too long to be read, see nfd-rules")
-    if visit.directory.told is None:
+    if visit.directory.told is None and "--feature-file" not in visit.place.given:
         return skip("there is no directory, see features.d")
     if visit.file_told is None:
         return fail(f"there is no {path}", "start xelink-sidecar, or give --feature-file")

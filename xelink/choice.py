@@ -19,6 +19,7 @@ from device_plugin.labels import Reading, State
 from device_plugin.links import NodeLinks, join
 from device_plugin.snapshot import Snapshot
 from device_plugin.wishes import WISHES, GpuFacts, Wish
+from topology.groups import largest_group
 from topology.model import Gpu, Link, Topology
 from topology.node import Node
 from topology.publication import Publication
@@ -119,28 +120,27 @@ class Choice:
         return {wish.name: counts[wish.name] for wish in WISHES if counts[wish.name]}
 
     def largest_left(self) -> tuple[str, ...]:
-        """Name a largest group of GPUs, all linked, that is left whole for the next Pod."""
-        left = self.explanation.account.left
-        sizes = self.explanation.account.groups_left
-        if not sizes:
-            return ()
-        return self._group(left, sizes[0][0], ())
+        """Name a largest group of GPUs, all linked, that is left whole for the next Pod.
 
-    def _group(self, among: tuple[str, ...], size: int, group: tuple[str, ...]) -> tuple[str, ...]:
-        if len(group) == size:
-            return group
-        for at, name in enumerate(among):
-            rest = tuple(
-                other
-                for other in among[at + 1 :]
-                if self.links.lanes_between(self.by_card[name].bdf, self.by_card[other].bdf)
-                is not None
-            )
-            if len(group) + 1 + len(rest) >= size and (
-                found := self._group(rest, size, (*group, name))
-            ):
-                return found
-        return ()
+        Of several it is the one with the lowest PCI addresses.
+        """
+        left = [self.by_card[name] for name in self.explanation.account.left]
+        linked = {
+            i: {j for j, other in enumerate(left) if self._joined(one, other)}
+            for i, one in enumerate(left)
+        }
+        group: list[str] = []
+        candidates, open_ = set(linked), max(1, len(largest_group(linked)))
+        for i, card in enumerate(left):
+            inside = candidates & linked[i]
+            rest = largest_group({j: linked[j] for j in inside})
+            if i in candidates and len(rest) + 1 >= open_:
+                group.append(card.name)
+                candidates, open_ = inside, open_ - 1
+        return tuple(group)
+
+    def _joined(self, one: Card, other: Card) -> bool:
+        return one is not other and self.links.lanes_between(one.bdf, other.bdf) is not None
 
 
 def choose(node: Node, wanted: Wanted, clock: Callable[[], float]) -> Choice:

@@ -2,13 +2,13 @@
 
 import argparse
 import signal
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from textwrap import fill
 from urllib.parse import urlsplit
 
 from rich.text import Text
@@ -23,11 +23,12 @@ from topology.publication import DEFAULT_NAMESPACE
 from xelink import checks_file, checks_node, checks_xpum, live
 from xelink.finding import Finding, Status
 from xelink.helptext import HelpFormatter
-from xelink.outcome import FAILED, OK, WrongCallError
+from xelink.outcome import FAILED, OK, FailedError, WrongCallError
 from xelink.permits import User, caller
 from xelink.readings import printable
 from xelink.show import json_text
 from xelink.sources import number
+from xelink.streams import say
 from xelink.tables import BAD, FAINT, GOOD, HEAD, WORST, Cell, aligned, show
 from xelink.visit import Place, Visit
 
@@ -58,8 +59,23 @@ _HIGHEST_UID = 2**32 - 2
 _CODES = {Status.WARN: WARNED, Status.FAIL: FAILED}
 _STYLES = {Status.SKIP: FAINT, Status.OK: GOOD, Status.WARN: BAD, Status.FAIL: WORST}
 
+# Path that can be named -> the check that tells when it is not there, none of the prefix
+_TOLD_BY = {
+    "prefix": None,
+    "features_dir": "features.d",
+    "feature_file": "fresh",
+    "plugin_dir": "kubelet",
+    "cert": "tls",
+    "client_cert": "tls",
+    "client_key": "tls",
+    "password_file": "xpum",
+}
+
+_NAMES = fill(" ".join(CHECKS), 78, initial_indent="  ", subsequent_indent="  ")
+
 _EXAMPLES = f"""\
-checks: {" ".join(CHECKS)}
+checks:
+{_NAMES}
 
 examples:
   this node, as root; with HTTPS between the sidecar and XPU Manager:
@@ -80,11 +96,11 @@ warnings.
 """
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", summary: str) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "doctor",
-        help="check a node, and say what is wrong and what to do",
+        help=summary,
         description="Check a node from where it stands: XPU Manager, the feature file and NFD,"
         " the daemons, kubelet, the links. One line each: ok, warn, fail or skip, and why.",
         epilog=_EXAMPLES,
@@ -150,6 +166,7 @@ def run(options: argparse.Namespace) -> int:
     """Check and tell; the exit code is that of the worst finding. Raises `FailedError`."""
     place, target = _place(options), _target(options)
     names = options.only or tuple(CHECKS)
+    _require(options, (path for path, check in _TOLD_BY.items() if check not in names))
     with _stopping() as stop:
 
         def sleep(seconds: float) -> None:
@@ -162,7 +179,7 @@ def run(options: argparse.Namespace) -> int:
             if stop.is_set():
                 raise KeyboardInterrupt
     if options.output == "json":
-        sys.stdout.write(json_text(_facts(found)))
+        say(json_text(_facts(found)))
     else:
         show(_lines(found))
     return _CODES.get(_worst(found), OK)
@@ -256,6 +273,23 @@ def _url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _require(options: argparse.Namespace, names: Iterable[str]) -> None:
+    """Refuse a path that was named and is not there. Raises `FailedError`."""
+    for name in names:
+        path: Path | None = getattr(options, name)
+        try:
+            if path is not None:
+                path.stat()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise FailedError(f"{_option(name)} {path}: {error.strerror}") from error
+        except OSError:  # there it may be: whoever looks tells
+            continue
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _place(options: argparse.Namespace) -> Place:
     prefix = Path(options.prefix or "/").absolute()
     directory = (options.features_dir or _below(prefix, DEFAULT_PATH.parent)).absolute()
@@ -273,8 +307,8 @@ def _place(options: argparse.Namespace) -> Place:
         options.plugin or PLUGIN,
         name,
         frozenset(
-            f"--{name.replace('_', '-')}"
-            for name in ("plugin_dir", "sidecar", "plugin")
+            _option(name)
+            for name in ("feature_file", "plugin_dir", "sidecar", "plugin")
             if getattr(options, name) is not None
         ),
     )

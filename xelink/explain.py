@@ -1,7 +1,6 @@
 """`xelink explain`: which GPUs a Pod would get, and why."""
 
 import argparse
-import sys
 import time
 from functools import partial
 
@@ -13,6 +12,7 @@ from xelink.choice import Wanted, choose
 from xelink.helptext import HelpFormatter
 from xelink.outcome import OK, UNKNOWN, WrongCallError
 from xelink.show import json_text, yaml_text
+from xelink.streams import complain, say
 from xelink.tables import show
 
 _EXAMPLES = """\
@@ -34,11 +34,11 @@ there, more than are free), 4 nothing is known of the node's GPUs.
 _MOST_SHARES = 1000
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", summary: str) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "explain",
-        help="see which GPUs a Pod would get, and why",
+        help=summary,
         description="See which GPUs xelink-device-plugin would prefer for a Pod: the set, the wish"
         " that decided, what the others would cost, and what is left for the next Pod. GPUs are"
         " named by card (card3), XPU Manager's id (3, GPU3) or PCI address.",
@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
     """Explain. Raises `FailedError`."""
     node = _only(sources.load(options))
     if node.topology is None:
-        sys.stderr.write(f"xelink explain: {node.title}: {node.state.value}: {node.reason}\n")
+        complain(f"xelink explain: {node.title}: {node.state.value}: {node.reason}\n")
         return UNKNOWN
     wanted = Wanted(
         size=options.want,
@@ -108,7 +108,7 @@ def run(options: argparse.Namespace) -> int:
         show(told(choice))
     else:
         write = {"json": json_text, "yaml": yaml_text}[options.output]
-        sys.stdout.write(write(choice_facts(choice)))
+        say(write(choice_facts(choice)))
     return OK
 
 

@@ -4,7 +4,7 @@ A policy does not know which Pods will come and go. Looking back, another set fo
 may have been luckier: it is found by placing the same Pods again with just that one choice changed.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, islice
@@ -21,10 +21,11 @@ _MOST_TRIED = 200
 
 
 class Earlier(NamedTuple):
-    """A choice with which one more Pod would have been linked, had it been another.
+    """A choice with which a Pod would have been linked, had it been another.
 
     `chosen` and `instead` are bitmasks of GPUs. `wish` is the first on which they differ, `measure`
-    and `other_measure` what they have of it: that of `chosen` is never less.
+    and `other_measure` what they have of it: that of `chosen` is never less. `ended` tells that the
+    Pod that got `chosen` ran no longer, `paid` are Pods that would not have been linked instead.
     """
 
     pod: int
@@ -34,6 +35,8 @@ class Earlier(NamedTuple):
     wish: Wish
     measure: int
     other_measure: int
+    ended: bool = False
+    paid: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,20 +53,29 @@ class Story:
     def earlier(self, lost: int) -> Earlier | None:
         """Look for the latest earlier choice that cost a Pod its links.
 
-        Another set at that choice must link this Pod, and no fewer others up to then. None when
-        there is no such choice among the Pods that ran when it came: more than one would have had
-        to be different, or another Pod would have paid for it.
+        Another set at that choice must link this Pod, and no fewer others up to then. The Pods that
+        ran when it came are looked at first, then those that had ended: what was chosen after them
+        depends on them. None when there is no such choice.
         """
+        return next(self._luckier(lost, at_a_price=False), None)
+
+    def at_a_price(self, lost: int) -> Earlier | None:
+        """Look for the latest earlier choice that would have linked a Pod instead of others."""
+        return next(self._luckier(lost, at_a_price=True), None)
+
+    def _luckier(self, lost: int, *, at_a_price: bool) -> Iterator[Earlier]:
         until = self._until(lost)
         linked = self._linked(self._decisions[pod] for pod in _started(until))
-        for pod in self._running(until):
+        ended = {event.pod for event in until if not event.starts}
+        before = _started(until[:-1])[::-1]
+        for pod in sorted(before, key=ended.__contains__):
             decision = self._decisions[pod]
             for other in self._others(decision):
                 again = self.host.place(until, self.pods, self._forced(decision, other), self.clock)
                 better = self._linked(again)
-                if lost in better and len(better) > len(linked):
-                    return self._account(decision, other)
-        return None
+                if lost in better and (at_a_price or len(better) > len(linked)):
+                    paid = tuple(sorted(linked - better)) if at_a_price else ()
+                    yield self._account(decision, other)._replace(ended=pod in ended, paid=paid)
 
     @cached_property
     def _decisions(self) -> dict[int, Decision]:
@@ -73,12 +85,6 @@ class Story:
         """Give all events up to the one in which a Pod starts."""
         last = next(at for at, event in enumerate(self.events) if event.starts and event.pod == pod)
         return self.events[: last + 1]
-
-    @staticmethod
-    def _running(until: Sequence[Event]) -> list[int]:
-        """Give the Pods that run before the last event, the latest first."""
-        ended = {event.pod for event in until if not event.starts}
-        return [pod for pod in reversed(_started(until[:-1])) if pod not in ended]
 
     def _linked(self, decisions: Iterable[Decision]) -> set[int]:
         return {

@@ -13,7 +13,8 @@ from xelink.simulation import OURS, Comparison, Even, Loss, Outcome
 OWN = "the earlier Pod's own wish came first"
 LEFT = "what was left looked better, and other Pods came"
 TIE = "a tie: the lowest PCI addresses decided"
-UNKNOWN = "no single choice: another Pod would have paid, or several choices had to differ"
+PAID = "another Pod would have paid for it"
+UNKNOWN = "no single choice: several had to differ"
 
 
 class Worse(NamedTuple):
@@ -150,6 +151,8 @@ def sorted_counts(counts: Mapping[Even, int]) -> list[tuple[Even, int]]:
 def _why(earlier: Earlier | None) -> str:
     if earlier is None:
         return UNKNOWN
+    if earlier.paid:
+        return PAID
     if earlier.wish.meaning.startswith("what is left"):
         return LEFT
     return TIE if earlier.wish.name == "address" else OWN
@@ -165,11 +168,14 @@ def _story(outcome: Outcome, kind: Kind, loss: Loss) -> list[str]:
     ]
     if earlier is None:
         return told
-    before = pods[earlier.pod]
+    before = pods[earlier.pod].name
+    ended = ", which had ended by then," if earlier.ended else ""
+    lost = ", ".join(pods[paying].name for paying in earlier.paid)
+    gain = f"it would be linked, and {lost} not" if lost else "one more Pod would be linked"
     return [
         *told,
-        f"In minute {earlier.minute} {before.name} had got {_gpus(earlier.chosen)};",
-        f"with {_gpus(earlier.instead)} one more Pod would be linked.",
+        f"In minute {earlier.minute} {before}{ended} had got {_gpus(earlier.chosen)};",
+        f"with {_gpus(earlier.instead)} {gain}.",
         f"That choice was made by {earlier.wish.name}.",
     ]
 

@@ -23,6 +23,7 @@ from xelink.show import json_text
 from xelink.simulation import simulate
 from xelink.simulation_page import page
 from xelink.sources import STDIN, number
+from xelink.streams import say
 from xelink.tables import show
 
 _SHIPPED = files("xelink") / "scenarios"
@@ -60,11 +61,11 @@ class _Series(NamedTuple):
     runs: int
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", summary: str) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "simulate",
-        help="see what each policy gets for Pods that come and go",
+        help=summary,
         description="See what each policy of xelink-device-plugin, and a kubelet without a"
         " preference, gives to the same Pods: how many are fully linked, with how many lanes, how"
         " many groups are broken on the way, and how long a decision takes.",
@@ -114,9 +115,9 @@ def run(options: argparse.Namespace) -> int:
         report.add(simulate(scenario, time.perf_counter))
     times = not options.no_times
     if options.output == "json":
-        sys.stdout.write(json_text({"title": series.title, **report.facts(times=times)}))
+        say(json_text({"title": series.title, **report.facts(times=times)}))
     elif options.output == "svg":
-        sys.stdout.write(bars(series.title, report))
+        say(bars(series.title, report))
     else:
         show(page(series.title, series.only, report, times=times))
     return OK

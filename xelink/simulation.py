@@ -43,7 +43,8 @@ class Loss(NamedTuple):
     """The first Pod that another policy linked and `topology` did not, and the choice behind it.
 
     `free` and `other_free` are the GPUs that this Pod found free, `other_gpus` those that it got
-    under the other policy, as bitmasks; `earlier` is None when no single choice was behind it.
+    under the other policy, as bitmasks; `earlier` is None when no single choice was behind it, and
+    has `paid` when another Pod would have paid for any.
     """
 
     pod: int
@@ -162,6 +163,7 @@ class Outcome:
         )
         node = self.node_of[pod]
         theirs = self.decision(kind, pod)
+        story = self._story(node)
         return Loss(
             pod,
             minute,
@@ -169,7 +171,7 @@ class Outcome:
             self.decision(OURS, pod).free,
             theirs.free,
             theirs.gpus,
-            self._story(node).earlier(pod),
+            story.earlier(pod) or story.at_a_price(pod),
         )
 
     def _story(self, node: int) -> Story:

@@ -724,6 +724,53 @@ def test_gpus_that_sysfs_does_not_tell_of_are_a_doubt(xelink: Xelink, scene: Sce
     assert found["hostNetwork"]["todo"].startswith("if these GPUs are of the Max series")
 
 
+PATHS = ("--prefix", "--features-dir", "--feature-file", "--plugin-dir", "--cert")
+
+
+@pytest.mark.parametrize("check", doctor.CHECKS)
+@pytest.mark.parametrize("option", PATHS)
+def test_a_path_that_was_named_and_is_not_there_fails_whatever_is_asked(
+    xelink: Xelink, tmp_path: Path, option: str, check: str
+) -> None:
+    absent = tmp_path / "absent"
+    there = [] if option == "--prefix" else [f"--prefix={tmp_path}"]
+    said = xelink("doctor", f"--only={check}", f"{option}={absent}", "--xpum-port=1", *there)
+    assert said.code == 1
+    told = said.out or said.err  # a finding of the check that looks there, else one line
+    assert str(absent) in told
+    assert said.out.startswith("fail ") or said.err.startswith(f"xelink doctor: {option} {absent}:")
+
+
+@pytest.mark.parametrize("option", ["--client-cert", "--client-key", "--password-file"])
+def test_a_file_for_xpu_manager_that_is_not_there_fails_too(
+    xelink: Xelink, tmp_path: Path, option: str
+) -> None:
+    there = tmp_path / "there"
+    there.touch()
+    files = {"--cert": there, "--client-cert": there, "--client-key": there}
+    files |= {"--password-file": there, option: tmp_path / "absent"}
+    options = [f"{name}={path}" for name, path in files.items()]
+    said = xelink("doctor", "--only=fresh", "--username=x", f"--prefix={tmp_path}", *options)
+    assert said.code == 1
+    assert said.out == ""
+    assert said.err == f"xelink doctor: {option} {tmp_path}/absent: No such file or directory\n"
+
+
+@pytest.mark.parametrize("option", ["--sidecar", "--plugin"])
+def test_a_daemon_that_was_named_and_is_not_there_fails(xelink: Xelink, option: str) -> None:
+    check = option.removeprefix("--")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+    said = xelink("doctor", f"--only={check}", f"{option}={url}")
+    assert said.code == 1
+    assert said.out.startswith(f"fail  {check}  {url}: connection refused: start xelink-")
+
+
+def test_there_are_more_than_fifteen_faults_and_one_of_every_check() -> None:
+    assert len(FAULTS) >= 15
+    assert {check for one in FAULTS.values() for check in one.named} == set(doctor.CHECKS)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -1,7 +1,10 @@
 """`xelink explain`: what it tells is what the plugin does, and why."""
 
 import json
+import random
 import re
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -25,7 +28,7 @@ from sidecar.simulator import Blueprint, SimulatedNode
 from tests.strategies import topologies
 from tests.xelink.commands import EXAMPLES, Xelink, labels, topology
 from topology.labels import parse_links
-from topology.model import Topology
+from topology.model import Gpu, Link, Tile, Topology
 from topology.node import Node
 from topology.publication import DEFAULT_NAMESPACE, Publication, render
 from xelink.account import WISHES, choice_facts, told
@@ -254,6 +257,62 @@ def test_beyond_sixteen_gpus_it_says_what_was_not_proven() -> None:
     assert not choice.explanation.complete
     text = plain(told(choice))
     assert ("Not proven to be the best" in text) is not choice.preference.proven
+
+
+def _at_random(gpus: int, part: float) -> Topology:
+    """Link a part of all pairs: nothing like a real node, and the hardest to judge."""
+    chance = random.Random(1)  # noqa: S311 - no secret
+    pairs = (pair for pair in combinations(range(gpus), 2) if chance.random() < part)
+    return Topology(
+        tuple(Link(Tile(one, 0), Tile(other, 0), 4, 4) for one, other in pairs),
+        tuple(Gpu(i, f"0000:{i + 1:02x}:00.0", f"card{i}") for i in range(gpus)),
+    )
+
+
+def test_sets_that_were_not_weighed_in_time_are_told() -> None:
+    late = iter(range(10**9))
+    choice = choose(Node.of(_at_random(20, 0.5)), Wanted(4), lambda: float(next(late)))
+    facts = choice_facts(choice)
+    assert choice.explanation.unweighed == facts["sets_not_weighed"] == 4 * 16 - 2
+    remark = "Not proven to be the best runners-up: the time was up with 62 sets not weighed."
+    assert remark in facts["remarks"]  # type: ignore[operator]  # it is a list
+    assert remark in plain(told(choice))
+
+
+def test_with_time_enough_every_single_swap_is_weighed() -> None:
+    choice = choose(Node.of(_at_random(20, 0.5)), Wanted(4), lambda: 0.0)
+    assert choice.explanation.unweighed == 0
+    assert len(choice.explanation.runners_up) == 4 * 16
+    assert "Not proven" not in plain(told(choice))
+
+
+def test_whatever_64_gpus_are_linked_it_answers_in_seconds(xelink: Xelink) -> None:
+    path = xelink.features(_at_random(64, 0.85))
+    for policy in ("topology", "none"):
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "xelink", "explain", "--want=8"),
+                *(f"--policy={policy}", f"--features={path}"),
+            ],
+            stdout=subprocess.DEVNULL,
+            check=True,
+            timeout=60,  # some seconds, on a machine with much else to do
+        )
+
+
+@settings(deadline=None, max_examples=60)
+@given(gpus=st.integers(2, 10), part=st.floats(0, 1))
+def test_the_largest_group_left_is_the_first_of_the_largest(gpus: int, part: float) -> None:
+    topology = _at_random(gpus, part)
+    choice = choose(Node.of(topology), Wanted(1), lambda: 0.0)
+    left = choice.explanation.account.left
+    groups = (
+        group
+        for size in range(len(left), 0, -1)
+        for group in combinations(left, size)
+        if all(lanes is not None for _, _, lanes in choice.pairs(group))
+    )
+    assert choice.largest_left() == next(groups)
 
 
 def test_a_node_of_more_gpus_than_there_are_is_refused(xelink: Xelink) -> None:

@@ -12,7 +12,7 @@ from xelink import chance
 from xelink.hindsight import Story
 from xelink.judgement import judge_of
 from xelink.placement import KINDS, Host
-from xelink.report import LEFT, OWN, TIE, UNKNOWN, Report
+from xelink.report import LEFT, OWN, PAID, TIE, UNKNOWN, Report
 from xelink.scenario import Scenario, parse
 from xelink.schedule import listed, schedule
 from xelink.simulation import OURS, Even, Outcome, simulate
@@ -215,6 +215,36 @@ pods: [{gpus: 2}, {gpus: 2, at: 1}]
     assert told.earlier(1) is None
 
 
+def test_hindsight_tells_who_would_have_paid() -> None:
+    one_pair = """
+nodes: [{gpus: 4, islands: [[0, 1], [2], [3]]}]
+pods: [{gpus: 2}, {gpus: 2, at: 1}]
+"""
+    found = story(one_pair).at_a_price(1)
+    assert found
+    assert (found.pod, found.chosen, found.paid) == (0, mask(0, 1), (0,))
+
+
+def test_hindsight_looks_at_pods_that_have_ended_too() -> None:
+    """What was free for d, and so what is free for e, is as c chose."""
+    told = story("""
+nodes: [{gpus: 4, wiring: ring, numa: 1}]
+pods:
+  - {name: a, gpus: 1, at: 0, for: 4}
+  - {name: b, gpus: 1, at: 1, for: 2}
+  - {name: c, gpus: 1, at: 2, for: 3}
+  - {name: d, gpus: 2, at: 3}
+  - {name: e, gpus: 2, at: 8}
+""")
+    assert [decision.gpus for decision in told.decisions] == [
+        *(mask(0), mask(1), mask(2), mask(1, 3), mask(0, 2))
+    ]
+    earlier = told.earlier(4)
+    assert earlier
+    assert told.pods[earlier.pod].name == "c"
+    assert (earlier.chosen, earlier.instead, earlier.ended) == (mask(2), mask(3), True)
+
+
 @pytest.mark.parametrize(
     ("text", "even"),
     [
@@ -244,6 +274,6 @@ def test_over_random_scenarios_topology_links_the_most_and_each_loss_is_told() -
         even = sum(report.even[kind].values())
         assert report.better[kind] + even + len(report.worse_than(kind)) == len(report.seeds)
     for worse in report.worse:
-        assert worse.why in {OWN, LEFT, TIE, UNKNOWN}
+        assert worse.why in {OWN, LEFT, TIE, PAID, UNKNOWN}
         assert (worse.wish is None) == (worse.why == UNKNOWN)
         assert worse.story.startswith("minute ")
