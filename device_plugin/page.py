@@ -8,7 +8,7 @@ from device_plugin.history import MOST_PREFERENCES
 from device_plugin.labels import State
 from device_plugin.status import Told
 from device_plugin.wishes import WISHES
-from service.page import Html, Status, badge, instant, section, table, tag, words
+from service.page import Html, Status, badge, code, instant, section, table, tag, words
 from topology.node import Node
 from topology.publication import parsed
 
@@ -36,7 +36,7 @@ def _summary(told: Status) -> Html:
         tag(
             "p",
             badge("ready" if fine else "not ready", good=fine),
-            f": {told['readyz']}",
+            f" \N{EN DASH} {told['readyz']}",
             data_news="",
         ),
         tag("p", f"Preferences by the policy {told['policy']}; health {told['health']}."),
@@ -60,8 +60,9 @@ def _picture(told: Status) -> Html:
     if reason:
         facts.append(tag("p", f"{reason}."))
     if links["written"]:
-        expires = instant(links["expires"])
-        facts.append(tag("p", "Written ", instant(links["written"]), ", expires ", expires, "."))
+        expires = "expired" if state == State.EXPIRED.value else "expires"
+        written, end = instant(links["written"]), instant(links["expires"])
+        facts.append(tag("p", "Written ", written, f", {expires} ", end, "."))
     drawn = Node("", told["host"], reason=state)
     if links["topology"]:
         guess = state == State.GUESS.value
@@ -82,7 +83,7 @@ def _resources(told: Status) -> Html:
             str(one["streams"]),
             str(one["devices"] - len(one["unhealthy"])),
             str(len(one["unhealthy"])),
-            one["socket"],
+            code(one["socket"]),
         )
         for one in told["resources"]
     ]
@@ -113,7 +114,7 @@ def _gpus(told: Status) -> Html:
     rows = [
         (
             gpu["card"],
-            gpu["pci"],
+            code(gpu["pci"]),
             f"{gpu['model'] or gpu['device_id']}{' (VF)' if gpu['vf_of'] else ''}",
             _or_unknown(gpu["numa"]),
             gpu["driver"],
@@ -180,7 +181,7 @@ def _holders(told: Status) -> Html:
         )
         for one in told["allocations"]
     ]
-    columns = ("given", "devices", "resource", "linked", "choice", "since then")
+    columns = ("when", "devices", "resource", "linked", "choice", "since then")
     return section(
         "holders",
         "Who holds what, as far as it knows",
@@ -196,6 +197,8 @@ def _holders(told: Status) -> Html:
 
 _DECIDED = {
     **{wish.name: wish.meaning for wish in WISHES},
+    "ports": "healthy Xe Link ports",  # these two are measured in numbers below 0
+    "numa": "the fewest NUMA nodes",
     NOTHING: "there was no other set",
     POLICY: "the policy asks no wish",
     PLAIN: "a plain choice",
@@ -207,16 +210,16 @@ def _preferences(told: Status) -> Html:
     rows = [
         (
             instant(one["at"]),
-            f"{one['size']} of {one['available']}",
+            words([f"{one['size']} of {one['available']}"]),
             words(one["must_include"]),
             words(one["chosen"]),
-            f"{one['decided']}: {_DECIDED[one['decided']]}",
+            _DECIDED[one["decided"]],
             words(one["runner_up"]),
             _proof(one),
         )
         for one in told["preferences"]
     ]
-    columns = ("given", "asked", "must include", "chosen", "decided by", "runner-up", "best")
+    columns = ("when", "asked", "must include", "chosen", "decided by", "runner-up", "best")
     return section(
         "preferences",
         "Preferences",

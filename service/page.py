@@ -70,6 +70,13 @@ def words(texts: Iterable[str], none: str = "none") -> Html:
     return Html(" ".join(tag("span", text, class_="word") for text in texts) or escape(none))
 
 
+def code(text: str, after: str = "") -> Html:
+    """Write what people compare letter by letter; lines break `after` such a letter only."""
+    pieces = text.split(after) if after else [text]
+    whole = [*(piece + after for piece in pieces[:-1]), pieces[-1]]
+    return tag("code", Html("<wbr>".join(tag("span", piece, class_="word") for piece in whole)))
+
+
 def badge(text: str, *, good: bool) -> Html:
     """Write a word that stands out: by its sign, too, for who sees no colors."""
     return tag("strong", f"{'✓' if good else '✗'} {text}", class_="good" if good else "bad")
@@ -139,25 +146,49 @@ def _digest(text: str) -> str:
 
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1f2328; --faint: #59636e; --sheet: #ffffff;
-  --line: #d1d9e0; --good: #116329; --bad: #a40e26; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --faint: #9198a1; --sheet: #0d1117;
-  --line: #3d444d; --good: #56d364; --bad: #ff7b72; } }
+:root { color-scheme: light dark; --ink: #1f2328; --faint: #59636e; --ground: #f3f5f8;
+  --sheet: #ffffff; --line: #d1d9e0; --shade: #1f232828; --good: #116329; --good-sheet: #dafbe1;
+  --bad: #a40e26; --bad-sheet: #ffebe9; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --faint: #9198a1; --ground: #010409;
+  --sheet: #0d1117; --line: #3d444d; --shade: #e6edf328; --good: #56d364; --good-sheet: #12261e;
+  --bad: #ff7b72; --bad-sheet: #301618; } }
 body { font: 15px/1.5 system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif; color: var(--ink);
-  background: var(--sheet); margin: 0 auto; padding: 1rem; max-width: 64rem; }
-h1 { font-size: 1.4rem; margin: 0; } h2 { font-size: 1.1rem; margin: 1.5rem 0 .5rem; }
-table { border-collapse: collapse; } caption { text-align: left; color: var(--faint); }
-th, td { text-align: left; padding: .15rem .8rem .15rem 0; border-bottom: 1px solid var(--line);
-  vertical-align: top; font-weight: normal; }
-thead th { color: var(--faint); vertical-align: bottom; } .scroll { overflow-x: auto; }
-.scroll + .scroll { margin-top: 1rem; } p, li { overflow-wrap: anywhere; }
+  background: var(--ground); margin: 0 auto; padding: 1.5rem 1rem; max-width: 66rem; }
+header { display: flex; flex-wrap: wrap; justify-content: space-between; align-items: baseline;
+  gap: 0 1.5rem; padding: 0 .25rem; }
+h1 { font-size: 1.35rem; margin: 0; } h2 { font-size: 1.05rem; margin: 0 0 .5rem; }
+p, ul { margin: .5rem 0; } p, li { overflow-wrap: anywhere; }
+section { background: var(--sheet); border: 1px solid var(--line); border-radius: 10px;
+  margin-top: 1rem; padding: 1rem 1.25rem; }
+section > :last-child { margin-bottom: 0; }
+svg { display: block; margin: 0 auto; max-width: 100%; height: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+caption, thead th { color: var(--faint); font-size: 13px; text-align: left; }
+caption { padding-bottom: .15rem; }
+th, td { text-align: left; padding: .3rem 1rem .3rem 0; border-top: 1px solid var(--line);
+  vertical-align: baseline; font-weight: normal; }
+th:last-child, td:last-child { padding-right: 0; }
+thead th { border-top: 0; vertical-align: bottom; font-weight: 600; }
 tbody th, time, .word, .good, .bad { white-space: nowrap; }
-[data-lost] #news { color: var(--bad); }
-@media (max-width: 48rem) { table { width: max-content; }
-  td { max-width: 16rem; overflow-wrap: anywhere; } }
+code { font: 13px/1.6 ui-monospace, 'SF Mono', 'DejaVu Sans Mono', monospace; }
+/* A shadow where more is to be seen to the left or right; its cover moves with the table. */
+.scroll { overflow-x: auto; background:
+  linear-gradient(90deg, var(--sheet) 50%, transparent) 0 / 2rem 100% no-repeat local,
+  linear-gradient(270deg, var(--sheet) 50%, transparent) 100% / 2rem 100% no-repeat local,
+  linear-gradient(90deg, var(--shade), transparent) 0 / .6rem 100% no-repeat scroll,
+  linear-gradient(270deg, var(--shade), transparent) 100% / .6rem 100% no-repeat scroll; }
+.scroll + .scroll { margin-top: 1rem; }
 .good { color: var(--good); } .bad { color: var(--bad); } .faint, footer { color: var(--faint); }
-footer { margin-top: 2rem; } a { color: inherit; } svg { max-width: 100%; height: auto; }
+p > .good, p > .bad { padding: .15rem .6rem; border-radius: 1rem; }
+p > .good { background: var(--good-sheet); } p > .bad { background: var(--bad-sheet); }
+#news { margin: 0; color: var(--faint); } [data-lost] #news { color: var(--bad); }
+[data-lost] header { position: sticky; top: 0; background: var(--ground); }
+footer { display: flex; gap: 1.25rem; margin: 1rem .25rem 0; } a { color: inherit; }
 :focus-visible { outline: 2px solid currentColor; outline-offset: 2px; }
+@media (min-width: 48rem) { tbody th:has(code) { width: 18rem; } }
+@media (max-width: 48rem) { section { padding: .75rem 1rem; }
+  table:not(:has(wbr)) { width: max-content; min-width: 100%; }
+  td { max-width: 16rem; overflow-wrap: anywhere; } }
 """
 
 # Each part is replaced only when it changed; the focus stays where it was, and a table that was

@@ -5,11 +5,12 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from service.page import Html, Status, badge, instant, iso, section, table, tag
+from service.page import Html, Status, badge, code, instant, iso, section, table, tag, words
 from sidecar.classification import Unknown
-from sidecar.debounce import Key, Missing
+from sidecar.debounce import Key, Kind, Missing
 from sidecar.loop import Scrape, Sidecar
 from topology import features
+from topology.model import PortState, Tile
 from topology.publication import id_map, parsed, shape
 
 
@@ -41,10 +42,14 @@ def status(sidecar: Sidecar, source: str, file: str, now: datetime, *, host: str
 
 
 def _waiting(key: Key, missing: Missing, confirmations: int) -> dict[str, Any]:
-    names = key.of if isinstance(key.of, tuple) else (key.of,)
+    match key.of:
+        case (Tile() as one, Tile() as other):
+            name = f"{one}-{other}"
+        case of:
+            name = str(of)
     return {
         "kind": key.kind.value,
-        "of": "-".join(map(str, names)),
+        "of": name,
         "scrapes": missing.scrapes,
         "confirmations": confirmations,
     }
@@ -65,7 +70,11 @@ def _scrape(scrape: Scrape) -> dict[str, Any]:
 def body(told: Status) -> Sequence[Html]:
     """Write the parts of the page."""
     return (
-        *(_summary(told), _links(told), _labels(told), _scrapes(told), _waits(told)),
+        _summary(told),
+        _links(told),
+        _waits(told),
+        _labels(told),
+        _scrapes(told),
         _gpus(told),
     )
 
@@ -79,7 +88,7 @@ def _summary(told: Status) -> Html:
         tag(
             "p",
             badge("ready" if not problem else "not ready", good=not problem),
-            f": {problem}" if problem else "",
+            f" \N{EN DASH} {problem}" if problem else "",
             data_news="",
         ),
         tag("p", f"Last scrape of {told['source']}: {scrape}."),
@@ -101,12 +110,13 @@ def _labels(told: Status) -> Html:
     published = told["published"]
     if not published:
         return section("labels", "Labels", tag("p", "Nothing is published."))
-    expires = published["expires"]
+    expires = "expired" if published["expired"] else "expire"
+    rows = [(code(name), code(value, "_")) for name, value in published["labels"].items()]
     return section(
         "labels",
         "Labels",
-        tag("p", f"In {published['file']}, they expire ", instant(expires), "."),
-        table("labels of this node", ("label", "value"), published["labels"].items()),
+        tag("p", f"In {published['file']}, they {expires} ", instant(published["expires"]), "."),
+        table("labels of this node", ("label", "value"), rows),
     )
 
 
@@ -127,27 +137,50 @@ def _scrapes(told: Status) -> Html:
     )
 
 
+_LOST = {
+    Kind.GPU: "GPUs",
+    Kind.TILE: "tiles",
+    Kind.LINK: "Xe Links",
+    Kind.LANES: "lanes, there or back",
+    Kind.PORTS: "healthy ports of GPUs",
+}
+
+
 def _waits(told: Status) -> Html:
+    # One GPU takes dozens of links, lanes and ports with it.
+    lost: dict[tuple[Kind, str], list[str]] = {}
+    for loss in told["waiting"]:
+        agreed = f"{loss['scrapes']} of {loss['confirmations']}"
+        lost.setdefault((Kind(loss["kind"]), agreed), []).append(loss["of"])
     rows = [
-        (f"{loss['kind']} {loss['of']}", f"{loss['scrapes']} of {loss['confirmations']}")
-        for loss in told["waiting"]
+        (name, words(of), agreed)
+        for kind, name in _LOST.items()
+        for (its, agreed), of in lost.items()
+        if its is kind
     ]
     return section(
         "waiting",
         "Losses",
-        table("losses that wait for confirmation", ("what", "scrapes that agree"), rows),
+        table("losses that wait for confirmation", ("lost", "which", "scrapes that agree"), rows),
     )
 
 
 def _gpus(told: Status) -> Html:
     gpus = told["topology"]["gpus"] if told["topology"] else []
-    columns = {
-        "id": "id",
-        "pci": "PCI address",
-        "card": "card",
-        "numa": "NUMA",
-        "ports": "ports",
-        "uuid": "UUID",
-    }
-    rows = [[str(gpu.get(column, "")) for column in columns] for gpu in gpus]
-    return section("gpus", "GPUs", table("id map", [*columns.values()], rows))
+    rows = [
+        (
+            str(gpu["id"]),
+            code(gpu["pci"]),
+            gpu.get("card", "unknown"),
+            str(gpu.get("numa", "unknown")),
+            _ports(gpu.get("ports")),
+            code(gpu["uuid"]) if "uuid" in gpu else "unknown",
+        )
+        for gpu in gpus
+    ]
+    columns = ("id", "PCI address", "card", "NUMA", "Xe Link ports", "UUID")
+    return section("gpus", "GPUs", table("id map", columns, rows))
+
+
+def _ports(state: str | None) -> str:
+    return badge(state, good=state == PortState.HEALTHY.value) if state else "unknown"

@@ -4,7 +4,7 @@ Colors are classes, for light and dark alike; no script, no font and no file is 
 that the picture can stand in any page.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from math import atan2, cos, degrees, inf, pi, sin
@@ -50,6 +50,7 @@ _STEP = 32.0
 _LABELS = 120.0
 _TOP = 96.0
 _LINE = 22.0
+_MARGIN = 72.0  # for the names above and below the ring
 _BEND = 0.42
 _ASIDE = 0.3
 _NARROWEST = 0.9
@@ -91,14 +92,14 @@ class _Ring:
 
     @cached_property
     def center(self) -> _Point:
-        # Two GPUs lie side by side: nothing is above them
-        pair = len(self.node.devices) == 2  # noqa: PLR2004 - two
-        height = 70.0 if pair else self.radius + 72
-        return _Point(self.width / 2, _TOP + height)
+        side_by_side = len(self.node.devices) == 2  # noqa: PLR2004 - two: nothing is above them
+        above = 0.0 if side_by_side else self.radius
+        return _Point(self.width / 2, _TOP + above + _MARGIN)
 
     @property
     def bottom(self) -> float:
-        return 2 * self.center.y - _TOP
+        lowest = max((self.gpu(device).y for device in self.node.devices), default=0.0)
+        return lowest + _MARGIN
 
     def direction(self, device: int) -> _Point:
         """Where a GPU is, seen from the center; the first one is on top."""
@@ -146,7 +147,7 @@ def svg(node: Node) -> str:
     """Draw the picture; a text in XML."""
     ring = _Ring(node)
     legend = list(_legend(ring))
-    height = ring.bottom + 14 + _LINE * len(legend) if node.devices else _TOP
+    height = ring.bottom + 14 + _LINE * len(legend) if node.devices else _TOP - 16
     size = {"width": f"{ring.width:.0f}", "height": f"{height:.0f}"}
     root = Element(
         "svg",
@@ -175,10 +176,13 @@ def svg(node: Node) -> str:
 def _described(node: Node) -> str:
     if not node.topology:
         return f"{node.state.value}: {node.reason}"
-    faults = len(node.marks)
-    told = f"{len(node.devices)} GPUs, {len(node.topology.links)} links"
+    told = f"{_count(node.devices, 'GPU')}, {_count(node.topology.links, 'link')}"
     told += f", {node.linked_pairs} of {node.pairs} pairs linked"
-    return f"{told}, {faults} links with a fault" if faults else told
+    return f"{told}, {_count(node.marks, 'link')} with a fault" if node.marks else told
+
+
+def _count(them: Sized, name: str) -> str:
+    return f"{len(them)} {name}{'' if len(them) == 1 else 's'}"
 
 
 def _look(node: Node, link: Link) -> Mark | None:

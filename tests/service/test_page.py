@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
@@ -12,16 +11,15 @@ from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from service.page import Html, Status, badge, instant, iso, pages, section, table, tag, words
+from service.page import Html, Status, badge, code, instant, iso, pages, section, table, tag, words
 from service.probes import serving
+from tests.browser import CHROMIUM, needs_browser
 from tests.processes import get
 
-CHROMIUM = shutil.which("chromium")
 NASTY = '<script>alert("x")</script>&amp;\'"'
 
 
@@ -107,6 +105,14 @@ def test_names_in_a_row_are_told_one_by_one_and_none_as_a_word() -> None:
     assert words([], "no <b>") == "no &lt;b&gt;"
 
 
+def test_a_code_stays_the_same_text_and_breaks_after_one_letter_only() -> None:
+    for text in ("a_b-c", "_a__", NASTY):
+        assert "".join(Elements(code(text)).texts) == text
+        assert "".join(Elements(code(text, "_")).texts) == text
+    assert Elements(code("a_b-c")).tags == ["code", "span"]
+    assert Elements(code("a_b-c", "_")).tags == ["code", "span", "wbr", "span"]
+
+
 def test_instants_are_told_with_their_zone_or_not_at_all() -> None:
     moment = datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC)
     assert iso(moment) == "2026-01-02T03:04:05+00:00"
@@ -147,7 +153,7 @@ def browsed(url: str, directory: Path, seconds: int = 12) -> tuple[Elements, str
     return Elements(dumped.stdout), dumped.stderr
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed")
+@needs_browser
 def test_a_browser_counts_down_and_follows_what_changes(tmp_path: Path) -> None:
     soon = (datetime.now(UTC) + timedelta(hours=1)).isoformat(timespec="seconds")
     status = {"state": "first", "expires": soon}
@@ -170,7 +176,7 @@ def test_a_browser_counts_down_and_follows_what_changes(tmp_path: Path) -> None:
     assert "Refused" not in complaints
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed")
+@needs_browser
 def test_a_browser_says_that_the_daemon_is_gone_until_it_answers_again(tmp_path: Path) -> None:
     answers = 0
 

@@ -1,10 +1,22 @@
 """What the sidecar tells of itself, from a story of ticks."""
 
+import ipaddress
 import json
+from base64 import b64encode
+from datetime import timedelta
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from service.probes import split_address
+from sidecar.settings import SidecarSettings
+from sidecar.simulator import Serving, Simulator
 from sidecar.status import body, status
+from tests.processes import address, get, running
+from tests.sidecar.bodies import body as bytes_of
+from tests.sidecar.bodies import self_rows
 from tests.sidecar.test_loop import CUT, DOWN, FOREIGN, MESH, Scenario
 
 
@@ -54,6 +66,44 @@ def test_losses_that_wait_are_told(tmp_path: Path) -> None:
     assert told(scenario)["waiting"] == []
 
 
+class Texts(HTMLParser):
+    """Collects texts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(text)
+
+    def handle_data(self, data: str) -> None:
+        self.found.append(data)
+
+
+def shown(scenario: Scenario) -> list[str]:
+    """Give the texts of the page."""
+    return Texts("".join(body(told(scenario)))).found
+
+
+def test_what_one_lost_gpu_takes_with_it_is_told_in_a_few_rows(tmp_path: Path) -> None:
+    scenario = Scenario(tmp_path)
+    scenario.tick(MESH)
+    scenario.tick(bytes_of(self_rows("0.0", "1.0")))
+    lost = [(loss["kind"], loss["of"]) for loss in told(scenario)["waiting"]]
+    assert {("gpu", "2"), ("tile", "2.0"), ("link", "0.0-2.0"), ("lanes", "2.0-0.0")} <= {*lost}
+    page = shown(scenario)
+    rows = page[page.index("scrapes that agree") : page.index("Labels")]
+    assert rows[1:7] == ["GPUs", "2", "1 of 2", "tiles", "2.0", "1 of 2"]
+    assert rows[7:14] == ["Xe Links", "0.0-1.0", " ", "0.0-2.0", " ", "1.0-2.0", "1 of 2"]
+
+
+def test_labels_that_have_expired_are_told_as_such(tmp_path: Path) -> None:
+    scenario = Scenario(tmp_path)
+    scenario.tick(MESH)
+    assert any(text.endswith(", they expire ") for text in shown(scenario))
+    scenario.now += timedelta(hours=1)
+    assert told(scenario)["published"]["expired"]
+    assert any(text.endswith(", they expired ") for text in shown(scenario))
+
+
 def test_a_source_without_fabric_data_is_told(tmp_path: Path) -> None:
     scenario = Scenario(tmp_path)
     scenario.tick(FOREIGN)
@@ -67,3 +117,34 @@ def test_only_the_last_scrapes_are_remembered(tmp_path: Path) -> None:
     for _ in range(30):
         scenario.tick(DOWN)
     assert len(told(scenario)["scrapes"]) == 20
+
+
+# The real process
+
+
+@pytest.mark.parametrize("word", ["s3cr3t-word", "another-word"])
+def test_no_credential_is_told(tmp_path: Path, word: str) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("s3cr3t-word")
+    login = ("-username=an-admin", f"-password-file={secret}")
+    files = (f"-tmp-dir-prefix={tmp_path}", f"-dst-file-path={tmp_path / 'labels.txt'}")
+    serving = Serving(username="an-admin", password=word, auth_sleep=0.0)
+    with (
+        Simulator(serving=serving) as xpum,
+        running(
+            "sidecar", f"-xpum-port={xpum.port}", *login, *files, "-startup-delay=0",
+            "-listen=127.0.0.1:0",
+        ) as process,
+    ):  # fmt: skip
+        url = address(process)
+        process.wait_for("labels published" if word == "s3cr3t-word" else "no usable answer")
+        for path in ("/", "/status.json", "/readyz", "/metrics"):
+            text = get(f"{url}{path}")[1]
+            for hidden in ("an-admin", "s3cr3t-word", b64encode(b"an-admin:s3cr3t-word").decode()):
+                assert hidden not in text
+        assert xpum.seen[0].headers["authorization"]
+
+
+def test_it_listens_on_loopback_unless_told_otherwise() -> None:
+    host, _ = split_address(SidecarSettings.model_fields["listen"].default)
+    assert ipaddress.ip_address(host).is_loopback
