@@ -199,7 +199,7 @@ def served_in_the_end(address: str) -> bool:
 
 
 def test_a_request_that_gets_no_thread_takes_no_place_for_ever(address: str) -> None:
-    before = threading.stack_size(1 << 46)  # more than any address space: no thread can start
+    before = threading.stack_size(1 << 62)  # more than any address space: no thread can start
     try:
         for _ in range(MOST + 1):
             with connect(address) as client:
