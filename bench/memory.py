@@ -1,53 +1,50 @@
 """What the sidecar holds on to: resident memory after many ticks, and whether it grows.
 
 Ticks follow each other at once, each over a new connection, in a process of its own that imports
-what the daemon imports. The slope is that of the second half of the ticks; descriptors and threads
-must not change at all. While HTTPS is scraped, a new certificate of the same CA is put in the
-server's place every hundred ticks. `TICKS=10000 python bench/memory.py` runs longer.
+what the daemon imports, and nothing else. The slope is that of the second half of the ticks;
+descriptors and threads must not change at all. While HTTPS is scraped, a new certificate of the
+same CA is put in the server's place twenty times. `TICKS=10000 python bench/memory.py` runs longer.
 """
 
 import os
-import re
 import subprocess
 import sys
 import tempfile
-import threading
 from pathlib import Path
 from statistics import linear_regression
+from typing import TYPE_CHECKING, NamedTuple
 
+from exposition import padded
+from ready import ready
 from report import Table
-from tick import simulator, ticking
+from tick import simulator
 
-from service.lean import leave_out
+from sidecar.simulator import Blueprint, render
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
 
 TICKS = int(os.environ.get("TICKS", "1000"))
 STEPS = 20
 LARGE = ("--gpus", "32", "--tiles", "1", "--wiring", "planes")
 
-_RESIDENT = re.compile(r"VmRSS:\s+(\d+) kB")
+
+class Step(NamedTuple):
+    """What the child holds: MiB in memory, of these in files, descriptors and threads."""
+
+    resident: float
+    files: float
+    descriptors: int
+    threads: int
 
 
-def child(port: int, directory: Path, trust: Path | None) -> None:
-    """Tick, and print resident MB, descriptors and threads after each step."""
-    import sidecar.daemon  # noqa: F401, PLC0415 - all that the daemon holds, flags and page too
-
-    work = ticking(port, trust, directory)
-    for _ in range(STEPS):
-        for _ in range(TICKS // STEPS):
-            work()
-        found = _RESIDENT.search(Path("/proc/self/status").read_text())
-        memory = int(found[1]) / 1024 if found else 0.0
-        descriptors = len(list(Path("/proc/self/fd").iterdir()))
-        print(memory, descriptors, threading.active_count(), flush=True)
-        sys.stdin.readline()
-
-
-def run(port: int, directory: Path, site: "Site | None") -> list[tuple[float, int, int]]:
-    """Run the child; let certificates rotate between its steps."""
+def run(port: int, directory: Path, site: "Site | None") -> list[Step]:
+    """Let another process tick; let certificates rotate between its steps."""
     trust = str(site.trust) if site else ""
+    program = Path(__file__).with_name("ticking.py")
     steps = []
-    with subprocess.Popen(  # noqa: S603 - this very program
-        [sys.executable, __file__, str(port), str(directory), trust],
+    with subprocess.Popen(  # noqa: S603 - a program of ours
+        [sys.executable, program, str(port), str(directory), trust, str(TICKS // STEPS)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -55,13 +52,14 @@ def run(port: int, directory: Path, site: "Site | None") -> list[tuple[float, in
     ) as process:
         if process.stdin is None or process.stdout is None:
             raise AssertionError(process)
-        for line in process.stdout:
-            memory, descriptors, threads = line.split()
-            steps.append((float(memory), int(descriptors), int(threads)))
-            if site:
-                site.rotate()
+        for _ in range(STEPS):
             process.stdin.write("\n")
             process.stdin.flush()
+            resident, files, descriptors, threads = map(int, process.stdout.readline().split())
+            steps.append(Step(resident / 1024, files / 1024, descriptors, threads))
+            if site:
+                site.rotate()
+        process.stdin.close()
     return steps
 
 
@@ -93,31 +91,33 @@ class Site:
 
 def main() -> None:
     """Print the table."""
-    columns = ("scraped", "ticks", "MB after", "MB for 1,000 ticks more", "descriptors", "threads")
+    columns = (
+        *("scraped", "ticks", "MiB after", "of it files", "MiB for 1,000 ticks more"),
+        *("descriptors", "threads"),
+    )
     table = Table("memory", columns)
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
         site = Site(place)
-        for name, options, used in (
-            ("660 KB, HTTP", (), None),
-            ("660 KB, HTTPS, rotating", site.options, site),
-            ("32 GPUs, HTTP", LARGE, None),
-        ):
-            with simulator(*options) as port:
+        body = render(Blueprint(gpus=8, tiles=2).build())
+        ways: tuple[tuple[str, AbstractContextManager[int], Site | None], ...] = (
+            ("660 KB, HTTP", simulator(), None),
+            ("660 KB, HTTPS, rotating", simulator(*site.options), site),
+            ("32 GPUs, 2.7 MB, HTTP", simulator(*LARGE), None),
+            ("10 MB, HTTP", ready(padded(body, 10 << 20)), None),
+        )
+        for name, server, used in ways:
+            with server as port:
                 steps = run(port, place, used)
             half = range(STEPS // 2, STEPS)
-            per_step = linear_regression(half, [steps[at][0] for at in half]).slope
-            memory, descriptors, threads = steps[-1]
-            constant = "constant" if {step[1:] for step in steps[1:]} == {steps[-1][1:]} else "NOT"
+            per_step = linear_regression(half, [steps[at].resident for at in half]).slope
+            last = steps[-1]
+            constant = "constant" if {step[2:] for step in steps[1:]} == {last[2:]} else "NOT"
             table.row(
-                *(name, TICKS, memory, per_step * STEPS / TICKS * 1000),
-                *(f"{descriptors}, {constant}", f"{threads}, {constant}"),
+                *(name, TICKS, last.resident, last.files, per_step * STEPS / TICKS * 1000),
+                *(f"{last.descriptors}, {constant}", f"{last.threads}, {constant}"),
             )
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
-        leave_out("rich", "click")
-        child(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]) if sys.argv[3] else None)
-    else:
-        main()
+    main()

@@ -2,10 +2,10 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 
 from service.flags import HelpWanted, Loaded, S, UsageError, help_text, load
 from service.probes import ListenError
+from service.release import VERSION
 from service.stdout import forget_stdout
 
 OK = 0
@@ -49,5 +49,5 @@ def _say(program: str, text: str) -> int:
 
 def _answer(loaded: Loaded[S]) -> str | None:
     if loaded.settings.version:
-        return f"{loaded.settings.PROGRAM} {version('xelink')}"
+        return f"{loaded.settings.PROGRAM} {VERSION}"
     return loaded.print_config() if loaded.settings.print_config else None

@@ -47,7 +47,12 @@ class HelpWanted(Exception):  # noqa: N818 - a wish, no error
 class DaemonSettings(BaseSettings):
     """What every daemon's settings share; a subclass adds its fields and the prefix."""
 
-    model_config = SettingsConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        defer_build=True,  # validators of the class that is used, not of those that it extends
+    )
 
     PROGRAM: ClassVar[str]
     SUMMARY: ClassVar[str]

@@ -1,6 +1,12 @@
-"""Imports that a daemon does without."""
+"""Imports that a daemon does without, or does when it comes to them: memory, and time to start."""
 
+import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
 
 
 def leave_out(*modules: str) -> None:
@@ -11,3 +17,58 @@ def leave_out(*modules: str) -> None:
     """
     for module in modules:
         sys.modules[module] = None  # type: ignore[assignment] # what makes an import fail
+
+
+def put_off(*modules: str) -> None:
+    """Import modules only when something in them is asked for, which may be never.
+
+    For what libraries import as a whole and use in functions that a daemon does not call. The
+    standard library's `LazyLoader` is not enough: a second `import` of the module loads it.
+    """
+    for module in modules:
+        spec = find_spec(module)
+        if spec and module not in sys.modules:
+            sys.modules[module] = _Late(spec)
+
+
+class _Late(ModuleType):
+    """A module that is loaded by the first question for what is in it."""
+
+    def __init__(self, spec: ModuleSpec) -> None:
+        super().__init__(spec.name)
+        self.__spec__, self.__loader__ = spec, spec.loader
+        self.__file__, self.__package__ = spec.origin, spec.parent
+
+    def __getattr__(self, name: str) -> object:
+        # Imports look at attributes, too: at the path where one of its modules is imported.
+        if name.startswith("__") and name != "__path__":
+            raise AttributeError(name)
+        self.__class__ = ModuleType  # type: ignore[assignment] # no late one any more
+        if self.__spec__ and self.__spec__.submodule_search_locations is not None:
+            self.__path__ = self.__spec__.submodule_search_locations
+        if self.__spec__ and self.__spec__.loader:
+            self.__spec__.loader.exec_module(self)
+        return getattr(self, name)
+
+
+def no_pydantic_plugins() -> None:
+    """Keep pydantic from looking for plugins in the metadata of all that is installed.
+
+    It would import `importlib.metadata` for that, whatever PYDANTIC_DISABLE_PLUGINS says: 1.5 MB. A
+    pydantic without such a module would not miss it.
+    """
+    loader = ModuleType("pydantic.plugin._loader")
+    loader.get_plugins = tuple  # type: ignore[attr-defined] # none
+    sys.modules[loader.__name__] = loader
+
+
+@contextmanager
+def nothing_to_collect() -> Iterator[None]:
+    """Run a block of imports without the garbage collector; what they leave is none, for ever.
+
+    It would look through all modules again and again, a tenth of the time to start.
+    """
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.enable()

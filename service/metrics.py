@@ -1,7 +1,6 @@
 """A daemon's metrics: a registry of our own, one prefix, and a list of what there is."""
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from platform import python_version
 
 from prometheus_client import (
@@ -13,6 +12,8 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
+
+from service.release import VERSION
 
 
 class Metrics:
@@ -28,7 +29,7 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self.gauge("build_info", "1, with the versions", "version", "python").labels(
-            version("xelink"), python_version()
+            VERSION, python_version()
         ).set(1)
 
     def gauge(self, name: str, text: str, *labels: str) -> Gauge:

@@ -4,6 +4,7 @@ prometheus_client's WSGI application on the standard library's server: no furthe
 short-lived thread for each request, nothing in it can hold up the daemon's loop.
 """
 
+import select
 import socket
 import socketserver
 import threading
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 _REQUEST_SECONDS = 5
 _MOST_REQUESTS = 16
-_STOP_SECONDS = 0.2  # how long a stop may take; shorter wakes an idle daemon more often
 
 
 class Verdict(NamedTuple):
@@ -74,15 +74,25 @@ def serving(
             f"cannot listen on {listen}: {error}; give -listen another address, or none"
         ) from None
     server.set_app(_application(registry, probes, pages or {}))
-    thread = threading.Thread(target=server.serve_forever, args=(_STOP_SECONDS,), daemon=True)
+    # The standard library's way to stop a server wakes it several times a second, for years.
+    stopped, stop = socket.socketpair()
+    thread = threading.Thread(target=_serve, args=(server, stopped), daemon=True)
     thread.start()
     try:
         name = f"[{host}]" if ":" in host else host
         yield f"{name}:{server.server_address[1]}"
     finally:
-        server.shutdown()
+        stop.close()
         thread.join()
+        stopped.close()
         server.server_close()
+
+
+def _serve(server: WSGIServer, stopped: socket.socket) -> None:
+    server.timeout = 0  # a connection that is gone when it is looked for is not waited for
+    awaited = server.fileno(), stopped.fileno()
+    while stopped.fileno() not in select.select(awaited, (), ())[0]:
+        server.handle_request()
 
 
 def split_address(listen: str) -> tuple[str, int]:

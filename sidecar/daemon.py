@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import version
 from socket import gethostname
 
 from structlog.typing import FilteringBoundLogger
@@ -15,6 +14,7 @@ from service.flags import Loaded
 from service.logs import logger_to_stderr
 from service.page import pages
 from service.probes import Page, serving
+from service.release import VERSION
 from service.stdout import forget_stdout
 from service.stopping import Stop, Stopped
 from sidecar.classification import Outcome, Rules, Unknown
@@ -87,7 +87,7 @@ def _run(loaded: Loaded[SidecarSettings]) -> int:
         listen = "" if settings.oneshot else settings.listen
         shown = _pages(settings, sidecar, source)
         address = cleanup.enter_context(serving(listen, telemetry.registry, probes, shown))
-        log.info("started", version=version("xelink"), source=source.url, listen=address or "none")
+        log.info("started", version=VERSION, source=source.url, listen=address or "none")
         _prepare(settings, publisher, log)
         sidecar.resume(_now())
         try:
@@ -103,7 +103,7 @@ def _run(loaded: Loaded[SidecarSettings]) -> int:
 def _pages(settings: SidecarSettings, sidecar: Sidecar, source: Scraper) -> Mapping[str, Page]:
     file = "printed, not written" if settings.dry_run else str(settings.dst_file_path)
     host = gethostname()
-    title = f"{settings.PROGRAM} {version('xelink')} on {host}"
+    title = f"{settings.PROGRAM} {VERSION} on {host}"
     return pages(title, lambda: status(sidecar, source.url, file, _now(), host=host), body)
 
 
@@ -167,7 +167,7 @@ def _scraper(settings: SidecarSettings, stop: Stop) -> Scraper:
         bounded=stop.bounded,
         sleep=sleep,
         monotonic=time.monotonic,
-        user_agent=f"{settings.PROGRAM}/{version('xelink')}",
+        user_agent=f"{settings.PROGRAM}/{VERSION}",
     )
 
 

@@ -58,10 +58,10 @@ class Publisher:
         except OSError:
             return None
         try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
                 return None
-            with open(descriptor, "rb", closefd=False) as file:
-                return file.read(_MOST)
+            return os.read(descriptor, min(found.st_size, _MOST))
         except OSError:
             return None
         finally:

@@ -2,8 +2,10 @@
 
 import ssl
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 
 import httpx
@@ -142,7 +144,14 @@ class Scraper:
         """Take how to bound a block in time, how to sleep, and a clock in seconds."""
         self._target = target
         self._bounded = bounded
-        self._sleep = sleep
+        # Tries again what a moment can heal: XPU Manager restarts, or hung up between scrapes.
+        self._retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(_heals),
+            stop=tenacity.stop_after_attempt(_ATTEMPTS),
+            wait=tenacity.wait_exponential(multiplier=_FIRST_WAIT),
+            sleep=sleep,
+            reraise=True,
+        )
         self._headers = {
             "Accept": "text/plain",
             "Accept-Encoding": "identity",
@@ -152,6 +161,7 @@ class Scraper:
         self._trust = Trust(target.trust, self.close) if target.trust else None
         self._client: httpx.Client | None = None
         self._transport: Transport | None = None
+        self._request: httpx.Request | None = None
         self._login = _Login(target.credentials, monotonic)
         self.certificate_expiry: float | None = None
         """When the server's certificate ends, in seconds since 1970."""
@@ -184,7 +194,7 @@ class Scraper:
         auth = self._login.auth()
         try:
             with self._bounded(self._target.timeout), _translated(plain=not self._trust):
-                return self._retrying(auth)
+                return self._retrying(self._get, auth)
         except TimeoutError as error:
             self.hang_up()
             if isinstance(error.__cause__, httpx.ReadTimeout):  # the request was sent
@@ -201,27 +211,15 @@ class Scraper:
             self.hang_up()
             raise
 
-    def _retrying(self, auth: httpx.Auth | None) -> Reading:
-        """Try again what a moment can heal: XPU Manager restarts, or hung up between scrapes."""
-        for attempt in tenacity.Retrying(
-            retry=tenacity.retry_if_exception(_heals),
-            stop=tenacity.stop_after_attempt(_ATTEMPTS),
-            wait=tenacity.wait_exponential(multiplier=_FIRST_WAIT),
-            sleep=self._sleep,
-            reraise=True,
-        ):
-            with attempt:
-                return self._get(auth)
-        raise AssertionError("tenacity ends with a result or an exception")
-
     def _get(self, auth: httpx.Auth | None) -> Reading:
         context = self._trust.context() if self._trust else None
-        if self._client is None:
+        if self._client is None or self._request is None:
             self._transport = Transport(context, self._target.timeout)
             self._client = _client(self._transport)
-        with self._client.stream(
-            "GET", self._target.url, headers=self._headers, auth=auth
-        ) as response:
+            self._request = self._client.build_request(
+                "GET", self._target.url, headers=self._headers
+            )
+        with closing(self._client.send(self._request, auth=auth, stream=True)) as response:
             self._note_certificate(response)
             self.content_type = response.headers.get("Content-Type")
             self._check(response)
@@ -255,12 +253,20 @@ class Scraper:
     def _note_certificate(self, response: httpx.Response) -> None:
         certificate = response.extensions.get(CERTIFICATE)
         if certificate:
-            self.certificate_expiry = ssl.cert_time_to_seconds(certificate["notAfter"])
+            self.certificate_expiry = _seconds(certificate["notAfter"])
+
+
+# Nearly always the time that was read last: reading it takes longer than all else of a certificate.
+_seconds = lru_cache(maxsize=1)(ssl.cert_time_to_seconds)
 
 
 def _client(transport: Transport) -> httpx.Client:
-    # No proxy, whatever the environment says: this is loopback. It must be said here.
-    return httpx.Client(transport=transport, trust_env=False, follow_redirects=False)
+    # No proxy, whatever the environment says: this is loopback. It must be said here. And no
+    # cookies: who answers could fill the memory with them.
+    no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
+    return httpx.Client(
+        transport=transport, trust_env=False, follow_redirects=False, cookies=no_cookies
+    )
 
 
 def _heals(error: BaseException) -> bool:

@@ -112,7 +112,7 @@ class _Body(httpx.SyncByteStream):
     def __iter__(self) -> Iterator[bytes]:
         while True:
             with _as_httpx(httpx.ReadTimeout, httpx.ReadError):
-                chunk = self._answer.read1(_CHUNK)
+                chunk = self._answer.read(_CHUNK)
             if not chunk:
                 break
             yield chunk

@@ -79,6 +79,8 @@ class Answering:
     def __init__(self, pieces: Iterable[bytes] = (), tls: ssl.SSLContext | None = None) -> None:
         self.pieces = pieces
         self.asked = 0
+        self.request = b""
+        """What was asked last."""
         self._tls = tls
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._thread = threading.Thread(target=self._run)
@@ -105,6 +107,7 @@ class Answering:
         asked = b""
         while not asked.endswith(b"\r\n\r\n") and (piece := connection.recv(65536)):
             asked += piece
+        self.request = asked
         self.asked += 1
         for piece in self.pieces:
             connection.sendall(piece)

@@ -147,3 +147,16 @@ def test_a_status_counts_whatever_becomes_of_its_body(
     assert error.reason is (Reason.UNAUTHORIZED if b"401" in status else Reason.STATUS)
     assert re.match(status[:3].decode(), error.detail)
     assert server.asked == asked + 1
+
+
+def test_every_scrape_asks_the_same_whatever_was_answered_cookies_included() -> None:
+    answer = b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nContent-Length: %d\r\n\r\n" % len(ROWS) + ROWS
+    requests = []
+    with Answering([answer]) as server, scraping(Target(server.port)) as scraper:
+        for _ in range(2):
+            scraper.scrape()
+            scraper.hang_up()
+            requests.append(server.request)
+    assert requests[0] == requests[1]
+    assert requests[0].startswith(b"GET /metrics HTTP/1.1\r\n")
+    assert b"cookie" not in requests[0].lower()

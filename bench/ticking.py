@@ -1,0 +1,69 @@
+"""The sidecar's ticks, for who measures them: one after the other, as the daemon makes them.
+
+A module that imports nothing which the daemon does not: memory is measured with it, too.
+"""
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sidecar.__main__ import load
+
+load()
+
+from service.logs import LogFormat, logger_to_stderr  # noqa: E402 - after the daemon, as it is lean
+from service.stopping import Stop  # noqa: E402 - as above
+from sidecar.loop import Policy, Sidecar  # noqa: E402 - as above
+from sidecar.publisher import Publisher  # noqa: E402 - as above
+from sidecar.scrape import Scraper, Target  # noqa: E402 - as above
+from sidecar.telemetry import Telemetry  # noqa: E402 - as above
+from sidecar.trust import TrustFiles  # noqa: E402 - as above
+
+
+def ticking(port: int, trust: Path | None, place: Path) -> Callable[[], object]:
+    """Tick as the daemon does, each time over a new connection."""
+    stop = Stop()
+    stop.install()
+    scraper = Scraper(
+        Target(port, TrustFiles(trust) if trust else None),
+        bounded=stop.bounded,
+        sleep=time.sleep,
+        monotonic=time.monotonic,
+    )
+    publisher = Publisher(place / f"features-{port}.txt", place)
+    log = logger_to_stderr(LogFormat.TEXT, debug=False)
+    sidecar = Sidecar(scraper, publisher, Policy(), Telemetry(), log)
+
+    def work() -> None:
+        scraper.hang_up()
+        sidecar.tick(lambda: datetime.now(UTC), time.monotonic)
+
+    return work
+
+
+def held(port: int, place: Path, trust: Path | None, ticks: int) -> None:
+    """Print what the process holds after so many ticks, each time a line comes: see `memory.py`."""
+    work = ticking(port, trust, place)
+    for _ in sys.stdin:
+        for _ in range(ticks):
+            work()
+        lines = Path("/proc/self/status").read_text().splitlines()
+        kilobytes = {
+            name: int(value.split()[0])
+            for name, _, value in (line.partition(":") for line in lines)
+            if name in {"VmRSS", "RssFile"}
+        }
+        descriptors = len(list(Path("/proc/self/fd").iterdir()))
+        print(*kilobytes.values(), descriptors, threading.active_count(), flush=True)
+
+
+if __name__ == "__main__" and sys.argv[1:]:
+    held(
+        int(sys.argv[1]),
+        Path(sys.argv[2]),
+        Path(sys.argv[3]) if sys.argv[3] else None,
+        int(sys.argv[4]),
+    )
