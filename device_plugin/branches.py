@@ -92,7 +92,7 @@ class Branches:
         chosen, candidates, worth, nodes = at
         open_ = task.size - chosen.bit_count()
         if not open_:
-            self._offer(chosen, worth, nodes)
+            self.offer(chosen, worth, nodes)
             return
         edge = candidates
         if self._connected and chosen:
@@ -210,7 +210,8 @@ class Branches:
         ranked.sort()
         return ranked
 
-    def _offer(self, chosen: int, worth: int, nodes: int) -> None:
+    def offer(self, chosen: int, worth: int, nodes: int) -> None:
+        """Take a set for the best if it is better than that, by all wishes."""
         most = (worth, -nodes.bit_count())
         if most < self._most:
             return

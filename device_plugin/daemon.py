@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 from socket import gethostname
 
 from structlog.typing import FilteringBoundLogger
@@ -29,6 +28,7 @@ from service.logs import logger_to_stderr
 from service.metrics import Metrics
 from service.page import pages
 from service.probes import Page, Verdict, serving
+from service.release import VERSION
 from service.signals import STOPPING, release_signals
 
 # The loop is dead, and kubelet should restart us, after so many seconds without a look at the node.
@@ -101,7 +101,7 @@ async def _serve(settings: PluginSettings, log: FilteringBoundLogger) -> None:
     )
     probes = {"/healthz": alive, "/readyz": ready}
     with serving(settings.listen, metrics.registry, probes, _pages(settings, parts)) as address:
-        log.info("started", version=version("xelink"), listen=address or "none")
+        log.info("started", version=VERSION, listen=address or "none")
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(node.run(stop))
@@ -112,7 +112,7 @@ async def _serve(settings: PluginSettings, log: FilteringBoundLogger) -> None:
 
 
 def _pages(settings: PluginSettings, parts: Parts) -> Mapping[str, Page]:
-    title = f"{settings.PROGRAM} {version('xelink')} on {parts.host}"
+    title = f"{settings.PROGRAM} {VERSION} on {parts.host}"
     return pages(title, lambda: status(parts, datetime.now(UTC)), body)
 
 

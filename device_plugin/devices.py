@@ -214,22 +214,22 @@ def fingerprint(roots: Roots) -> tuple[str, ...]:
     with suppress(OSError):
         names = sysfs.listing(drm)
         cards = filter(_CARD.fullmatch, names)
-        facts.extend((*names, *(sign for card in cards for sign in _signs_of(drm / card))))
+        facts.extend((*names, *(sign for card in cards for sign in _signs_of(f"{drm}/{card}"))))
     for nodes in (roots.devfs / "dri", roots.devfs / "dri/by-path"):
         with suppress(OSError):
             facts.extend((str(nodes), *sysfs.listing(nodes)))
     return tuple(facts)
 
 
-def _signs_of(card: Path) -> Iterator[str]:
-    device = card / "device"
-    for look in (
-        card.readlink,
-        lambda: sysfs.link_name(device / "driver"),
-        lambda: sysfs.read(device / "sriov_numvfs"),
+def _signs_of(card: str) -> Iterator[str]:
+    # Strings, no paths: this is done twice a second for as long as the node is up.
+    for look, name in (
+        (os.readlink, card),
+        (os.readlink, f"{card}/device/driver"),
+        (sysfs.read, f"{card}/device/sriov_numvfs"),
     ):
         try:
-            yield str(look())
+            yield str(look(name))
         except (OSError, BrokenError) as error:
             yield str(error)
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -22,6 +23,7 @@ from structlog.typing import FilteringBoundLogger
 
 from device_plugin import sockets
 from device_plugin.api.deviceplugin_pb2_grpc import add_DevicePluginServicer_to_server
+from device_plugin.decoding import Decoding
 from device_plugin.plugin import Manners, Plugin
 from device_plugin.registration import (
     ConnectedAlreadyError,
@@ -31,14 +33,16 @@ from device_plugin.registration import (
     until_accepted,
 )
 from device_plugin.snapshot import Snapshot, Watch
-from device_plugin.sockets import Held, Identity, SocketError, SocketTakenError
+from device_plugin.sockets import (
+    Held,
+    Identity,
+    SocketError,
+    SocketTakenError,
+    SocketWipedError,
+)
 from device_plugin.telemetry import Telemetry
-from device_plugin.waiting import first_of
+from device_plugin.waiting import first_of, until
 from service.logs import Changes
-
-
-class _MovedError(Exception):
-    """The sockets are not what they were: begin anew instead of waiting on."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ class Endpoint:
             except SocketTakenError:
                 raise
             except SocketError as error:
-                if not self.served:
+                if not (self.served or isinstance(error, SocketWipedError)):
                     raise
                 self.trouble = str(error)
                 if self._changes.of("socket", str(error)):
@@ -129,7 +133,7 @@ class Endpoint:
     async def _serving(self) -> AsyncIterator[None]:
         sockets.require_free(self.path)
         born = sockets.birthplace(self.path)
-        server = grpc.aio.server()
+        server = grpc.aio.server(interceptors=[Decoding(self.plugin.undecodable)])
         add_DevicePluginServicer_to_server(self.plugin, server)
         try:
             server.add_insecure_port(f"unix:{born}")
@@ -140,7 +144,9 @@ class Endpoint:
             await server.stop(None)
             # By the name that stays the same: a reason is said once.
             reason = str(error).replace(str(born), str(self.path))
-            raise SocketError(f"cannot serve on {self.path}: {reason}") from error
+            wiped = isinstance(error, FileNotFoundError) and self.path.parent.is_dir()
+            kind = SocketWipedError if wiped else SocketError
+            raise kind(f"cannot serve on {self.path}: {reason}") from error
         self._changes.of("socket", None)
         self._log.info("serving", socket=str(self.path))
         try:
@@ -168,7 +174,20 @@ class Endpoint:
                 self._pause = self._next_pause() if kubelet == registered else self._pace.again
                 self._set_known(known=False)
                 registered = await self._register(stop)
-            await first_of(stop.wait(), self.plugin.silent.wait(), seconds=self._until_look())
+            restless = partial(self._is_restless, kubelet, registered)
+            await first_of(
+                stop.wait(), self.plugin.silent.wait(), until(restless, self._until_look)
+            )
+
+    def _is_restless(self, kubelet: Identity | None, registered: Identity | None) -> bool:
+        """Tell whether there may be something to do, other than to wait for this kubelet."""
+        due = self._due()
+        return (
+            sockets.identity(self._kubelet) != kubelet
+            or sockets.identity(self.path) != self._own
+            or (kubelet is not None and (kubelet != registered or self._is_lost()))
+            or (due is not None and self._now() >= due)
+        )
 
     def _stands(self) -> bool:
         now = sockets.identity(self.path)
@@ -235,19 +254,16 @@ class Endpoint:
                     raise
                 self._begun_before -= self.plugin.streams  # it is these that kubelet hears
 
-        async def pause(seconds: float) -> None:
-            until = self._now() + seconds
-            while (left := until - self._now()) > 0:
-                await asyncio.sleep(min(left, self._pace.look))
-                if (sockets.identity(self._kubelet), sockets.identity(self.path)) != before:
-                    raise _MovedError
+        def moved() -> bool:
+            return (sockets.identity(self._kubelet), sockets.identity(self.path)) != before
 
-        try:
-            longest = self._pace.longest
-            await first_of(until_accepted(attempt, pause, self._failed, longest), stop.wait())
-        except _MovedError:
-            return None
-        if stop.is_set():
+        # Whoever dials back to a socket that is gone waits for it longer than we should.
+        await first_of(
+            until_accepted(attempt, asyncio.sleep, self._failed, self._pace.longest),
+            stop.wait(),
+            until(moved, lambda: self._pace.look),
+        )
+        if stop.is_set() or moved():
             return None
         self._registered_at = self._now()
         self._telemetry.attempted(self.plugin.resource, accepted=True)

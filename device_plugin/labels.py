@@ -9,12 +9,12 @@ import asyncio
 import os
 import stat
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from pathlib import Path
 
+from device_plugin.waiting import first_of, until
 from topology import features, publication
 from topology.publication import Publication
 
@@ -171,6 +171,11 @@ async def follow(
     seen: Look | None = None
     told: Reading | None = None
     unsettled = False
+
+    def is_due() -> bool:
+        outlived = told is not None and told.outlived(now())
+        return unsettled or outlived or look(path, seen) is not seen
+
     while not stop.is_set():
         # Not in a thread: 64 KiB at most, on a local file system, and only when it has changed.
         found, instant = look(path, seen), now()
@@ -181,6 +186,4 @@ async def follow(
                 told = reading
                 tell(reading)
         seen = found
-        with suppress(TimeoutError):
-            async with asyncio.timeout(every):
-                await stop.wait()
+        await first_of(stop.wait(), until(is_due, lambda: every))

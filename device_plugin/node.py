@@ -5,6 +5,7 @@ source that fails keeps its last good word, says so once, and is counted.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -120,18 +121,37 @@ class Node:
         signs: tuple[str, ...] | None = None
         due = clock()
         while not stop.is_set():
-            now = await self._unless(stop, partial(fingerprint, self._sources.roots))
-            if now is not None and (now != signs or clock() >= due):
-                signs, due = now, clock() + self._sources.scan_seconds
+            news = await self._unless(stop, partial(self._look, signs, due, clock, stop.is_set))
+            if news is not None:
+                signs, due = news, clock() + self._sources.scan_seconds
                 found = await self._unless(stop, partial(self._look_around, self.seen.inventory))
                 if found:
                     # The others go on meanwhile: only what was scanned is taken over.
                     inventory, stands = found
-                    self.seen = replace(self.seen, inventory=inventory, cdi=stands)
-                    self.scanned = True
-                    self._news.set()
+                    seen = replace(self.seen, inventory=inventory, cdi=stands)
+                    if seen != self.seen or not self.scanned:
+                        self.seen, self.scanned = seen, True
+                        self._news.set()
             self.last_look = clock()
             await first_of(stop.wait(), seconds=self._sources.look_seconds)
+
+    def _look(
+        self,
+        known: tuple[str, ...] | None,
+        due: float,
+        clock: Callable[[], float],
+        is_over: Callable[[], bool],
+    ) -> tuple[str, ...]:
+        """Wait for a reason to scan: other signs than those that are known, or that it is due.
+
+        All in one thread: to wake the loop for each look would cost more than the look.
+        """
+        while True:
+            signs = fingerprint(self._sources.roots)
+            self.last_look = clock()
+            if signs != known or self.last_look >= due or is_over():
+                return signs
+            time.sleep(self._sources.look_seconds)
 
     @staticmethod
     async def _unless(stop: asyncio.Event, work: Callable[[], T]) -> T | None:
@@ -150,7 +170,8 @@ class Node:
         except ScanError as error:
             self._telemetry.scanned(good=False)
             if self._changes.of("scan", str(error)):
-                self._log.error("scan failed: the last good one stands", reason=str(error))
+                kept = "the last good one stands" if self.scanned else "no GPU is offered yet"
+                self._log.error(f"scan failed: {kept}", reason=str(error))
             return None
         self._telemetry.scanned(good=True)
         if self._changes.of("scan", None):

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, S
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
 
 from grpc import StatusCode
 from structlog.typing import FilteringBoundLogger
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 Context: TypeAlias = "ServicerContext[Any, Any]"
 
 _UNDECIDED = Decision(UNKNOWN)
-_REMEMBERED = 64  # preferences that kubelet has not followed or passed over yet
+_REMEMBERED = 64  # preferences that kubelet has not followed or passed over yet, and sets given
 # kubelet names each device once, and may remember some of an instance before us; a request that
 # names far more is no kubelet's, and is answered, but not kept
 _OLDER_TOO = 4
@@ -75,6 +75,14 @@ class Manners:
     memory: float = 10.0
     patience: float = 2.0
     threads: int = 8
+
+
+class _Given(NamedTuple):
+    """What a container is given, what is told of it, and the message that says both."""
+
+    container: Container
+    facts: Facts
+    message: pb.ContainerAllocateResponse
 
 
 @dataclass(eq=False)
@@ -141,6 +149,7 @@ class Plugin(DevicePluginServicer):
         self._manners = manners or Manners()
         self._seen: Snapshot | None = None
         self._known: set[str] = set()
+        self._given: dict[frozenset[str], _Given] = {}  # in the snapshot that was seen last
         self._preferred: deque[_Preferred] = deque(maxlen=_REMEMBERED)
         self._asides = Asides(self._manners.threads)
         self._journal = Journal()
@@ -170,6 +179,10 @@ class Plugin(DevicePluginServicer):
         """End every open stream as finished; those that come later are not ended."""
         self._ending.set()
         self._ending = asyncio.Event()
+
+    def undecodable(self, rpc: str) -> None:
+        """Count a request that was no message: gRPC has refused it."""
+        self._count_refusal(rpc, StatusCode.UNKNOWN.name, "the request is no message of this RPC")
 
     async def close(self, patience: float) -> None:
         """Write down what is still to be told, but within so many seconds."""
@@ -224,24 +237,16 @@ class Plugin(DevicePluginServicer):
         self, request: pb.AllocateRequest, context: Context
     ) -> pb.AllocateResponse:
         """Give each container what it needs to use the devices that kubelet chose."""
-        snapshot, known = self._look()
         try:
             given = [
-                container(snapshot, self.resource, asked.devices_ids, known)
-                for asked in request.container_requests
+                self._give(frozenset(asked.devices_ids)) for asked in request.container_requests
             ]
         except (MalformedError, UnusableError) as error:
             await self._refuse(context, "Allocate", error)
-        told = [messages.allocation(one) for one in given]
-        for one, message in zip(given, told, strict=True):
-            known_of_it = Facts()
-            with self._spared("facts"):
-                known_of_it = facts(snapshot, one.gpus)
-                message.MergeFrom(
-                    messages.account(known_of_it, with_env=self._manners.allocate_env)
-                )
-            asyncio.get_running_loop().call_soon(self._account, one, known_of_it)
-        return pb.AllocateResponse(container_responses=told)
+        call_soon = asyncio.get_running_loop().call_soon
+        for one in given:
+            call_soon(self._account, one.container, one.facts)
+        return pb.AllocateResponse(container_responses=[one.message for one in given])
 
     async def PreStartContainer(  # noqa: N802 - as the API names it
         self,
@@ -293,11 +298,31 @@ class Plugin(DevicePluginServicer):
 
     # Preferences and allocations
 
+    def _give(self, ids: frozenset[str]) -> _Given:
+        """Give devices to a container; those that were given before are given as they were.
+
+        Raises as `answers.container` does.
+        """
+        snapshot, known = self._look()
+        if ids in self._given:
+            return self._given[ids]
+        one = container(snapshot, self.resource, (*ids,), known)
+        given = _Given(one, Facts(), messages.allocation(one))
+        with self._spared("facts"):
+            told = facts(snapshot, one.gpus)
+            account = messages.account(told, with_env=self._manners.allocate_env)
+            given.message.MergeFrom(account)
+            given = given._replace(facts=told)
+            if len(self._given) < _REMEMBERED:
+                self._given[ids] = given
+        return given
+
     def _look(self) -> tuple[Snapshot, set[str]]:
         """Read the snapshot, and remember the ids that kubelet may have heard of."""
         snapshot = self._watch.current
         if snapshot is not self._seen:
             self._known |= snapshot.places(self.resource).keys()
+            self._given = {}
             self._seen = snapshot
         return snapshot, self._known
 
@@ -425,6 +450,9 @@ class Plugin(DevicePluginServicer):
     async def _refuse(self, context: Context, rpc: str, error: Exception) -> NoReturn:
         unusable = isinstance(error, UnusableError)
         code = StatusCode.FAILED_PRECONDITION if unusable else StatusCode.INVALID_ARGUMENT
-        self._telemetry.refused(self.resource, rpc, code.name)
-        self._log.warning("refused", rpc=rpc, code=code.name, reason=str(error))
+        self._count_refusal(rpc, code.name, str(error))
         await context.abort(code, str(error))
+
+    def _count_refusal(self, rpc: str, code: str, reason: str) -> None:
+        self._telemetry.refused(self.resource, rpc, code)
+        self._log.warning("refused", rpc=rpc, code=code, reason=reason)

@@ -11,9 +11,10 @@ equal cards that leaves a count per kind, however many cards there are.
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import product
+from itertools import pairwise, product
 from typing import NamedTuple
 
+from device_plugin.arcs import Chain, chain
 from device_plugin.branches import Branches
 from device_plugin.greed import Greed
 from device_plugin.masks import mask_of, members, prefixes, union
@@ -130,7 +131,25 @@ class Search:
         branches = Branches(self._task, self._links(0), found, connected=True)
         for component in self._fabric.components(self._available):
             if not self._must & ~component and component.bit_count() >= self._size:
-                branches.run(component)
+                found_chain = chain(self._fabric.links, component)
+                if found_chain:
+                    self._along(found_chain, branches)
+                else:
+                    branches.run(component)
+
+    def _along(self, way: Chain, branches: Branches) -> None:
+        """Offer every arc of a path or a ring."""
+        terrain, task = self._task.terrain, self._task
+        for arc in way.arcs(self._size):
+            task.tick(8 + self._size)
+            chosen = mask_of(arc)
+            if self._must & ~chosen:
+                continue
+            worth = sum(terrain.own[i] for i in arc)
+            worth += sum(terrain.rows[one][other] for one, other in pairwise(arc))
+            if way.ring and self._size == len(way.order):
+                worth += terrain.rows[arc[0]][arc[-1]]
+            branches.offer(chosen, worth, union(self._fabric.numa[i] for i in arc))
 
     def _apart(self, found: list[int]) -> None:
         """Combine components: what they add to every wish but NUMA is a sum.

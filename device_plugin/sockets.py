@@ -30,6 +30,10 @@ class SocketTakenError(SocketError):
     """Somebody else serves there: two plugins of one resource would fight for kubelet."""
 
 
+class SocketWipedError(SocketError):
+    """It was deleted while it was made, as by a kubelet that starts: the next one may stand."""
+
+
 class Identity(NamedTuple):
     """What tells a socket from another one of the same path.
 

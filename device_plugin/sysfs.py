@@ -91,8 +91,10 @@ def is_intel_display(function: Path) -> bool:
     return kind >> 16 == _DISPLAY_CLASS and number(function / "vendor", 16) == _INTEL
 
 
-def read(attribute: Path) -> str | None:
+def read(attribute: Path | str) -> str | None:
     """Give an attribute's text without its line end, None when there is no such attribute.
+
+    For a poller a string will do: making a path takes longer than reading.
 
     Raises `BrokenError`.
     """
@@ -106,15 +108,19 @@ def read(attribute: Path) -> str | None:
         text = content.decode("ascii").strip()
     except FileNotFoundError as error:
         if os.path.lexists(attribute):
-            raise BrokenError(f"{attribute.name}: leads nowhere") from error
+            raise BrokenError(f"{_name(attribute)}: leads nowhere") from error
         return None
     except OSError as error:
-        raise BrokenError(f"{attribute.name}: {error.strerror}") from error
+        raise BrokenError(f"{_name(attribute)}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise BrokenError(f"{attribute.name}: not text") from error
+        raise BrokenError(f"{_name(attribute)}: not text") from error
     if len(content) > _ATTRIBUTE_LIMIT:
-        raise BrokenError(f"{attribute.name}: longer than any attribute")
+        raise BrokenError(f"{_name(attribute)}: longer than any attribute")
     return text
+
+
+def _name(attribute: Path | str) -> str:
+    return Path(attribute).name
 
 
 def parse(text: str, base: int, name: str) -> int:
@@ -146,7 +152,7 @@ def link_name(link: Path) -> str | None:
 
 def listing(directory: Path) -> list[str]:
     """Give the names in a directory in natural order; raises `OSError`."""
-    names = [entry.name for entry in directory.iterdir()]
+    names = os.listdir(directory)  # noqa: PTH208 - a Path for each name takes longer than the kernel
     return sorted(names, key=lambda name: (len(name), name))
 
 

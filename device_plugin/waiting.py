@@ -1,7 +1,7 @@
 """Waiting for whichever comes first."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 
@@ -20,3 +20,32 @@ async def first_of(*waits: Coroutine[Any, Any, object], seconds: float | None = 
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def until(condition: Callable[[], bool], pause: Callable[[], float]) -> None:
+    """Wait until a condition holds, at which one looks after each pause, of so many seconds.
+
+    One callback of the loop for each look: a task that wakes up to look takes ten times as long.
+    Raises what `condition` raises.
+    """
+    loop = asyncio.get_running_loop()
+    holds = loop.create_future()
+    timer: asyncio.TimerHandle
+
+    def look() -> None:
+        nonlocal timer
+        if holds.done():
+            return
+        try:
+            if condition():
+                holds.set_result(None)
+            else:
+                timer = loop.call_later(pause(), look)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller is told
+            holds.set_exception(error)
+
+    timer = loop.call_later(pause(), look)
+    try:
+        await holds
+    finally:
+        timer.cancel()

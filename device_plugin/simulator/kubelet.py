@@ -253,7 +253,7 @@ class Kubelet(Ledger, RegistrationServicer):
 
     def _receive(self, client: Dialed, response: pb.ListAndWatchResponse) -> None:
         with self._changed:
-            if self._clients.get(client.resource, [None])[-1] is client:
+            if self._clients.get(client.resource, [])[-1:] == [client]:
                 self._devices[client.resource] = Devices(tuple(response.devices), connected=True)
                 self._note(client.resource)
 

@@ -184,6 +184,20 @@ def test_a_scan_that_fails_keeps_the_last_good_one_and_is_said_once_and_counted(
     tell(story)
 
 
+def test_a_first_scan_that_fails_does_not_speak_of_one_before() -> None:
+    async def story(scene: Scene) -> None:
+        scene.tree.root.rename(scene.tree.root.with_name("elsewhere"))
+        async with following(scene):
+            await scene.scanned("failed")
+            (entry,) = scene.said("scan failed: no GPU is offered yet")
+            assert entry["reason"].startswith("no sysfs at")
+            scene.tree.root.with_name("elsewhere").rename(scene.tree.root)
+            await scene.until(lambda snapshot: snapshot.resources)
+            assert len(scene.said("scans are good again")) == 1
+
+    tell(story)
+
+
 def test_a_second_failure_of_another_kind_is_said_too() -> None:
     async def story(scene: Scene) -> None:
         failures = "scan failed: the last good one stands"

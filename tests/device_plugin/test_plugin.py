@@ -563,6 +563,21 @@ def test_the_workload_is_told_what_it_got() -> None:
     meet(node(lanes={(1, 2): 16, (3, 2): 0}), story)
 
 
+def test_what_was_given_before_is_given_as_the_node_is_now() -> None:
+    async def story(plugin: Served) -> None:
+        first = await allocate(plugin, "card1-0", "card2-0")
+        assert await allocate(plugin, "card2-0", "card1-0", "card2-0") == first
+        plugin.watch.replace(node(lanes={(1, 2): 4}, cdi=True))
+        second = await allocate(plugin, "card1-0", "card2-0")
+        assert first.envs["XELINK_LINKS"] == f"{bdf(1)}-{bdf(2)}=8"
+        assert second.envs["XELINK_LINKS"] == f"{bdf(1)}-{bdf(2)}=4"
+        assert not first.cdi_devices
+        assert second.cdi_devices
+        assert second.devices == first.devices
+
+    meet(node(lanes={(1, 2): 8}), story)
+
+
 def test_the_environment_can_be_left_alone() -> None:
     async def story(plugin: Served) -> None:
         given = await allocate(plugin, "card1-0")
