@@ -11,10 +11,12 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import sleep
+
+from report import Table
 
 from device_plugin.simulator.kubelet import Kubelet
 from device_plugin.simulator.node import Node
@@ -39,8 +41,15 @@ _RESIDENT = re.compile(r"VmRSS:\s+(\d+) kB")
 @contextmanager
 def started(*arguments: str, **env: str) -> Iterator[subprocess.Popen[str]]:
     """Run a module of ours while the block runs; its log comes as lines."""
-    with subprocess.Popen(  # noqa: S603 - our own modules
-        [sys.executable, "-m", *arguments],
+    with started_as(["-m", *arguments], **env) as process:
+        yield process
+
+
+@contextmanager
+def started_as(arguments: Sequence[str], **env: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a Python with these arguments while the block runs; what it says comes as lines."""
+    with subprocess.Popen(  # noqa: S603 - our own programs
+        [sys.executable, *arguments],
         env={**os.environ, **env},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -115,15 +124,13 @@ def plugin(env: Mapping[str, str]) -> float:
 
 def main() -> None:
     """Print the table."""
-    print(f"Python {sys.version.split()[0]}, {platform.machine()}\n")
-    print("| settings (MALLOC_...) | sidecar | to glibc's own | plugin | to glibc's own |")
-    print("|---|---|---|---|---|")
+    print(f"Python {sys.version.split()[0]}, {platform.machine()}")
+    sides = [f"{name}{what}" for name in ("sidecar", "plugin") for what in (", MB", "/glibc's own")]
+    table = Table("allocator", ("settings (MALLOC_...)", *sides))
     both = [*zip(SETTINGS, sidecars(), map(plugin, SETTINGS.values()), strict=True)]
     _, first, second = both[0]
     for name, one, other in both:
-        print(
-            f"| {name} | {one:.1f} MB | {one / first:.2f} | {other:.1f} MB | {other / second:.2f} |"
-        )
+        table.row(name, one, one / first, other, other / second)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """How long a preference takes, how often it is proven, and what greed would have missed.
 
-Prints one Markdown table and what it is to be held against. Requests are random (every third one
-finds the whole node free), the same in every run. After a warm-up each is asked once, and every
-call counts, whatever else the machine did: how much that is says the noise floor, an empty call
-timed the same way in the same run. Beyond 16 GPUs the time limit is the default of 50 ms.
+Requests are random (every third one finds the whole node free), of every size, the same in every
+run. After a warm-up each is asked once, and every call counts, whatever else the machine did: how
+much that is says the noise floor, an empty call timed the same way in the same run. Beyond 16 GPUs
+the time limit is the default of 50 ms. "greed misses" is how often a greedy choice is worse, "its
+lanes" how many of the lanes it has that there could be.
 """
 
 import random
@@ -13,6 +14,8 @@ from functools import partial
 from itertools import combinations
 from math import ceil
 from typing import TypeVar
+
+from report import Table
 
 from device_plugin.allocation import GpuFacts, Preferences, prepare
 from device_plugin.masks import members
@@ -83,7 +86,7 @@ def greedy(fabric: Fabric, available: int, must: int, size: int) -> int:
     return chosen
 
 
-def measure(name: str, shape: Callable[[int, random.Random], Pairs], n: int) -> str:
+def measure(table: Table, shape: Callable[[int, random.Random], Pairs], n: int) -> None:
     """Ask one node and write one row of the table."""
     rng = random.Random(n)  # noqa: S311 - the same requests in every run
     gpus = [GpuFacts(f"card{i}", f"0000:{i:02x}:00.0", i * 2 // n, True) for i in range(n)]  # noqa: FBT003 - healthy ports
@@ -94,16 +97,9 @@ def measure(name: str, shape: Callable[[int, random.Random], Pairs], n: int) -> 
     preferences = prepare(gpus, lanes, clock=time.monotonic, timeout=LIMIT)
     prepared = time.perf_counter() - start
     took, proven, missed, ratios = ask(preferences, rng)
-    cells = [
-        name,
-        str(n),
-        f"{prepared * 1e3:.2f}",
-        *parts(took),
-        f"{proven / len(took):.0%}",
-        f"{missed / len(took):.0%}",
-        f"{sum(ratios) / len(ratios):.0%}" if ratios else "",
-    ]
-    return f"| {' | '.join(cells)} |"
+    lanes_share = percent(sum(ratios) / len(ratios)) if ratios else ""
+    shares = percent(proven / len(took)), percent(missed / len(took)), lanes_share
+    table.row(shape.__name__, n, prepared * 1e3, *parts(took), *shares)
 
 
 def ask(preferences: Preferences, rng: random.Random) -> tuple[list[float], int, int, list[float]]:
@@ -150,38 +146,29 @@ def empty() -> None:
     """Do nothing: what takes time here is the machine and the measurement."""
 
 
-def parts(took: list[float]) -> list[str]:
-    """Give the median, the 99th percentile and the worst of single calls."""
+def parts(took: list[float]) -> list[float]:
+    """Give the median, the 99th percentile and the worst of single calls, in ms."""
     took = sorted(took)
-    return [pretty(took[ceil(len(took) * part) - 1]) for part in (0.5, 0.99, 1)]
+    return [took[ceil(len(took) * part) - 1] * 1e3 for part in (0.5, 0.99, 1)]
 
 
-def noise() -> str:
-    """Tell the limit, and the noise floor of this machine in this run."""
-    for _ in range(WARM_UP):
-        timed(empty)
-    median, p99, worst = parts([timed(empty)[1] for _ in range(NOISE_CALLS)])
-    return (
-        f"Limit beyond {EXACT_LIMIT} GPUs: {pretty(LIMIT)}. Noise floor, an empty call: "
-        f"median {median}, p99 {p99}, worst {worst}."
-    )
-
-
-def pretty(seconds: float) -> str:
-    """Write a duration in the unit that suits it."""
-    return f"{seconds * 1e6:.1f} us" if seconds < 1e-3 else f"{seconds * 1e3:.1f} ms"  # noqa: PLR2004 - one ms
+def percent(share: float) -> str:
+    """Write a share."""
+    return f"{share:.0%}"
 
 
 def main() -> None:
     """Print the table."""
-    print(
-        "| links | GPUs | prepare, ms | median | p99 | worst | proven | greed misses | its lanes |"
-    )
-    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+    print(f"Times in ms; the limit beyond {EXACT_LIMIT} GPUs is {LIMIT * 1e3:.0f} ms.")
+    columns = ("links", "GPUs", "prepare", "median", "p99", "worst")
+    table = Table("preference", (*columns, "proven", "greed misses", "its lanes"))
+    for _ in range(WARM_UP):
+        timed(empty)
+    noise = parts([timed(empty)[1] for _ in range(NOISE_CALLS)])
+    table.row("an empty call", 0, 0, *noise, "", "", "")
     for shape in (mesh, ring, groups, planes, degraded, irregular):
         for n in SIZES:
-            print(measure(shape.__name__, shape, n), flush=True)
-    print(f"\n{noise()}")
+            measure(table, shape, n)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ with a connection each, are a Go program where there is `go` (`rpcclient/`), as 
 else Python processes, whose own work takes longer than ours. What an RPC costs that carries next to
 nothing (GetDevicePluginOptions) is the floor; the other rows are ratios to it from the same run,
 as absolute times of a shared machine mean little. Requests take turns, so that whatever else the
-machine does falls on all of them alike. Prints one Markdown table.
+machine does falls on all of them alike.
 """
 
 import base64
@@ -28,6 +28,7 @@ from threading import Thread
 from typing import NamedTuple, TypeAlias
 
 import grpc
+from report import Table
 
 from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.simulator.node import Node
@@ -201,12 +202,12 @@ def plugin(directory: Path, wiring: str) -> Iterator[str]:
             process.wait()
 
 
-def cells(took: list[float], floor: list[float]) -> Iterator[str]:
-    """Write p50, p99 and maximum, and how often each is the floor's."""
+def cells(took: list[float], floor: list[float]) -> Iterator[float]:
+    """Give p50, p99 and maximum in ms, and how often each is the floor's."""
     for part in (0.5, 0.99, 1):
         ours, least = (sorted(times)[int((len(times) - 1) * part)] for times in (took, floor))
-        yield f"{ours * 1e3:.2f}"
-        yield f"{ours / least:.1f}"
+        yield ours * 1e3
+        yield ours / least
 
 
 def main() -> None:
@@ -215,30 +216,26 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="x", dir="/tmp") as name:
         client = go_client(Path(name))
         if isinstance(client, Path):
-            print("Client: Go, as kubelet.\n")
+            print("Client: Go, as kubelet.")
             callers = go_callers(client)
         else:
-            print(f"Client: Python, slower than kubelet's ({client}).\n")
+            print(f"Client: Python, slower than kubelet's ({client}).")
             callers = python_callers()
-        print(
-            "| request | links | callers | p50, ms | /floor | p99, ms | /floor | max, ms | /floor |"
-        )
-        print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
+        times = (f"{part}{what}" for part in ("p50", "p99", "max") for what in (", ms", "/floor"))
+        table = Table("rpc", ("request", "links", "callers", *times))
         with plugin(Path(name), "mesh") as mesh, plugin(Path(name), "ring") as ring, callers as ask:
             for number in CALLERS:
-                for row in rows(ask, number, {"mesh": mesh, "ring": ring}):
-                    print(row, flush=True)
+                rows(table, ask, number, {"mesh": mesh, "ring": ring})
 
 
-def rows(measure: Measure, number: int, addresses: dict[str, str]) -> Iterator[str]:
+def rows(table: Table, measure: Measure, number: int, addresses: dict[str, str]) -> None:
     """Write a row for each request of so many callers."""
     took: dict[tuple[str, str], list[float]] = {row: [] for row in ROWS}
     for _ in range(ROUNDS):
         for name, links in ROWS:
             took[name, links] += measure(number, addresses[links], REQUESTS[name], CALLS // ROUNDS)
     for (name, links), times in took.items():
-        figures = " | ".join(cells(times, took["floor", "mesh"]))
-        yield f"| {name} | {links} | {number} | {figures} |"
+        table.row(name, links, number, *cells(times, took["floor", "mesh"]))
 
 
 if __name__ == "__main__":
