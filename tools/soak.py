@@ -25,10 +25,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from soak_faults import Fault, faults_of_the_plugin, faults_of_the_sidecar
-from soak_node import Node, ViolationError
+from soak_node import ENDS_WELL, Node, ViolationError
 
 from device_plugin.simulator.admission import AdmissionError
-from tests.faults.rig import NS, Footprint, footprint
+from tests.faults.rig import MEMORY, NS, Footprint, footprint
 from tests.fuzz import NAMES
 from topology import features
 from topology.publication import UnusableError, read
@@ -44,7 +44,10 @@ _WARM = 20.0
 """Seconds after its start from when on a daemon may hold hardly more."""
 _SHARE_OF_FUZZING = 0.2
 _MEGABYTE = 1 << 20
-_MORE = Footprint(100 * _MEGABYTE, 160 * _MEGABYTE, 64, 16)
+_MORE = {
+    "sidecar": Footprint(MEMORY, MEMORY, 8, 4),
+    "plugin": Footprint(100 * _MEGABYTE, 160 * _MEGABYTE, 64, 16),
+}
 """What a daemon may take more than at the end of its warm-up: a request of kubelet has 4 MB."""
 
 
@@ -59,6 +62,7 @@ class Account:
     reads: int = 0
     measured: int = 0
     pods: int = 0
+    processes: int = 0
     most: dict[str, Footprint] = field(default_factory=dict)
     violation: ViolationError | None = None
 
@@ -139,7 +143,7 @@ class Soak:
         problem: tuple[str, str] | None = None
         try:
             mode = stat.S_IMODE(self._node.place.file.stat().st_mode)
-            content = self._node.place.file.read_bytes()
+            content = self._node.content()
             now = truth.clock()
             said = read(content, NS, now)
         except (OSError, UnusableError) as error:
@@ -209,7 +213,7 @@ class _Measured:
             over = [
                 f"{field} {is_now} after {was}"
                 for field, is_now, was, more in zip(
-                    Footprint._fields, now, warm, _MORE, strict=True
+                    Footprint._fields, now, warm, _MORE[name], strict=True
                 )
                 if is_now > was + more
             ]
@@ -256,6 +260,7 @@ def table(account: Account, fuzzed: Sequence[str]) -> str:
         ("the next good scrape heals", sum(account.injected.values())),
         ("the plugin comes back", account.injected["kubelet"]),
         ("what a daemon takes is bounded", account.measured),
+        (ENDS_WELL, account.processes),
         ("no input breaks a reader", len(fuzzed)),
     ):
         lines.append(f"{invariant:<44}{looks:>8}{int(invariant == broken):>6}")
@@ -287,6 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             soak = Soak(node, seconds * (1 - _SHARE_OF_FUZZING), chance)
             account = soak.account
             soak.run()
+            account.processes = 0 if account.violation else _ended(node, account)
             if account.violation:
                 shutil.rmtree(logs, ignore_errors=True)
                 node.keep_logs(logs)
@@ -301,6 +307,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"violated: {account.violation}\nlogs, if any, are in {logs}\n")
         return 1
     return 0
+
+
+def _ended(node: Node, account: Account) -> int:
+    try:
+        return node.end()
+    except ViolationError as violation:
+        account.violation = violation
+        return 0
 
 
 def _say(text: str) -> None:

@@ -2,13 +2,15 @@
 """What goes wrong in the soak: rows of the tables of `tests/faults`, and changes, and kills."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from itertools import permutations
+from pathlib import Path
 from threading import Event
 from typing import NamedTuple
 
-from soak_node import Node
+from soak_node import ENDS_WELL, Node, ViolationError
 
+from sidecar.simulator import Serving, Simulator
 from tests.faults import test_file_system, test_kubelet, test_tls, test_xpu_manager
 from tests.sidecar.test_trust_rotation import replaced
 from tests.sidecar.test_trust_servers import ACCEPTED, CA, HERE, REFUSED, Authority
@@ -49,12 +51,11 @@ def _lasting(node: Node) -> None:
 
 def _xpu_manager() -> Iterator[Fault]:
     for row in test_xpu_manager.TABLE:
-        if row.reason == "unauthorized":
+        if row.name == "unauthorized":
             continue  # not asked again for a minute, the whole life of the labels here
 
         def act(node: Node, row: test_xpu_manager.Row = row) -> None:
-            times = 1 if row.once else None
-            node.xpum.misbehave(row.name, times=times, seconds=None, **(row.options or {}))
+            row.befall(node.xpum)
             _lasting(node)
             node.xpum.heal()
             node.wait_for_truth(row.name)
@@ -106,6 +107,32 @@ def _tls() -> Iterator[Fault]:
             node.wait_for_truth(f"rotation {'-'.join(order)}")
 
         yield Fault("TLS", f"rotation {'-'.join(order)}", rotate)
+    yield Fault("TLS", "plaintext", _taken(lambda node: Simulator(serving=_at(node))))
+    yield Fault("TLS", "TLS 1.1", _taken(lambda node: test_tls.OldServer(*_old(node))))
+
+
+def _at(node: Node) -> Serving:
+    return Serving(port=node.xpum.port)
+
+
+def _old(node: Node) -> tuple[int, Path]:
+    return node.xpum.port, node.site.cert
+
+
+def _taken(
+    server: Callable[[Node], AbstractContextManager[object]],
+) -> Callable[[Node], None]:
+    """Let a server that is not to be spoken to take XPU Manager's port for a while."""
+
+    def act(node: Node) -> None:
+        node.xpum.misbehave("refuse")
+        with server(node):
+            _lasting(node)
+        node.xpum.heal()
+        node.gain()
+        node.wait_for_truth("another server on the port")
+
+    return act
 
 
 def _clock(node: Node) -> Iterator[Fault]:
@@ -148,6 +175,17 @@ def _changes() -> Iterator[Fault]:
         node.gain()
         node.wait_for_truth("the sidecar was killed")
 
+    def second(node: Node) -> None:
+        another = node.another_sidecar()
+        node.gain()
+        _lasting(node)
+        node.wait_for_truth("a second sidecar beside us")
+        if another.stop():
+            raise ViolationError(ENDS_WELL, f"the second sidecar: {another.lines[-3:]}")
+        node.gain()
+        node.wait_for_truth("a second sidecar was beside us")
+
+    yield Fault("file system", "a second sidecar", second)
     for _ in range(6):
         yield Fault("change", "links come and go", change)
         yield Fault("change", "in an outage", change_in_an_outage)

@@ -1,6 +1,7 @@
 # ruff: noqa: INP001 - a program's part, not a package
 """A node for the soak: both daemons as processes, all else simulated, and the truth about it."""
 
+import os
 import random
 import threading
 import time
@@ -26,6 +27,7 @@ from topology.publication import UnusableError, read
 EXPIRY = 60
 HEALED = 25.0
 """Seconds within which the truth is published again, and a resource registered."""
+ENDS_WELL = "every daemon goes on, and ends well"
 _GLANCE = 0.05
 _BEST = "1.0-6.0"  # card2 and card7: by its lanes the pair that every Pod of two is to get
 
@@ -151,13 +153,18 @@ class Node:
         truth.now = node.topology
         self.xpum.node = node
 
+    def content(self) -> bytes:
+        """Read the feature file; who opens a pipe in its place is not kept waiting for ever."""
+        with open(self.place.file, "rb", opener=_at_once) as file:
+            return file.read()
+
     def wait_for_truth(self, fault: str) -> None:
         """Wait until the truth and nothing else is published. Raises `ViolationError`."""
         until = time.monotonic() + HEALED
         said: object = None
         while time.monotonic() < until:
             try:
-                said = read(self.place.file.read_bytes(), NS, self.truth.clock()).topology
+                said = read(self.content(), NS, self.truth.clock()).topology
             except (OSError, UnusableError) as error:
                 said = error
             if said == self.truth.now:
@@ -196,7 +203,11 @@ class Node:
         process.url = address(process)
         return process
 
-    def _sidecar(self) -> Daemon:
+    def another_sidecar(self) -> Daemon:
+        """Run a second one beside the first, of other flags, so that each writes its own."""
+        return self._sidecar("-summary-labels=false")
+
+    def _sidecar(self, *more: str) -> Daemon:
         return self._process(
             "sidecar",
             "sidecar",
@@ -210,6 +221,7 @@ class Node:
                 "-timeout=2",
                 f"-expiry={EXPIRY}",
                 "-listen=127.0.0.1:0",
+                *more,
             ),
         )
 
@@ -238,6 +250,22 @@ class Node:
         self.plugin.wait()
         self.plugin = self._plugin()
 
+    def end(self) -> int:
+        """Stop both daemons; give how many processes there were. Raises `ViolationError`.
+
+        None has ended before, but those that were killed; none has told a traceback.
+        """
+        for daemon in (self.sidecar, self.plugin):
+            alive = daemon.process.poll() is None
+            code = daemon.stop()
+            if not alive or code:
+                raise ViolationError(ENDS_WELL, f"exit code {code}: {daemon.lines[-5:]}")
+        for name, daemon in self.logs:
+            daemon.forget()
+            if any("Traceback" in line for line in daemon.lines):
+                raise ViolationError(ENDS_WELL, f"{name}: a traceback in its log")
+        return len(self.logs)
+
     def keep_logs(self, folder: Path) -> None:
         """Write what every daemon has logged."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -246,4 +274,8 @@ class Node:
             (folder / f"{number:02d}-{name}.log").write_text("\n".join(process.lines) + "\n")
 
 
-__all__ = ["DISK", "FILE", "SHIM", "Node", "ViolationError"]
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+__all__ = ["DISK", "ENDS_WELL", "FILE", "SHIM", "Node", "ViolationError"]

@@ -1,8 +1,11 @@
 """Our daemons as processes among simulators, and what a fault may cost them."""
 
+import re
 import stat
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,16 +14,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sidecar.simulator import Blueprint, SimulatedNode, Simulator
-from tests.processes import Running, address, get
+from tests.processes import PATIENCE, Running, address, get
 from topology.publication import Publication, read
 
 NS = "gpu.intel.com"
 FILE = "xpum-sidecar-labels.txt"
+INTERVAL = 1
 TIMEOUT = 2
 SLACK = 3.0
 """Seconds that a scrape may take beyond its timeout, on a machine that does more than this."""
 MEMORY = 48 << 20
 """Bytes that a daemon's peak may lie above what it took after its first publication."""
+
+
+_SCRAPES = re.compile(r'xelink_sidecar_scrapes_total\{class="([^"]*)",reason="([^"]*)"\}')
+_GLANCE = 0.05
 
 
 class Footprint(NamedTuple):
@@ -80,10 +88,18 @@ class Sidecar:
         lines = (line for line in text.splitlines() if not line.startswith("#"))
         return {series: float(value) for series, _, value in (s.rpartition(" ") for s in lines)}
 
-    def unknown(self, reason: str) -> float:
-        """Count the scrapes that were unknown for this reason."""
-        series = f'xelink_sidecar_scrapes_total{{class="unknown",reason="{reason}"}}'
-        return self.metrics()[series]
+    def scrapes(self) -> Counter[str]:
+        """Count the scrapes by reason where they were unknown, else by class."""
+        found = ((_SCRAPES.fullmatch(series), n) for series, n in self.metrics().items())
+        return Counter({match[2] or match[1]: int(n) for match, n in found if match})
+
+    def wait_for_scrapes(self, enough: Callable[[Counter[str]], bool]) -> Counter[str]:
+        """Wait until there were more scrapes that are enough; give those."""
+        before, until = self.scrapes(), time.monotonic() + PATIENCE
+        while not enough(more := self.scrapes() - before):
+            assert time.monotonic() < until, f"only {more}"
+            threading.Event().wait(_GLANCE)
+        return more
 
     def refuses(self, reason: str, detail: str = "") -> float:
         """Wait for the reason that is logged, and for no other; give the seconds until then."""
@@ -91,7 +107,7 @@ class Sidecar:
         line = self.process.wait_for("no usable answer: what is published stands")
         assert f"reason={reason} " in line, line
         assert detail in line, line
-        assert self.unknown(reason) >= 1
+        assert self.scrapes()[reason] >= 1
         return time.monotonic() - started
 
     def expects(self, xpum: Simulator) -> None:
@@ -100,6 +116,14 @@ class Sidecar:
         xpum.node = truth(self.lanes)
         self.process.wait_for("labels published")
         self.is_true()
+
+    def heals(self, xpum: Simulator) -> None:
+        """Expect the next lanes from the next good scrape, and that it comes when it is due."""
+        asked, started = xpum.requests, time.monotonic()
+        self.expects(xpum)
+        # One may be under way, one tried again after what was let go of; then comes the next.
+        assert xpum.requests <= asked + 3
+        assert time.monotonic() - started < INTERVAL + TIMEOUT + SLACK
 
     def is_true(self) -> None:
         """Hold what is published against the truth: every link, lane and id, whole."""
@@ -115,6 +139,20 @@ class Sidecar:
         assert now.threads <= self.first.threads + 4, (self.first, now)
 
 
+def arguments(port: int, features_d: Path) -> tuple[str, ...]:
+    """Give the flags of a sidecar that scrapes every second."""
+    return (
+        f"-xpum-port={port}",
+        f"-dst-file-path={features_d / FILE}",
+        f"-tmp-dir-prefix={features_d}",
+        "-startup-delay=0",
+        f"-interval={INTERVAL}",
+        f"-timeout={TIMEOUT}",
+        "-expiry=3600",  # so long that nothing is renewed meanwhile: the bytes stay the same
+        "-listen=127.0.0.1:0",
+    )
+
+
 @contextmanager
 def sidecar(
     port: int,
@@ -124,23 +162,13 @@ def sidecar(
     before: tuple[str, ...] = (),
 ) -> Iterator[Sidecar]:
     """Run a sidecar that scrapes every second, and wait until it has published `truth(4)`."""
-    file = features_d / FILE
-    arguments = (
-        f"-xpum-port={port}",
-        f"-dst-file-path={file}",
-        f"-tmp-dir-prefix={features_d}",
-        "-startup-delay=0",
-        "-interval=1",
-        f"-timeout={TIMEOUT}",
-        "-expiry=3600",  # so long that nothing is renewed meanwhile: the bytes stay the same
-        "-listen=127.0.0.1:0",
-        *more,
-    )
     env = {"COVERAGE_PROCESS_CONFIG": "", **(env or {})}  # measured without what coverage takes
-    with Running("sidecar", *arguments, env=env, before=before) as process:
+    flags = (*arguments(port, features_d), *more)
+    with Running("sidecar", *flags, env=env, before=before) as process:
         url = address(process)
         process.wait_for("labels published")
         get(f"{url}/metrics")  # a first answer takes memory and a thread of its own
-        yield Sidecar(process, file, url, footprint(process.process.pid), 4)
+        first = footprint(process.process.pid)
+        yield Sidecar(process, features_d / FILE, url, first, 4)
         assert process.stop() == 0
         assert not [line for line in process.lines if "Traceback" in line]

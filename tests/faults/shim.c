@@ -2,7 +2,7 @@
  *
  * Preloaded. What is wrong is read at each call from the file named by XELINK_SHIM, one line each:
  *   clock SECONDS        the time of day is that much later, or earlier
- *   CALL ERRNO           open, write, fsync or rename below XELINK_SHIM_ROOT fails with that number
+ *   CALL ERRNO           open, read, write, fsync or rename below XELINK_SHIM_ROOT fails with it
  * Without the file nothing is wrong.
  */
 #define _GNU_SOURCE
@@ -64,6 +64,10 @@ int clock_gettime(clockid_t clock, struct timespec *now) {
         errno = saved;
     }
     return (int)status;
+}
+
+ssize_t read(int fd, void *bytes, size_t size) {
+    return fails("read", fd, NULL) ? -1 : REAL(read)(fd, bytes, size);
 }
 
 ssize_t write(int fd, const void *bytes, size_t size) {

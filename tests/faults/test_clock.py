@@ -73,3 +73,17 @@ def test_a_jump_in_an_outage_makes_labels_expire_and_never_lie(
         assert said.topology == truth(4).topology
         assert said.expiry
         assert timedelta(0) < said.expiry - there <= LIFE
+
+
+def test_what_a_jump_made_expire_is_not_brought_back(tmp_path: Path, shim: Shim) -> None:
+    """A link that was lost meanwhile is gone at once: nothing that stands speaks for it."""
+    with Simulator(truth(4)) as xpum, sidecar(xpum.port, tmp_path, env=shim.environment) as daemon:
+        xpum.misbehave("daemon-down")
+        daemon.refuses("http-status")
+        shim.say("clock", DAY)
+        xpum.node = truth(4).cut("0.0-1.0")
+        xpum.heal()
+        daemon.process.wait_for("labels published")
+        said = daemon.publication(datetime.now(UTC) + timedelta(seconds=DAY))
+        assert said.topology == xpum.node.topology
+        assert daemon.metrics()['xelink_sidecar_publications_total{outcome="renewed"}'] == 0

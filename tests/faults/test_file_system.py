@@ -21,8 +21,9 @@ from typing import NamedTuple
 import pytest
 
 from sidecar.simulator import Simulator
-from tests.faults.rig import FILE, NS, Sidecar, sidecar, truth
+from tests.faults.rig import FILE, NS, Sidecar, arguments, sidecar, truth
 from tests.faults.shim import LackingError, Shim
+from tests.processes import Running
 from topology.publication import read
 
 _RDONLY, _REMOUNT, _DETACH = 1, 32, 2
@@ -30,6 +31,7 @@ _SIZE = "size=256k,nr_inodes=40,mode=755"
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 TREASURE = b"not yours\n"
+FAILED = 'xelink_sidecar_publications_total{outcome="failed"}'
 DISK, SHIM = "disk", "shim"
 LANES = 4  # rows are tried by so many sidecars at a time, as most of the time is spent waiting
 
@@ -268,13 +270,14 @@ TABLE: dict[str, Row] = {
 
 def hold(row: Row, place: Place, daemon: Sidecar, xpum: Simulator) -> None:
     """Hold one row against a sidecar that has published the truth."""
-    before = daemon.content()
+    before, failed = daemon.content(), daemon.metrics()[FAILED]
     with row.spoil(place):
         if row.says:
             daemon.lanes += 1
             xpum.node = truth(daemon.lanes)
             line = daemon.process.wait_for("labels not published")
             assert row.says in line, line
+            assert daemon.metrics()[FAILED] > failed
             if row.stands:
                 assert daemon.content() == before
                 assert place.staged == []
@@ -358,16 +361,64 @@ def test_links_like_what_a_killed_sidecar_leaves_are_not_followed_at_the_start(
     place.is_safe()
 
 
+def test_a_stage_that_leads_outside_at_the_start_is_neither_cleared_nor_written(
+    place: Place,
+) -> None:
+    """What lies there looks just like what a killed sidecar leaves."""
+    kept = {path: path.write_bytes(TREASURE) for path in leftovers(place.outside)}
+    place.stage.symlink_to(place.outside, target_is_directory=True)
+    with (
+        Simulator(truth(4)) as xpum,
+        Running("sidecar", *arguments(xpum.port, place.features_d)) as process,
+    ):
+        line = process.wait_for("labels not published")
+        assert "remove the file or link" in line
+        assert {path for path in place.outside.iterdir() if path != place.treasure} == {*kept}
+        assert all(path.read_bytes() == TREASURE for path in kept)
+        assert not place.file.exists()
+        place.stage.unlink()
+        process.wait_for("labels published")
+        assert read(place.file.read_bytes(), NS, datetime.now(UTC)).topology == truth(4).topology
+        assert process.stop() == 0
+
+
+def leftovers(folder: Path) -> list[Path]:
+    return [folder / f"{FILE}.{number:016x}" for number in range(3)]
+
+
+def test_a_file_that_cannot_be_read_back_is_told_and_holds_the_truth_all_the_same(
+    place: Place,
+) -> None:
+    if place.shim is None:
+        pytest.skip("needs a C compiler")
+    with (
+        Simulator(truth(4)) as xpum,
+        sidecar(xpum.port, place.features_d, env=place.shim.environment) as daemon,
+    ):
+        with place.shim.failing("read", errno.EIO):
+            daemon.lanes += 1
+            xpum.node = truth(daemon.lanes)
+            line = daemon.process.wait_for("labels not published")
+            assert "what was read back is not what was written" in line
+            daemon.is_true()
+            assert place.staged == []
+        daemon.process.wait_for("labels can be published again")
+        daemon.expects(xpum)
+        daemon.is_bounded()
+
+
 def test_a_second_sidecar_beside_us_costs_no_reader_a_label(place: Place) -> None:
     """Of other flags, so that each finds what the other wrote and writes its own again."""
     stop = threading.Event()
     wrong: list[str] = []
+    contents: set[bytes] = set()
 
     def watch() -> None:
         while not stop.is_set():
             try:
-                topology = read(place.file.read_bytes(), NS, datetime.now(UTC)).topology
-                assert topology == truth(4).topology
+                content = place.file.read_bytes()
+                assert read(content, NS, datetime.now(UTC)).topology == truth(4).topology
+                contents.add(content)
             except (OSError, ValueError, AssertionError) as error:
                 wrong.append(repr(error))
 
@@ -383,4 +434,7 @@ def test_a_second_sidecar_beside_us_costs_no_reader_a_label(place: Place) -> Non
         xpum.wait_for_request(xpum.requests + 6)
         stop.set()
         reader.join()
+        for daemon in (one, other):
+            daemon.is_bounded()
     assert wrong == []
+    assert len(contents) > 1  # of each of the two

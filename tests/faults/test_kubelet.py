@@ -4,11 +4,13 @@ One table, which `make soak` takes its mischief from, too. A row is held against
 as a process on a simulated node; what it takes of memory, descriptors and threads stays bounded.
 """
 
+import re
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -20,12 +22,13 @@ from device_plugin.api.deviceplugin_pb2_grpc import DevicePluginStub
 from device_plugin.simulator.kubelet import Kubelet
 from tests.device_plugin.test_story import Scene, linked
 from tests.faults.rig import Footprint, footprint
-from tests.processes import Running
+from tests.processes import Running, address, get
 
 I915 = "gpu.intel.com/i915"
 SOCKET = "gpu.intel.com-i915.sock"
 ALL = [f"card{number}-0" for number in range(1, 9)]
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+SOON = 3.0  # seconds within which a socket that is gone is served anew
 LONG = 60.0  # seconds within which everything is back, pauses between registrations included
 MEMORY = 128 << 20
 """Bytes that the peak may lie above what was taken at first; a message has 4 MB at most."""
@@ -57,9 +60,44 @@ def wiping(scene: Scene, plugin: Running) -> None:
     scene.kubelet.wipe_sockets()
     plugin.wait_for("our socket is gone")
     plugin.wait_for("event=serving")
-    # While it registers: kubelet dials a socket that is gone, and gives up after ten seconds.
+    # While it registers: kubelet dials a socket that is gone, and would give up after ten seconds.
     scene.kubelet.wipe_sockets()
     plugin.wait_for("event=serving")
+    is_back_soon(scene)
+
+
+def wiping_without_an_answer(scene: Scene, plugin: Running) -> None:
+    """Sockets are deleted while kubelet takes its time for a registration."""
+    scene.kubelet.stop()
+    plugin.wait_for("kubelet listens no longer")
+    with stranger(scene) as connections:
+        connection, _ = connections.accept()
+        started = time.monotonic()
+        scene.kubelet.wipe_sockets()
+        plugin.wait_for("our socket is gone")
+        plugin.wait_for("event=serving")
+        assert time.monotonic() - started < SOON
+        connection.close()
+    scene.kubelet.start()
+
+
+def wiping_without_end(scene: Scene, plugin: Running) -> None:
+    """Sockets are deleted at every moment there is: when they are made, moved, dialed."""
+    until = time.monotonic() + 3
+    while time.monotonic() < until:
+        scene.kubelet.wipe_sockets()
+    plugin.wait_for("our socket is gone")
+    is_back_soon(scene)
+
+
+def is_back_soon(scene: Scene) -> None:
+    """Hold that Pods are admitted again at once, then forget the registrations that were cut off.
+
+    What they dialed is there again, and so kubelet may have a stream more from each.
+    """
+    scene.kubelet.wait_for_allocatable(I915, 8, SOON)
+    admits(scene)
+    scene.kubelet.restart()
 
 
 def half_open(scene: Scene, _: Running) -> None:
@@ -69,6 +107,18 @@ def half_open(scene: Scene, _: Running) -> None:
             client = clients.enter_context(socket.socket(socket.AF_UNIX))
             client.connect(str(scene.kubelet.directory / SOCKET))
             client.sendall(PREFACE[: number + 1])
+        admits(scene)
+
+
+def unread(scene: Scene, _: Running) -> None:
+    """Fifty clients ask for the devices, and read not one message while those come and go."""
+    with ExitStack() as clients:
+        for _client in range(50):
+            channel = clients.enter_context(dialed(scene))
+            clients.callback(DevicePluginStub(channel).ListAndWatch(pb.Empty()).cancel)
+        for gpu in scene.gpus[2:5]:  # not those that are linked
+            scene.node.lose_node(gpu.bdf)
+            scene.node.mend(gpu.bdf)
         admits(scene)
 
 
@@ -93,12 +143,8 @@ def deaf(scene: Scene, plugin: Running) -> None:
     """Something accepts connections in kubelet's place and says nothing."""
     scene.kubelet.stop()
     plugin.wait_for("kubelet listens no longer")
-    scene.kubelet.socket.unlink()
-    with socket.socket(socket.AF_UNIX) as stranger:
-        stranger.bind(str(scene.kubelet.socket))
-        stranger.listen(8)
-        stranger.settimeout(LONG)
-        connection, _ = stranger.accept()
+    with stranger(scene) as connections:
+        connection, _ = connections.accept()
         connection.close()
     scene.kubelet.start()
 
@@ -139,17 +185,19 @@ def giant(scene: Scene, _: Running) -> None:
         assert len({*answer.deviceIDs}) == 2
         assert refusal(partial(stub.Allocate, allocate, timeout=LONG)) == "INVALID_ARGUMENT"
         assert refusal(partial(stub.Allocate, endless, timeout=LONG)) == "RESOURCE_EXHAUSTED"
-        with suppress(grpc.RpcError):  # an answer may be more than a message holds
-            stub.Allocate(many, timeout=LONG)
+        # The answer is more than a message of the API's holds.
+        assert refusal(partial(stub.Allocate, many, timeout=LONG)) == "RESOURCE_EXHAUSTED"
 
 
-def nonsense(scene: Scene, _: Running) -> None:
+def nonsense(scene: Scene, plugin: Running) -> None:
     """What is no message, to every method and one that there is not; and what is no HTTP/2."""
     with dialed(scene) as channel:
         for method in ("Nothing", "Allocate", "GetPreferredAllocation", "PreStartContainer"):
             call = channel.unary_unary(f"/v1beta1.DevicePlugin/{method}", bytes, bytes)
             expected = "UNIMPLEMENTED" if method == "Nothing" else "UNKNOWN"
             assert refusal(partial(call, b"\xff" * 9, timeout=LONG)) == expected
+            if expected == "UNKNOWN":
+                assert f"rpc={method} code=UNKNOWN" in plugin.wait_for("event=refused")
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(scene.kubelet.directory / SOCKET))
         with suppress(OSError):
@@ -159,8 +207,8 @@ def nonsense(scene: Scene, _: Running) -> None:
 def namesake(scene: Scene, _: Running) -> None:
     """A second plugin of the same name starts: it is the one that ends."""
     with scene.plugin() as second:
-        assert second.wait() == 1
-        assert "is served by another process" in second.lines[-1]
+        assert second.wait() == 1, second.lines
+        assert "is served by another process" in second.lines[-1], second.lines
 
 
 TABLE: dict[str, Callable[[Scene, Running], None]] = {
@@ -170,7 +218,10 @@ TABLE: dict[str, Callable[[Scene, Running], None]] = {
         restarting,
         refusing,
         wiping,
+        wiping_without_an_answer,
+        wiping_without_end,
         half_open,
+        unread,
         slow,
         hanging_up,
         deaf,
@@ -180,6 +231,17 @@ TABLE: dict[str, Callable[[Scene, Running], None]] = {
         namesake,
     )
 }
+
+
+@contextmanager
+def stranger(scene: Scene) -> Iterator[socket.socket]:
+    """Listen in the place of a kubelet that is gone."""
+    scene.kubelet.socket.unlink()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(scene.kubelet.socket))
+        listener.listen(8)
+        listener.settimeout(LONG)
+        yield listener
 
 
 def dialed(scene: Scene) -> grpc.Channel:
@@ -242,3 +304,49 @@ def test_whatever_kubelet_does_the_next_pod_gets_linked_gpus(scene: Scene) -> No
             assert time.monotonic() - started < LONG, name
         assert plugin.stop() == 0
     assert not [line for line in plugin.lines if "Traceback" in line]
+
+
+def test_a_plugin_that_starts_while_sockets_are_deleted_is_known_when_that_is_over(
+    scene: Scene,
+) -> None:
+    over = threading.Event()
+
+    def wipe() -> None:
+        while not over.is_set():
+            scene.kubelet.wipe_sockets()
+
+    wiping = threading.Thread(target=wipe)
+    wiping.start()
+    try:
+        with scene.plugin() as plugin:
+            assert "No such file" in plugin.wait_for("cannot serve")
+            over.set()
+            scene.kubelet.wait_for_allocatable(I915, 8, LONG)
+            assert plugin.stop() == 0
+    finally:
+        over.set()
+        wiping.join()
+
+
+@pytest.mark.parametrize("rpc", ["Allocate", "GetPreferredAllocation", "ListAndWatch"])
+def test_a_request_that_is_no_message_is_counted_and_harms_nothing(scene: Scene, rpc: str) -> None:
+    scene.publish(linked("1.0-6.0"), life=3600)
+    with scene.plugin() as plugin:
+        url = address(plugin)
+        plugin.wait_for('event=links state="in use"')
+        scene.kubelet.wait_for_allocatable(I915, 8)
+        with dialed(scene) as channel:
+            call = channel.unary_unary(f"/v1beta1.DevicePlugin/{rpc}", bytes, bytes)
+            for _call in range(3):
+                assert refusal(partial(call, b"\xff" * 9, timeout=LONG)) == "UNKNOWN"
+            assert refused(url) == {(rpc, "UNKNOWN"): 3}
+            admits(scene)
+        assert refused(url) == {(rpc, "UNKNOWN"): 3}
+        assert plugin.stop() == 0
+
+
+def refused(url: str) -> dict[tuple[str, str], float]:
+    """Give how many requests were refused, by RPC and code."""
+    text = get(f"{url}/metrics")[1]
+    series = re.findall(r'_refusals_total\{code="(\w+)",resource="\S+",rpc="(\w+)"\} (\S+)', text)
+    return {(rpc, code): float(count) for code, rpc, count in series}

@@ -70,6 +70,8 @@ def test_only_what_is_right_is_scraped_and_each_refusal_names_its_reason(site: S
             site.serve(served, trusted)
             told(daemon, detail)
             asked = xpum.requests
+            daemon.wait_for_scrapes(lambda more: more["tls"] >= 1)
+            assert xpum.requests == asked  # who is not the right one is asked nothing
             assert daemon.content() == first
             name, right = next(accepted, ("its CA", (RIGHT, CA.pem)))
             site.serve(*right)

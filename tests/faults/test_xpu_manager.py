@@ -1,38 +1,74 @@
 """XPU Manager misbehaves: what is published stands, with a reason, and the next scrape heals.
 
 One table, which `make soak` takes its mischief from, too. Each row is held against a sidecar that
-runs as a process: class and reason in log and metrics, the feature file byte for byte, the time
-and the memory that it took, and that the next good scrape is published.
+runs as a process: class and reason in log and metrics, the feature file byte for byte while it goes
+on, the time and the memory that it took, and that the next good scrape is published.
 """
 
 import shutil
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from sidecar.simulator import MISBEHAVIOURS, Serving, Simulator
-from sidecar.simulator.misbehaviours import Option
-from tests.faults.rig import SLACK, TIMEOUT, Sidecar, sidecar, truth
+from sidecar.simulator import MISBEHAVIOURS, Blueprint, Serving, Simulator
+from sidecar.simulator.exchange import Exchange
+from sidecar.simulator.exposition import render
+from sidecar.simulator.misbehaviours import Misbehaviour, Option, spelt
+from sidecar.simulator.node import SimulatedNode
+from tests.faults.rig import INTERVAL, SLACK, TIMEOUT, Sidecar, sidecar, truth
 
 LINKS = "links"
-LANES = 8  # rows are tried by so many sidecars at a time, as most of the time is spent waiting
+LANES = 12  # rows are tried by so many sidecars at a time, as most of the time is spent waiting
+
+
+def topology_fails(exchange: Exchange) -> None:
+    """Every family but the topology: its call failed."""
+    _tell(exchange, replace(exchange.node, topology_fails=True))
+
+
+def too_many_tiles(exchange: Exchange) -> None:
+    """Every family but the topology: the node has more than 32 tiles."""
+    _tell(exchange, Blueprint(gpus=17, tiles=2).build())
+
+
+def second_generation(exchange: Exchange) -> None:
+    """XPU Manager 2.x has taken the place of 1.x."""
+    _tell(exchange, replace(exchange.node, generation=2))
+
+
+def thinner(exchange: Exchange) -> None:
+    """One GPU's own rows are lost, as when GETs overlap."""
+    _tell(exchange, exchange.node.hide(0))
+
+
+def _tell(exchange: Exchange, node: SimulatedNode) -> None:
+    exchange.answer(render(node, exchange.scrape))
 
 
 class Row(NamedTuple):
-    """One misbehaviour: its name and options, the reason that it must give, a word of the detail.
+    """One misbehaviour and its options, the reason that it must give, a word of the detail.
 
     What is `once` thinner than the truth is not believed; twice in a row it would be, rightly.
     """
 
-    name: str
+    what: str | Misbehaviour
     reason: str
     detail: str = ""
     options: dict[str, Option] | None = None
     once: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.what if isinstance(self.what, str) else spelt(self.what)
+
+    def befall(self, xpum: Simulator) -> None:
+        """Let XPU Manager misbehave so until it is healed, or once."""
+        xpum.misbehave(self.what, times=1 if self.once else None, **(self.options or {}))  # type: ignore[arg-type]  # no option is a number of seconds
 
 
 FORGED = r"\ngpu.intel.com/xe-links=9.0-9.1"
@@ -74,6 +110,7 @@ TABLE = (
     ),
     Row("injected", "no-self-rows", options={"label": "local_device_id", "text": FORGED}),
     Row("injected", "no-self-rows", options={"label": "remote_device_id", "text": "_9.0-9.1"}),
+    Row("injected", "no-self-rows", options={"label": "lane_count", "text": "9" * 1000}),
     Row("long-line", LINKS),
     Row("long-numbers", "no-self-rows"),
     Row("many-rows", "too-large"),
@@ -88,11 +125,16 @@ TABLE = (
     Row("refuse", "refused", "not up"),
     Row("reset", "reset"),
     Row("reset-in-body", "reset"),
+    Row(second_generation, "no-fabric-data", "2.x"),
     Row("status", "http-status", "503"),
     Row("status", "http-status", "206", options={"code": 206}),
     Row("status", "http-status", "404", options={"code": 404}),
     Row("text-html", LINKS),
+    Row(thinner, LINKS, once=True),
+    Row(too_many_tiles, "no-topology-rows", "32 tiles"),
+    Row(topology_fails, "no-topology-rows", "topology call failed"),
     Row("unauthorized", "unauthorized", "-password-file"),
+    Row("unauthorized", "timeout", options={"sleep": 30.0}),
     Row("utf16", "no-topology-rows"),
     Row("wrong-length", "protocol"),
     Row("wrong-length", LINKS, options={"by": -100}),
@@ -101,22 +143,26 @@ TABLE = (
 
 
 def test_the_table_has_every_misbehaviour() -> None:
-    assert {row.name for row in TABLE} == {*MISBEHAVIOURS, "refuse"}
+    named = {row.what for row in TABLE if isinstance(row.what, str)}
+    assert named == {*MISBEHAVIOURS, "refuse"}
 
 
 def hold(row: Row, daemon: Sidecar, xpum: Simulator) -> None:
     """Hold one row against a sidecar that has published the truth."""
-    before, asked = daemon.content(), xpum.requests
-    xpum.misbehave(row.name, times=1 if row.once else None, seconds=None, **(row.options or {}))
+    before, asked, counted = daemon.content(), xpum.requests, daemon.scrapes()
+    row.befall(xpum)
     if row.reason == LINKS:
-        xpum.wait_for_request(asked + 3)  # the one before may have been under way
+        # The first may have been under way, and the last still is.
+        xpum.wait_for_request(asked + (3 if row.once else 5))
+        assert {*daemon.scrapes() - counted} == {LINKS}
     else:
-        assert daemon.refuses(row.reason, row.detail) < 1 + TIMEOUT + SLACK
+        assert daemon.refuses(row.reason, row.detail) < INTERVAL + TIMEOUT + SLACK
+        daemon.wait_for_scrapes(lambda more: more[row.reason] >= 1)  # and what a second one changes
+        assert {*daemon.scrapes() - counted} - {LINKS} == {row.reason}
     assert daemon.content() == before
     xpum.heal()
-    if row.reason == "unauthorized":
-        return  # it is not asked again for a minute, so as not to hammer a server that sleeps
-    daemon.expects(xpum)
+    if row.reason != "unauthorized":  # then it is not asked again for a minute; see below
+        daemon.heals(xpum)
     daemon.is_bounded()
 
 
@@ -148,6 +194,28 @@ def test_every_misbehaviour_is_told_bounded_and_healed_and_changes_nothing(
         assert {row: text for done in lanes for row, text in done.result().items()} == {}
 
 
+def test_a_refused_password_stands_is_not_hammered_and_a_right_one_heals(tmp_path: Path) -> None:
+    file, old, new = tmp_path / "password", "before", "after"
+    file.write_text(old)
+    login = ("-username=xpumadmin", f"-password-file={file}")
+    with (
+        Simulator(truth(4), Serving(password=old)) as first,
+        sidecar(first.port, tmp_path, *login) as daemon,
+    ):
+        before = daemon.content()
+        first.close()
+        with Simulator(truth(4), Serving(port=first.port, password=new)) as xpum:
+            while "reason=unauthorized " not in daemon.process.wait_for("no usable answer"):
+                pass  # refused, until it listens
+            asked = xpum.requests
+            daemon.wait_for_scrapes(lambda more: more["unauthorized"] >= 3)
+            assert xpum.requests == asked == 1
+            assert daemon.content() == before
+            file.write_text(new)
+            daemon.heals(xpum)
+            daemon.is_bounded()
+
+
 def test_a_redirect_is_not_followed(tmp_path: Path) -> None:
     with (
         Simulator(truth(8)) as other,
@@ -173,6 +241,8 @@ def test_an_xpu_manager_on_ipv6_loopback_alone_is_refused_and_on_both_is_scraped
         with Simulator(truth(4), Serving(bind="::1", port=both.port)):
             daemon.refuses("refused", "nothing listens there")
             daemon.is_true()
+        with Simulator(truth(4), Serving(bind="::", port=both.port)) as healed:
+            daemon.expects(healed)
 
 
 BLIND = """

@@ -1,1 +1,1 @@
-NAMES = ("exposition", "labels", "features", "settings", "rpc")
+NAMES = ("exposition", "labels", "features", "settings", "rpc", "health")

@@ -7,6 +7,7 @@ found is kept in the corpus, where it is a test from then on. Exit code 1 when s
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from hashlib import sha256
 from importlib import import_module
@@ -35,7 +36,8 @@ def main(name: str, seconds: float, number: int) -> int:
     sys.stdout.flush()
     if atheris:
         return _guided(atheris, targets, name, seconds, number)
-    return _guessed(targets, name, seconds, number)
+    with targets.target(name) as target:
+        return guess(target, targets.CORPUS / name, seconds, number)
 
 
 def _guided(
@@ -63,35 +65,35 @@ def _guided(
     return 0
 
 
-def _guessed(targets: ModuleType, name: str, seconds: float, number: int) -> int:
-    corpus = [path.read_bytes() for path in targets.cases(name)]
+def guess(target: Callable[[bytes], None], folder: Path, seconds: float, number: int) -> int:
+    """Try what is like the corpus in a folder; keep there what breaks the target. Gives 0 or 1."""
+    corpus = [path.read_bytes() for path in sorted(folder.iterdir())]
     last = b""
     tried = 0
     until = time.monotonic() + seconds
-    with targets.target(name) as target:
 
-        def attempt(data: bytes) -> None:
-            nonlocal last, tried
-            last, tried = data, tried + 1
-            target(data)
+    def attempt(data: bytes) -> None:
+        nonlocal last, tried
+        last, tried = data, tried + 1
+        target(data)
 
-        while time.monotonic() < until:
-            number += 1
-            quiet = settings(
-                max_examples=_BATCH,
-                database=None,
-                deadline=None,
-                suppress_health_check=[*HealthCheck],
-                phases=[Phase.generate, Phase.shrink],
-                print_blob=False,
-            )
-            try:
-                seed(number)(quiet(given(mutated(corpus))(attempt)))()
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is what we look for
-                kept = keep(targets.CORPUS / name, last)
-                sys.stdout.write(f"{name}: {type(error).__name__}: {error}\nkept as {kept}\n")
-                return 1
-    sys.stdout.write(f"{name}: {tried} cases, nothing found\n")
+    while time.monotonic() < until:
+        number += 1
+        quiet = settings(
+            max_examples=_BATCH,
+            database=None,
+            deadline=None,
+            suppress_health_check=[*HealthCheck],
+            phases=[Phase.generate, Phase.shrink],
+            print_blob=False,
+        )
+        try:
+            seed(number)(quiet(given(mutated(corpus))(attempt)))()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is what we look for
+            kept = keep(folder, last)
+            sys.stdout.write(f"{folder.name}: {type(error).__name__}: {error}\nkept as {kept}\n")
+            return 1
+    sys.stdout.write(f"{folder.name}: {tried} cases, nothing found\n")
     return 0
 
 

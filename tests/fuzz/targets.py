@@ -18,8 +18,10 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from device_plugin import labels as plugin_labels
+from device_plugin import xpumd
 from device_plugin.allocation import prepare
 from device_plugin.api import deviceplugin_pb2 as pb
+from device_plugin.health import Health, Message, Threshold, judge, pci_address
 from device_plugin.settings import PluginSettings
 from device_plugin.wishes import GpuFacts
 from service.flags import DaemonSettings, HelpWanted, UsageError, load
@@ -82,6 +84,7 @@ def label_set(data: bytes) -> None:
         links = labels.decode(given, NS)
     except labels.LabelSetError:
         return
+    assert len({link.ends for link in links}) == len(links)
     encoded = labels.encode(links, NS)
     assert labels.decode(encoded, NS) == links
     assert sum(map(len, encoded.values())) <= sum(len(v) for n, v in given.items() if n in encoded)
@@ -128,6 +131,24 @@ def _load(kind: type[DaemonSettings], words: list[str]) -> None:
     assert said.isprintable()
 
 
+def health(data: bytes) -> None:
+    """Any message of XPU Manager 2.x gives verdicts on addresses, said in one line, or none."""
+    try:
+        message = xpumd.read(data, 1.0)
+    except DecodeError:
+        return
+    for threshold in Threshold:
+        once = judge(Health(), message, threshold.severity, 1)
+        for address, gpu in once.gpus.items():
+            assert pci_address(address) == address
+            assert bool(gpu.reason) is not gpu.healthy
+            assert gpu.reason.isprintable()
+            assert len(gpu.reason) <= 300
+        assert judge(once, message, threshold.severity, 1) == once
+        assert judge(once, Message(2.0), threshold.severity, 1).unhealthy == once.unhealthy
+        assert not judge(Health(), message, threshold.severity, 2).unhealthy
+
+
 _METHODS: tuple[tuple[str, Callable[[bytes], object]], ...] = (
     ("GetPreferredAllocation", pb.PreferredAllocationRequest.FromString),
     ("Allocate", pb.AllocateRequest.FromString),
@@ -169,14 +190,15 @@ def _call(channel: grpc.Channel, name: str, request: bytes) -> bytes:
 
 @contextmanager
 def serving_rpc() -> Iterator[Target]:
-    """Serve a plugin of eight GPUs, of which 2 and 7 are linked, in a thread; give the target."""
+    """Serve a plugin of eight GPUs, 2 and 7 linked, 8 unhealthy, in a thread; give the target."""
 
     preferences = prepare(
         [GpuFacts(f"card{number}", bdf(number)) for number in range(1, 9)],
         {(bdf(2), bdf(7)): 8},
         clock=time.monotonic,
     )
-    snapshot = node(8, lanes={(2, 7): 8}, prefer=preferences.prefer)
+    ill = {bdf(8): "memory is failed"}
+    snapshot = node(8, lanes={(2, 7): 8}, unhealthy=ill, prefer=preferences.prefer)
     ready, done = threading.Event(), asyncio.Event()
     found: list[Served] = []
     loops: list[asyncio.AbstractEventLoop] = []
@@ -204,6 +226,7 @@ TARGETS: Mapping[str, Target] = {
     "labels": label_set,
     "features": feature_file,
     "settings": settings,
+    "health": health,
 }
 RPC = "rpc"
 

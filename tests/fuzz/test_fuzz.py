@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz import NAMES
+from tests.fuzz.__main__ import guess
 from tests.fuzz.mutation import mutated
 from tests.fuzz.targets import CORPUS, RPC, TARGETS, Target, cases, serving_rpc
 
@@ -31,6 +32,19 @@ def test_each_target_has_a_corpus() -> None:
 @pytest.mark.parametrize(("name", "path"), every_case())
 def test_every_case_is_survived(name: str, path: Path, rpc: Target) -> None:
     (rpc if name == RPC else TARGETS[name])(path.read_bytes())
+
+
+def test_what_breaks_a_reader_is_found_and_kept(tmp_path: Path) -> None:
+    sound = tmp_path / "sound"
+    sound.write_bytes(b"a body that can be read\n" * 5)
+
+    def breaks(data: bytes) -> None:
+        assert b"NaN" not in data
+
+    assert guess(breaks, tmp_path, 60.0, 1) == 1
+    (kept,) = tmp_path.glob("found-*")
+    assert b"NaN" in kept.read_bytes()
+    assert kept.stat().st_size <= sound.stat().st_size + 3  # no larger than need be
 
 
 @pytest.mark.parametrize("name", NAMES)
