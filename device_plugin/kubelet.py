@@ -169,7 +169,7 @@ class Endpoint:
                 return
             if kubelet is None:
                 self._set_known(known=False)
-                self._wait_for_kubelet()
+                self._wait_for_kubelet(f"there is no {self._kubelet}")
             elif kubelet != registered or self._is_lost() or self._is_hung_up():
                 self._pause = self._next_pause() if kubelet == registered else self._pace.again
                 self._set_known(known=False)
@@ -237,9 +237,12 @@ class Endpoint:
         path before or after: a kubelet that appears meanwhile would be registered with twice.
         """
         with sockets.holding(self._kubelet) as kubelet:
-            if kubelet and sockets.identity(self.path) == self._own:
-                return await self._register_with(kubelet, stop)
-        return None
+            if kubelet is None or sockets.identity(self.path) != self._own:
+                return None
+            if not sockets.is_answered(kubelet.path):  # it has gone, or does not listen yet
+                self._wait_for_kubelet(f"nobody listens on {self._kubelet}")
+                return None
+            return await self._register_with(kubelet, stop)
 
     async def _register_with(self, kubelet: Held, stop: asyncio.Event) -> Identity | None:
         registration = Registration(self.plugin.resource, self.path.name, self.plugin.options)
@@ -279,8 +282,8 @@ class Endpoint:
         if self._changes.of("failure", str(error)):
             self._log.warning("cannot register", reason=str(error), pause=round(pause, 1))
 
-    def _wait_for_kubelet(self) -> None:
-        self.trouble = f"there is no {self._kubelet}: kubelet is not up"
+    def _wait_for_kubelet(self, reason: str) -> None:
+        self.trouble = f"{reason}: kubelet is not up"
         if self._changes.of("failure", self.trouble):
             self._log.info("waiting for kubelet", reason=self.trouble)
 

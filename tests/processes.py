@@ -66,9 +66,9 @@ class Running:
         self.process.send_signal(number)
         return self.wait()
 
-    def wait(self) -> int:
+    def wait(self, patience: float = PATIENCE) -> int:
         """Wait for the end; give the exit code. What was logged is in `lines` then."""
-        code = self.process.wait(PATIENCE)
+        code = self.process.wait(patience)
         self._reader.join(PATIENCE)
         while (line := self._queue.get(timeout=PATIENCE)) is not None:
             self.lines.append(line)

@@ -457,10 +457,13 @@ def test_a_kubelet_that_was_killed_is_waited_for(path: Path) -> None:
                 await settled(plugin, kubelet)
                 await off(kubelet.stop)
                 assert "kubelet.sock" in sockets(path), "nobody answers there"
-                await until(lambda: plugin.events("cannot register"))
+                await until(lambda: plugin.events("waiting for kubelet"))
+                (entry,) = plugin.events("waiting for kubelet")
+                assert entry["reason"].startswith("nobody listens on ")
                 assert plugin.endpoints.not_ready()
                 await off(kubelet.start)
                 await off(kubelet.wait_for_allocatable, I915, 4)
+                assert plugin.count("registrations_total", outcome="failed") == 0
 
     asyncio.run(story())
 
