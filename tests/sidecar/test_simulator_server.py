@@ -421,7 +421,7 @@ def test_a_delayed_answer_comes_at_once_when_healed(xpum: Simulator) -> None:
 
 
 def test_a_misbehaviour_can_end_by_itself(xpum: Simulator) -> None:
-    xpum.misbehave("hang", seconds=0.05)
+    xpum.misbehave("hang", seconds=0.5)
     with raw(xpum) as client:
         assert everything(client) == b""
     assert xpum.misbehaviour is None
