@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=$PWD/.cache/e2e
 programs=$PWD/tests/e2e/programs
+log=$out/build.log
 mkdir -p "$out/bin"
 
 if ! command -v go >/dev/null; then
@@ -24,15 +25,20 @@ build() {
     return
   fi
   echo "e2e: building $(basename "$PWD") $(version "$1")"
-  go list -f '{{.ImportPath}}' tool | xargs nice go build -ldflags "-s -w $2" -o "$out/bin/"
+  if ! (go list -f '{{.ImportPath}}' tool | xargs nice go build -ldflags "-s -w $2" -o "$out/bin/") >"$log" 2>&1; then
+    tail -n 5 "$log" >&2
+    exit 1
+  fi
   printf '%s\n' "$key" >"$stamp"
 }
 
 cd "$programs/nfd"
 nfd=sigs.k8s.io/node-feature-discovery
 build $nfd "-X $nfd/pkg/version.version=$(version $nfd)"
-rm -rf "$out/nfd"
-cp -r --no-preserve=mode "$(go list -m -f "{{.Dir}}" $nfd)/deployment/base" "$out/nfd"
+if [ ! -d "$out/nfd" ] || [ "$out/nfd.stamp" -nt "$out/nfd" ]; then
+  rm -rf "$out/nfd"
+  cp -r --no-preserve=mode "$(go list -m -f "{{.Dir}}" $nfd)/deployment/base" "$out/nfd"
+fi
 
 cd "$programs/kubernetes"
 release=$(version k8s.io/kubernetes)

@@ -27,7 +27,8 @@ rm -f "$archive" "$archive.stamp"
 
 scratch=$(mktemp -d /tmp/xelink-e2e-image.XXXXXX)
 cleanup() {
-  if mountpoint -q "$scratch/graph/overlay"; then umount "$scratch/graph/overlay"; fi
+  # Interrupted: what was being built may hold it a moment longer.
+  if mountpoint -q "$scratch/graph/overlay"; then umount --lazy "$scratch/graph/overlay"; fi
   rm -rf --one-file-system "$scratch"
 }
 trap cleanup EXIT

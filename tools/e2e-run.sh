@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # tests/e2e on nodes of real programs, in namespaces of their own (mounts, processes, network): what
 # the programs start, mount or listen on is gone with them, however the run ends. What a namespace
-# does not hold (cgroups, mount points, the temporary directory) is removed here at the end.
+# does not hold (cgroups, mount points, the temporary directory) is removed here at the end. A run
+# that leaves anything behind has failed.
 #
-#   tools/e2e-run.sh [PYTEST ARGUMENTS]    without any, the stories are told on two nodes at once
+#   tools/e2e-run.sh [PYTEST ARGUMENTS]    without any, the stories are told on three nodes at once
+#   tools/e2e-run.sh --prepare             build what is told with, and nothing else
 #
 # E2E_BIN=DIR        ready-made programs instead of built ones (and NFD's deployment/base as DIR/nfd)
 # E2E_IMAGE=ARCHIVE  a ready-made image instead of a built one
@@ -13,34 +15,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 cache=$PWD/.cache/e2e
-python=$PWD/.venv/bin/python
 mounted=(/var/lib/kubelet /var/lib/xelink-demo /etc/kubernetes /var/log)
-
-inside() {
-  # Nothing mounted here is seen outside; among ourselves it is, as kubelet wants it.
-  mount --make-rprivate /
-  mount --make-rshared /
-  mount -t tmpfs -o mode=0755 run /run
-  for directory in "${mounted[@]}"; do
-    mkdir -p "$E2E_WORK/host$directory"
-    mount --bind "$E2E_WORK/host$directory" "$directory"
-  done
-  ip link set lo up
-  # kubelet takes its address from this interface; nobody is at the other end.
-  ip link add node0 type veth peer name beyond0
-  ip address add 192.0.2.1/24 dev node0
-  ip link set node0 up
-  ip link set beyond0 up
-  ip route add default via 192.0.2.2 dev node0
-  hostname xelink-e2e
-  # Names are asked of nobody, and nobody is waited for.
-  echo "nameserver 127.0.0.1" >"$E2E_WORK/resolv.conf"
-  mount --bind "$E2E_WORK/resolv.conf" /etc/resolv.conf
-  # Not exec: as the first process of its namespace, this shell reaps what the others leave.
-  local status=0
-  "$python" -m pytest -p no:cacheprovider -q "$@" || status=$?
-  return $status
-}
 
 skip() {
   echo "e2e: skipped: $*"
@@ -48,38 +23,32 @@ skip() {
   exit 0
 }
 
-refuse() {
-  echo "e2e: refused: $*" >&2
-  exit 1
-}
-
-if [ "${1:-}" = --inside ]; then
-  shift
-  inside "$@"
-  exit
-fi
+own_namespaces=(unshare --mount --pid --net --uts --ipc --fork --kill-child --mount-proc)
 
 [ "$(id -u)" = 0 ] || skip "it takes root, for namespaces, containers and device nodes"
+[ "$(uname -m)" = x86_64 ] || skip "XPU Manager's DaemonSet is for amd64, this machine is $(uname -m)"
 for process in /proc/[0-9]*/comm; do
   if [ "$(cat "$process" 2>/dev/null)" = kubelet ]; then
-    refuse "a kubelet runs here (process $(basename "$(dirname "$process")"))"
+    skip "refused, a kubelet runs here (process $(basename "$(dirname "$process")"))"
   fi
 done
 if [ -n "$(ls -A /var/lib/kubelet 2>/dev/null)" ]; then
-  refuse "/var/lib/kubelet holds files of a kubelet; run this on a machine that is no node"
+  skip "refused, /var/lib/kubelet holds files of a kubelet; run this on a machine that is no node"
 fi
 mkdir -p "$cache"
-exec 9>"$cache/lock"
-flock --nonblock 9 || refuse "another run holds $cache/lock"
+exec 9<"$cache"
+flock --nonblock 9 || { echo "e2e: waiting for another run in this tree" && flock 9; }
 
 bin=$(realpath -m "${E2E_BIN:-$cache/bin}")
 export PATH=$bin:$PATH:/usr/sbin:/sbin
-[ -n "${E2E_IMAGE:-}" ] || tools/e2e-image.sh &
-[ -n "${E2E_BIN:-}" ] || tools/e2e-build.sh
-wait $!
+image=
+[ -n "${E2E_IMAGE:-}" ] || { tools/e2e-image.sh & image=$!; }
+[ -n "${E2E_BIN:-}" ] || tools/e2e-build.sh || skip "kubelet and its like could not be built (see above)"
+[ -z "$image" ] || wait "$image"
 if ! ls .cache/tools/crds/*.yaml >/dev/null 2>&1; then
   tools/deployment-tools.sh || true # the stories that need them skip, and say so
 fi
+[ "${1:-}" != --prepare ] || exit 0
 
 missing=()
 for program in kubelet kube-apiserver kube-controller-manager kube-scheduler kubectl nfd-worker \
@@ -91,37 +60,76 @@ if [ ${#missing[@]} -gt 0 ]; then
   skip "not here: ${missing[*]} (Debian: apt-get install etcd-server containerd runc" \
     "busybox-static containernetworking-plugins iptables iproute2; the others are built with Go)"
 fi
-unshare --mount --pid --net --uts --ipc --fork true 2>/dev/null ||
-  skip "this machine gives root no namespaces (is it a container without privileges?)"
 
+exec 8</var/lib # one run at a time has the machine's cgroups
+flock --nonblock 8 || { echo "e2e: waiting for another run on this machine" && flock 8; }
 export XELINK_E2E=1 E2E_DATA=$cache
 [ -z "${E2E_BIN:-}" ] || E2E_DATA=$bin
 [ -n "${E2E_IMAGE:-}" ] || export E2E_IMAGE=$cache/xelink.tar
 scratch=$(mktemp -d /tmp/xelink-e2e.XXXXXX)
 chmod 0711 "$scratch" # NFD's worker, which is nobody, reads its kubeconfig there
-made=()
+trap 'rm -rf --one-file-system "$scratch"' EXIT
+mkdir "$scratch/probe"
+why=$(E2E_WORK=$scratch/probe "${own_namespaces[@]}" tools/e2e-node.sh probe 2>&1) ||
+  skip "this machine does not give root ${why:-namespaces} (is it a container without privileges?)"
 
-# containerd puts its containers at the root of each hierarchy, below k8s.io
+# containerd puts its containers below k8s.io, at the root of each hierarchy
 cgroups() { find /sys/fs/cgroup -type d -path '*/k8s.io*' 2>/dev/null | sort; }
 
-nodes=()
+# traces: what a run could leave on this machine, a line for each; others may work here meanwhile
+traces() {
+  local ours=" ($scratch|/run/(containerd|netns)|/var/lib/(cni|containerd|kubelet|xelink-demo))"
+  cgroups | sed 's/^/cgroup /' || true
+  awk '{ print "mount", $5 }' /proc/self/mountinfo | grep -E "$ours" || true
+  awk 'NF > 7 { print "socket", $8 }' /proc/net/unix | grep -E "$ours" || true
+  ls /sys/class/net | sed 's/^/network interface /'
+  { grep -s . /proc/sys/vm/* /proc/sys/kernel/* /proc/sys/kernel/keys/* || true; } |
+    grep -Ev 'ns_last_pid|perf_event' | sed 's/^/kernel setting /'
+  { find "$scratch" "${mounted[@]}" /run/{containerd,netns,kubelet} /var/lib/{cni,containerd,etcd} \
+    /etc/cni /opt/cni -maxdepth 1 2>/dev/null || true; } | grep -v ^/var/log/ | sed 's/^/file /'
+}
 
+# processes NAMESPACES: those that still live in a namespace of a node
+processes() {
+  find /proc/[0-9]*/ns -type l -printf '%h %l\n' 2>/dev/null | grep -Ff "$1" |
+    sed 's|^/proc/\([0-9]*\).*|process \1|' | sort -u || true
+}
+
+nodes=()
+made=()
+before=$(mktemp)
+after=$(mktemp)
+
+# cleanup: take everything away, and tell what would not go; fails when there is something
 cleanup() {
+  trap - EXIT
+  local each i try left=
   # Interrupted: a node ends with the process that made its namespaces.
   for each in "${nodes[@]}"; do
     pkill -KILL -P "$each" || true
     wait "$each" || true
   done
-  # The deepest first; what was there before, or is in use, stays.
-  comm -13 "$scratch/cgroups" <(cgroups) | sort -r | while read -r cgroup; do
-    rmdir "$cgroup" 2>/dev/null || echo "e2e: left behind: $cgroup" >&2
+  cat "$scratch"/*/namespaces >"$after" 2>/dev/null || true
+  # The kernel may take a moment to end processes, and to let go of a cgroup; the deepest goes first,
+  # what was there before stays.
+  for try in {1..25}; do
+    left=$([ ! -s "$after" ] || processes "$after")
+    cgroups | comm -13 <(sed -n 's/^cgroup //p' "$before") - | sort -r | xargs -r rmdir 2>/dev/null &&
+      [ -z "$left" ] && break
+    sleep 0.2
   done
   rm -rf --one-file-system "$scratch"
   for ((i = ${#made[@]} - 1; i >= 0; i--)); do
     rmdir "${made[i]}" 2>/dev/null || true
   done
+  traces | sort >"$after"
+  left+=${left:+$'\n'}$(comm -13 "$before" "$after")
+  left=${left%$'\n'}
+  rm -f "$before" "$after"
+  [ -z "$left" ] || sed 's/^/e2e: left behind: /' <<<"$left" >&2
+  [ -z "$left" ]
 }
-cgroups >"$scratch/cgroups"
+traces | grep -v "$scratch" | sort >"$before"
 trap cleanup EXIT
 for directory in "${mounted[@]}"; do
   if [ ! -d "$directory" ]; then
@@ -137,8 +145,7 @@ node() {
   local name=$1 status=0
   shift
   mkdir -m 0711 "$scratch/$name"
-  E2E_WORK=$scratch/$name unshare --mount --pid --net --uts --ipc --fork --kill-child --mount-proc \
-    "$0" --inside "$@" || status=$?
+  E2E_WORK=$scratch/$name "${own_namespaces[@]}" tools/e2e-node.sh tell "$@" || status=$?
   if [ "$status" != 0 ]; then
     mkdir -p "$kept/$name"
     cp -r "$scratch/$name/logs/." "$kept/$name/" 2>/dev/null || true
@@ -152,15 +159,26 @@ status=0
 if [ $# -gt 0 ]; then
   node one tests/e2e "$@" || status=$?
 else
-  echo "e2e: two nodes at once, some minutes; each tells its stories in the end"
-  node one tests/e2e/test_nfd.py tests/e2e/test_deployment.py >"$scratch/one.out" 2>&1 &
-  nodes=($!)
-  node two tests/e2e/test_pods.py tests/e2e/test_restarts.py >"$scratch/two.out" 2>&1 &
-  nodes+=($!)
+  echo "e2e: three nodes at once, some minutes"
+  tell() {
+    node "$@" >"$scratch/$1.out" 2>&1 &
+    nodes+=($!)
+  }
+  tell one tests/e2e/test_nfd.py
+  tell two tests/e2e/test_pods.py tests/e2e/test_deployment.py
+  tell three tests/e2e/test_restarts.py
   for each in "${nodes[@]}"; do
-    wait "$each" || status=$?
+    wait "$each" || status=1
   done
   nodes=()
-  cat "$scratch/one.out" "$scratch/two.out"
+  [ "$status" = 0 ] || cat "$scratch"/*.out
+fi
+told=$(cat "$scratch"/*/versions 2>/dev/null | sort -u; cat "$scratch"/{one,two,three}/stories 2>/dev/null) || true
+cleanup || status=1
+printf 'e2e: %d:%02d from start to end, on %d processors with a load of %s\n%s\n' $((SECONDS / 60)) \
+  $((SECONDS % 60)) "$(nproc)" "$(cut -d ' ' -f 1 /proc/loadavg)" "$told" | tee "$cache/summary.txt"
+if [ "$status" != 0 ]; then
+  grep -E '^(failed|error) ' "$cache/summary.txt" >&2 || true
+  echo "e2e: FAILED" >&2
 fi
 exit "$status"

@@ -2,8 +2,8 @@
 
 import os
 import secrets
+import signal
 import socket
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,10 +91,10 @@ class Cluster:
         return self.work / f"{user}.kubeconfig"
 
     def stop(self) -> None:
-        """Stop every program of it, the last one first."""
+        """Stop every program of it, the last one first, and at once: nothing of it is kept."""
         self.api.close()
         for program in reversed(self.programs):
-            program.stop()
+            program.stop(signal.SIGKILL)
 
     def _start_api_server(self, etcd: str) -> None:
         key = self.work / "accounts.key"
@@ -180,12 +180,3 @@ def _key_pair(private: Path, public: Path) -> None:
 def data(*parts: str) -> Path:
     """Give a file that came with the programs, as NFD's own manifests."""
     return Path(os.environ["E2E_DATA"], *parts)
-
-
-def versions() -> Iterable[tuple[str, str]]:
-    """Give each real program with the version that it tells."""
-    yield "Kubernetes", run("kubelet", "--version").split()[-1]
-    yield "NFD", run("nfd-master", "-version").split()[-1]
-    yield "containerd", run("containerd", "--version").split()[2]
-    yield "runc", run("runc", "--version").splitlines()[0].split()[-1]
-    yield "etcd", run("etcd", "--version").splitlines()[0].split()[-1]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.cluster import Cluster, versions
+from tests.e2e import summary
+from tests.e2e.cluster import Cluster
 from tests.e2e.gpus import Companions, Gpus
 from tests.e2e.kubelet import Kubelet, Runtime
 from tests.e2e.nfd import Nfd
@@ -17,8 +18,6 @@ from tests.e2e.pods import Pods
 
 IN_NAMESPACE = "XELINK_E2E" in os.environ
 collect_ignore_glob = [] if IN_NAMESPACE else ["test_*.py"]
-
-_FACT = "fact"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,7 +37,7 @@ class Tell:
         self._item = item
 
     def __call__(self, fact: str) -> None:
-        self._item.user_properties.append((_FACT, fact))
+        self._item.user_properties.append((summary.FACT, fact))
 
 
 @pytest.fixture
@@ -48,31 +47,27 @@ def tell(request: pytest.FixtureRequest) -> Tell:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print a table of stories, with what each has measured."""
+    """Write the table of stories and the versions, which tools/e2e-run.sh prints in the end."""
     if not IN_NAMESPACE:
         return
-    terminalreporter.section("stories with the real programs")
-    terminalreporter.line(", ".join(f"{name} {version}" for name, version in versions()))
     reports = (
         report
         for outcome in ("passed", "failed", "skipped", "error")
         for report in terminalreporter.stats.get(outcome, [])
         if isinstance(report, pytest.TestReport)
     )
-    for report in sorted(reports, key=lambda report: report.start):
-        if report.when != "call" and report.passed:
-            continue
-        story = report.location[2].removeprefix("test_").replace("_", " ")
-        terminalreporter.line(f"{report.outcome:8}{report.duration:6.1f} s  {story}")
-        for name, fact in report.user_properties:
-            if name == _FACT:
-                terminalreporter.line(f"{'':18}{fact}")
+    for name, lines in (("stories", summary.table(reports)), ("versions", summary.versions())):
+        (_work() / name).write_text("".join(f"{line}\n" for line in lines))
+
+
+def _work() -> Path:
+    return Path(os.environ["E2E_WORK"])
 
 
 @pytest.fixture(scope="session")
 def work() -> Path:
     """A directory on a real disk, gone after the run."""
-    return Path(os.environ["E2E_WORK"])
+    return _work()
 
 
 @pytest.fixture(scope="session")

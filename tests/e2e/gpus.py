@@ -1,26 +1,23 @@
 """The node's GPUs: what is simulated of them, and our own daemons beside them."""
 
+import json
 import re
 import sys
-import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from device_plugin import labels, links
-from device_plugin.allocation import GpuFacts, Preferences, prepare
 from device_plugin.devfs import Roots
 from device_plugin.devices import Inventory, scan
-from device_plugin.explanation import explain
 from device_plugin.simulator.blueprint import Blueprint as Tree
 from device_plugin.simulator.tree import put
 from sidecar.simulator import Blueprint, Simulator
+from tests.e2e.api import Object
 from tests.e2e.nfd import FEATURES
-from tests.e2e.programs import Program, until
+from tests.e2e.programs import Program, run, until
 from tests.processes import get
 from topology import features
-from topology.publication import DEFAULT_NAMESPACE
 
 FILE = FEATURES / "xpum-sidecar-labels.txt"
 OK = 200
@@ -54,29 +51,31 @@ class Gpus:
         """Give the PCI address of each card."""
         return {card.name: card.bdf for card in self.inventory.cards}
 
-    def expected(self, size: int, free: Iterable[str] | None = None) -> frozenset[str]:
-        """Give the PCI addresses that `explain` names, of all GPUs or of these."""
-        inventory = self.inventory
-        names = {card.bdf: f"{card.name}-0" for card in inventory.cards}
-        preferences = _preferences(inventory)
-        offered = names.values() if free is None else [names[bdf] for bdf in free]
-        told = explain(preferences, offered, [], size)
-        bdfs = {card.name: card.bdf for card in inventory.cards}
-        return frozenset(bdfs[card] for card in told.account.cards)
+    def explained(self, size: int, used: Collection[str] = ()) -> frozenset[str]:
+        """Give the PCI addresses that `xelink explain` names from the feature file."""
+        others = [f"--used={','.join(used)}"] if used else []
+        told = _explain(size, f"--features={FILE}", *others)
+        return frozenset(gpu["pci"] for gpu in told)
+
+    def ids(self) -> dict[str, int]:
+        """Give XPU Manager's device id of each PCI address."""
+        everything = _explain(len(self.inventory.cards), f"--features={FILE}")
+        return {gpu["pci"]: gpu["id"] for gpu in everything}
 
 
-def _preferences(inventory: Inventory) -> Preferences:
-    reading = labels.read(labels.look(FILE), DEFAULT_NAMESPACE, datetime.now(UTC))
-    joined = links.join(reading, inventory)
-    assert joined.usable, reading
-    return prepare(
-        [
-            GpuFacts(card.name, card.bdf, card.numa, joined.ports_healthy(card.bdf))
-            for card in inventory.cards
-        ],
-        dict(joined.lanes),
-        clock=time.monotonic,
+def explained_from_labels(size: int, node: str) -> frozenset[int]:
+    """Give the device ids that `xelink explain` names from a node as kubectl prints it."""
+    return frozenset(gpu["id"] for gpu in _explain(size, "--node-json=-", stdin=node))
+
+
+def _explain(size: int, *source: str, stdin: str = "") -> list[Object]:
+    told = run(
+        *(sys.executable, "-m", "xelink", "explain"),
+        *(f"--want={size}", "--output=json", *source),
+        stdin=stdin,
     )
+    gpus: list[Object] = json.loads(told)["gpus"]
+    return gpus
 
 
 def published() -> dict[str, str]:
@@ -170,9 +169,10 @@ class Companions:
         self.await_links()
 
     def stop(self) -> None:
-        """Stop both."""
+        """Stop both; nothing of what they wrote stays."""
         self.plugin.stop()
         self.sidecar.stop()
+        FILE.unlink(missing_ok=True)
 
 
 def metric(probes: str, name: str, **labels: str) -> float:

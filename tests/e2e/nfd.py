@@ -3,14 +3,23 @@
 import json
 import os
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.e2e.api import Object
 from tests.e2e.cluster import NFD_NAMESPACE, NODE, Cluster, data, free_port
-from tests.e2e.programs import Program
+from tests.e2e.kubelet import NODE_PATH
+from tests.e2e.programs import PATIENCE, Program
 
 FEATURES = Path("/etc/kubernetes/node-feature-discovery/features.d")
 _NOBODY = 65534  # whom NFD's own image runs as
+
+
+def ours(node: Object) -> dict[str, str]:
+    """Give the labels of our namespace."""
+    labels = node.get("metadata", {}).get("labels", {})
+    return {name: value for name, value in labels.items() if name.startswith("gpu.intel.com/")}
 
 
 @dataclass
@@ -51,6 +60,12 @@ class Nfd:
         self.worker.command = [*self._worker(), f"-options={json.dumps(options)}"]
         self.worker.start()
         self.worker.wait_for("starting")
+
+    def labeled(self, expected: Mapping[str, str], patience: float = PATIENCE) -> float:
+        """Wait until the node has exactly these labels of ours; give the instant."""
+        return self.cluster.api.wait(
+            NODE_PATH, lambda node: ours(node) == expected, f"labels {expected}", patience
+        ).at
 
     def stop(self) -> None:
         """Stop both."""

@@ -41,7 +41,15 @@ class Report:
     @property
     def cards(self) -> frozenset[str]:
         """The cards that it can open."""
-        found = (re.fullmatch(r"/dev/dri/(card\d+)", path) for path in self.opened)
+        return self._opened(r"card\d+")
+
+    @property
+    def renders(self) -> frozenset[str]:
+        """The render nodes that it can open."""
+        return self._opened(r"renderD\d+")
+
+    def _opened(self, kind: str) -> frozenset[str]:
+        found = (re.fullmatch(rf"/dev/dri/({kind})", path) for path in self.opened)
         return frozenset(match[1] for match in found if match)
 
 

@@ -14,7 +14,7 @@ from tests.e2e.api import Object
 from tests.e2e.cluster import Cluster
 from tests.e2e.conftest import Tell
 from tests.e2e.kubelet import NODE_PATH, RESOURCE, Kubelet, sockets
-from tests.e2e.nfd import FEATURES, Nfd
+from tests.e2e.nfd import FEATURES, Nfd, ours
 from tests.e2e.programs import until
 
 ROOT = Path(__file__).parents[2]
@@ -72,18 +72,12 @@ def image(kubelet: Kubelet) -> None:
     kubelet.runtime.load(archive)
 
 
-def labels(nfd: Nfd) -> dict[str, str]:
-    found = nfd.cluster.api.get(NODE_PATH)["metadata"].get("labels", {})
-    return {name: value for name, value in found.items() if name.startswith("gpu.intel.com/")}
-
-
 def labeled(nfd: Nfd, count: str | None) -> None:
     """Wait until the node has so many links, None for no label of ours at all."""
 
     def seen(node: Object) -> bool:
-        found = node["metadata"].get("labels", {})
-        mine = {name for name in found if name.startswith("gpu.intel.com/")}
-        return not mine if count is None else found.get("gpu.intel.com/xe-links.count") == count
+        mine = ours(node)
+        return not mine if count is None else mine.get("gpu.intel.com/xe-links.count") == count
 
     nfd.cluster.api.wait(NODE_PATH, seen, f"labels of {count} links")
 
@@ -169,6 +163,8 @@ def xpumanager(cluster: Cluster, image: None, monitoring: str) -> Iterator[str]:
             else ["python", "-c", _IDLE]
         )
         container.pop("resources", None)  # no plugin offers i915_monitoring here
+        if simulates:
+            container["startupProbe"]["periodSeconds"] = 1  # it is there at once
     cluster.kubectl(
         f"--namespace={monitoring}", "apply", "--filename=-", stdin=json.dumps(daemonset)
     )
@@ -207,7 +203,7 @@ def test_the_patch_is_applied_to_a_running_xpu_manager_and_rolled_back(
     assert containers(cluster) == before
     file = FEATURES / "xpum-sidecar-labels.txt"
     assert file.exists()
-    assert labels(nfd)["gpu.intel.com/xe-links.count"] == "56"
+    assert ours(cluster.api.get(NODE_PATH))["gpu.intel.com/xe-links.count"] == "56"
     tell("rolled back, the labels stay until they expire")
     # As the guide says, for those who cannot wait.
     file.unlink()

@@ -18,7 +18,7 @@ from tests.e2e.cluster import NFD_NAMESPACE, NODE
 from tests.e2e.conftest import Tell
 from tests.e2e.gpus import FILE, Gpus, published, sidecar
 from tests.e2e.kubelet import NODE_PATH
-from tests.e2e.nfd import FEATURES, Nfd
+from tests.e2e.nfd import FEATURES, Nfd, ours
 from tests.e2e.programs import Program
 
 LINKS = "gpu.intel.com/xe-links"
@@ -26,20 +26,6 @@ COUNT = f"{LINKS}.count"
 NODE_FEATURE = f"/apis/nfd.k8s-sigs.io/v1alpha1/namespaces/{NFD_NAMESPACE}/nodefeatures/{NODE}"
 TIMES = 20
 PACE = 1.2  # seconds from one publication to the next
-
-
-def ours(node: Object) -> dict[str, str]:
-    """Give the labels of our namespace."""
-    labels = node.get("metadata", {}).get("labels", {})
-    return {name: value for name, value in labels.items() if name.startswith("gpu.intel.com/")}
-
-
-def labeled(nfd: Nfd, expected: dict[str, str], patience: float = 60.0) -> float:
-    """Wait until the node has exactly these labels; give the instant."""
-    seen = nfd.cluster.api.wait(
-        NODE_PATH, lambda node: ours(node) == expected, f"labels {expected}", patience
-    )
-    return seen.at
 
 
 def unchanged_while(nfd: Nfd, act: Callable[[], None], seconds: float = 3.0) -> None:
@@ -58,7 +44,7 @@ def no_labels_before(nfd: Nfd) -> Iterator[None]:
     """Begin and end each story without a feature file and without labels."""
     FILE.unlink(missing_ok=True)
     nfd.read_every(60)
-    labeled(nfd, {})
+    nfd.labeled({})
     yield
     FILE.unlink(missing_ok=True)
 
@@ -94,7 +80,7 @@ def test_what_the_sidecar_publishes_is_on_the_node(
             program.wait_for("labels published")
             labels = published()
             assert labels[COUNT] == "56"
-            labeled(nfd, labels)
+            nfd.labeled(labels)
         finally:
             program.stop()
     said = nfd.cluster.kubectl(
@@ -109,20 +95,18 @@ def test_what_the_sidecar_publishes_is_on_the_node(
 
 
 def test_a_cut_link_changes_the_label(nfd: Nfd, gpus: Gpus, writer: Program, tell: Tell) -> None:
-    labeled(nfd, published())
+    nfd.labeled(published())
     cut = time.monotonic()
     gpus.xpum.node = gpus.xpum.node.cut("0.0-1.0")
     writer.wait_for("lost=0.0-1.0")
     labels = published()
     assert labels[COUNT] == "55"
-    tell(
-        f"on the node {labeled(nfd, labels) - cut:.1f} s after the cut, two scrapes a second apart"
-    )
+    tell(f"on the node {nfd.labeled(labels) - cut:.1f} s after the cut, two scrapes a second apart")
 
 
 @pytest.mark.parametrize("outage", ["daemon-down", "reset", "empty", "comments-only"])
 def test_an_outage_changes_nothing(nfd: Nfd, gpus: Gpus, writer: Program, outage: str) -> None:
-    labeled(nfd, published())
+    nfd.labeled(published())
 
     def fail() -> None:
         gpus.xpum.misbehave(outage)
@@ -134,7 +118,7 @@ def test_an_outage_changes_nothing(nfd: Nfd, gpus: Gpus, writer: Program, outage
 def test_a_rollout_of_the_sidecar_changes_nothing(
     nfd: Nfd, gpus: Gpus, writer: Program, logs: Path
 ) -> None:
-    labeled(nfd, published())
+    nfd.labeled(published())
     successor = sidecar(logs, gpus.xpum.port, name="sidecar-successor")
 
     def roll_out() -> None:
@@ -155,14 +139,14 @@ def test_expiry_removes_the_labels(nfd: Nfd, gpus: Gpus, logs: Path, tell: Tell)
     program = sidecar(logs, gpus.xpum.port, f"-expiry={life}").start()
     try:
         program.wait_for("labels published")
-        labeled(nfd, published())
+        nfd.labeled(published())
         # Renewed, they outlive their first expiry.
         unchanged_while(nfd, lambda: None, seconds=life + period)
         assert ours(nfd.cluster.api.get(NODE_PATH))
     finally:
         program.stop(signal.SIGKILL)
     killed = time.monotonic()
-    gone = labeled(nfd, {})
+    gone = nfd.labeled({})
     assert FILE.exists()
     assert published() == {}
     tell(f"gone {gone - killed:.1f} s after SIGKILL; -expiry={life}, NFD reads every {period} s")

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from device_plugin.api.deviceplugin_pb2 import ContainerAllocateResponse
+from tests.e2e.cluster import NODE
 from tests.e2e.conftest import Tell
-from tests.e2e.gpus import Companions
+from tests.e2e.gpus import Companions, explained_from_labels, published
 from tests.e2e.kubelet import (
     PLUGIN_DIRECTORY,
     RESOURCE,
@@ -17,6 +18,7 @@ from tests.e2e.kubelet import (
     one_numa_node,
     two_numa_nodes,
 )
+from tests.e2e.nfd import Nfd
 from tests.e2e.pods import Pods, Report
 
 Keep = Callable[[int, int], bool]
@@ -27,6 +29,9 @@ WIRINGS: dict[str, Keep] = {
     "even with even, odd with odd": lambda one, other: one % 2 == other % 2,
     "pairs across the sockets": lambda one, other: other - one == 4,
 }
+# Labels name no GPU without a link, and no NUMA node.
+LABELS_TELL_ALL = ("even with even, odd with odd", "pairs across the sockets")
+SIZES = (1, 2, 4, 8)
 
 
 def cut(companions: Companions, keep: Keep) -> list[str]:
@@ -46,8 +51,8 @@ def test_pods_get_the_sets_that_explain_names(
     companions: Companions, pods: Pods, wiring: str, tell: Tell
 ) -> None:
     companions.rewire(*cut(companions, WIRINGS[wiring]))
-    for size in (1, 2, 4, 8):
-        expected = companions.gpus.expected(size)
+    for size in SIZES:
+        expected = companions.gpus.explained(size)
         report = pods.run(f"wants-{size}", size)
         assert report.gpus == expected
         assert_opened(companions, report)
@@ -57,6 +62,20 @@ def test_pods_get_the_sets_that_explain_names(
         pods.delete(f"wants-{size}")
 
 
+@pytest.mark.parametrize("wiring", LABELS_TELL_ALL)
+def test_explain_names_the_same_sets_from_the_labels_on_the_node(
+    companions: Companions, nfd: Nfd, wiring: str
+) -> None:
+    companions.rewire(*cut(companions, WIRINGS[wiring]))
+    nfd.read_every(2)
+    nfd.labeled(published())
+    node = nfd.cluster.kubectl("get", "node", NODE, "--output=json")
+    ids = companions.gpus.ids()
+    for size in SIZES:
+        expected = {ids[bdf] for bdf in companions.gpus.explained(size)}
+        assert explained_from_labels(size, node) == expected
+
+
 def test_a_second_pod_gets_what_explain_names_of_the_rest(
     companions: Companions, pods: Pods
 ) -> None:
@@ -64,7 +83,7 @@ def test_a_second_pod_gets_what_explain_names_of_the_rest(
     everything = set(companions.gpus.bdfs().values())
     first = pods.run("first", 2)
     second = pods.run("second", 4)
-    assert second.gpus == companions.gpus.expected(4, everything - first.gpus)
+    assert second.gpus == companions.gpus.explained(4, first.gpus)
     third = pods.run("third", 2)
     assert third.gpus == everything - first.gpus - second.gpus
 
@@ -72,6 +91,7 @@ def test_a_second_pod_gets_what_explain_names_of_the_rest(
 def assert_opened(companions: Companions, report: Report) -> None:
     bdfs = companions.gpus.bdfs()
     assert {bdfs[card] for card in report.cards} == report.gpus
+    assert len(report.renders) == len(report.gpus)
     assert not report.refused
 
 
@@ -176,7 +196,7 @@ def test_a_pod_stays_on_one_numa_node_where_kubelet_asks_for_it(
     # The best pair is across the sockets: only there are links.
     companions.rewire(*cut(companions, WIRINGS["pairs across the sockets"]))
     numa = {card.bdf: card.numa for card in companions.gpus.inventory.cards}
-    wish = companions.gpus.expected(2)
+    wish = companions.gpus.explained(2)
     assert {numa[bdf] for bdf in wish} == {0, 1}
     report = pods.run("aligned", 2)
     assert len({numa[bdf] for bdf in report.gpus}) == 1

@@ -16,7 +16,7 @@ from tests.e2e.pods import Pods
 from tests.e2e.programs import until
 
 TIMES = 10
-UPGRADES = 5
+UPGRADES = 10
 LONGEST_GAP = 0.5  # seconds
 DROPPED = ("no healthy devices present", "the client connection is closing")
 
@@ -156,7 +156,7 @@ def test_the_plugin_is_upgraded_under_load(
     companions.start_plugin("-socket-name=unique")
     kubelet.await_allocatable(8)
     upgraded = time.monotonic()
-    with Load(kubelet.cluster.api, every=0.3) as load:
+    with Load(kubelet.cluster.api) as load:
         gaps = [upgrade(companions, number) for number in range(UPGRADES)]
         load.settle()
     refused = load.failed()
