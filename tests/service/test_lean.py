@@ -1,5 +1,6 @@
 """What a daemon does not import is as good as imported when something asks for it, after all."""
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -11,10 +12,16 @@ from service.release import VERSION
 
 
 def told(program: str) -> str:
-    """Run a program in a Python of its own: what is imported there must not be imported here."""
-    return subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
-    ).stdout.strip()
+    """Run a program in a Python of its own: what is imported there must not be imported here.
+
+    Nor does it measure coverage, which imports what it pleases.
+    """
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=60, env=bare
+    )
+    return ended.stdout.strip()
 
 
 PUT_OFF = """
