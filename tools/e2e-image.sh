@@ -37,12 +37,13 @@ printf '[storage]\ndriver = "overlay"\ngraphroot = "%s/graph"\nrunroot = "%s/run
   "$scratch" "$scratch" >"$scratch/storage.conf"
 export CONTAINERS_STORAGE_CONF=$scratch/storage.conf BUILDAH_ISOLATION=chroot
 
-build() {
-  if [ ! -f "$base" ]; then
-    debootstrap --variant=minbase trixie "$scratch/root" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"}
-    tar --create --file="$base.new" --directory="$scratch/root" .
+debian() {
+  debootstrap --variant=minbase trixie "$scratch/root" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} &&
+    tar --create --file="$base.new" --directory="$scratch/root" . &&
     mv "$base.new" "$base"
-  fi
+}
+
+build() {
   mkdir "$scratch/base"
   printf 'FROM scratch\nADD base.tar /\nCMD ["/bin/sh"]\n' >"$scratch/base/Containerfile"
   ln "$base" "$scratch/base/base.tar" 2>/dev/null || cp "$base" "$scratch/base/base.tar"
@@ -59,6 +60,11 @@ build() {
     "docker-archive:$archive.new:docker.io/library/xelink:$version"
 }
 echo "e2e: building the image"
+if [ ! -f "$base" ] && ! debian >"$scratch/log" 2>&1; then
+  tail -n 3 "$scratch/log"
+  echo "e2e: no image, as Debian's packages for its base could not be had (DEBIAN_MIRROR=URL names another mirror)"
+  exit 0
+fi
 if ! build >"$scratch/log" 2>&1; then
   tail -n 15 "$scratch/log" >&2
   echo "e2e: the image was not built" >&2
