@@ -28,7 +28,7 @@ LIBRARIES = """
 from service import lean
 lean.leave_out("bz2", "click", "lzma", "rich")
 lean.put_off("asyncio", "idna", "secrets")
-lean.no_pydantic_plugins()
+lean.lean_settings()
 with lean.nothing_to_collect():
     import httpx, prometheus_client, pydantic_settings, structlog, tenacity
     pydantic_settings.BaseSettings, structlog.wrap_logger

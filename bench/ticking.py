@@ -14,8 +14,9 @@ from sidecar.__main__ import load
 
 load()
 
-from service.logs import LogFormat, logger_to_stderr  # noqa: E402 - after the daemon, as it is lean
+from service.logs import logger_to_stderr  # noqa: E402 - after the daemon, as it is lean
 from service.stopping import Stop  # noqa: E402 - as above
+from service.values import LogFormat  # noqa: E402 - as above
 from sidecar.loop import Policy, Sidecar  # noqa: E402 - as above
 from sidecar.publisher import Publisher  # noqa: E402 - as above
 from sidecar.scrape import Scraper, Target  # noqa: E402 - as above

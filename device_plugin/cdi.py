@@ -15,6 +15,7 @@ import os
 import stat
 import tempfile
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,9 @@ def refresh(directory: Path, inventory: Inventory, by_path: ByPath) -> bool:
     The file appears whole, synced and readable by all (0644), and is left alone when it says the
     same. The directory is made when it is not there. Raises `CdiError`.
     """
-    content = spec(inventory, by_path)
-    if content is None:
+    wanted = _rendered(inventory, by_path)
+    if wanted is None:
         return remove(directory)
-    wanted = f"{json.dumps(content, indent=2)}\n".encode()
     path = directory / FILE_NAME
     if _stands(path, wanted):
         return False
@@ -85,6 +85,13 @@ def refresh(directory: Path, inventory: Inventory, by_path: ByPath) -> bool:
     except OSError as error:
         raise CdiError(f"cannot write {path}: {error.strerror}") from error
     return True
+
+
+@lru_cache(maxsize=1)
+def _rendered(inventory: Inventory, by_path: ByPath) -> bytes | None:
+    # Kept: it is asked for at every scan, and a node seldom changes.
+    content = spec(inventory, by_path)
+    return None if content is None else f"{json.dumps(content, indent=2)}\n".encode()
 
 
 def remove(directory: Path) -> bool:
@@ -107,12 +114,12 @@ def rivals(directory: Path) -> tuple[str, ...]:
     A device that two specs of one directory define is given to no container, so that these have
     to go. An unreadable file or directory is no rival.
     """
-    try:
-        paths = sorted({*directory.glob("*.json"), *directory.glob("*.yaml")})
-    except OSError:
-        return ()
     return tuple(
-        path.name for path in paths if path.name != FILE_NAME and KIND.encode() in _start(path)
+        name
+        for name in sorted(_names(directory))
+        if name.endswith((".json", ".yaml"))
+        and name != FILE_NAME
+        and KIND.encode() in _start(directory / name)
     )
 
 
@@ -168,9 +175,17 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def _sweep(directory: Path) -> None:
-    for leftover in directory.glob(f"{_TEMPORARY}*"):
-        with suppress(OSError):
-            leftover.unlink()
+    for name in _names(directory):
+        if name.startswith(_TEMPORARY):
+            with suppress(OSError):
+                (directory / name).unlink()
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return os.listdir(directory)  # noqa: PTH208 - at every scan: no Path for each of them
+    except OSError:
+        return []
 
 
 def _sync(directory: Path) -> None:

@@ -1,11 +1,11 @@
 """The device plugin as a process: settings in, one event loop, a clean end."""
 
 import asyncio
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from socket import gethostname
+from typing import TYPE_CHECKING
 
 from structlog.typing import FilteringBoundLogger
 
@@ -17,13 +17,11 @@ from device_plugin.node import Node, Sources
 from device_plugin.offers import Offer
 from device_plugin.page import body
 from device_plugin.plugin import Manners
-from device_plugin.settings import PluginSettings, SocketName
 from device_plugin.snapshot import Snapshot, Watch
-from device_plugin.sockets import SocketError
+from device_plugin.sockets import SocketName
 from device_plugin.status import Parts, status
 from device_plugin.telemetry import NodeTelemetry, Telemetry
-from service.command import CANNOT_START, OK, run_command
-from service.flags import Loaded
+from service.command import OK
 from service.logs import logger_to_stderr
 from service.metrics import Metrics
 from service.page import pages
@@ -31,33 +29,29 @@ from service.probes import Page, Verdict, serving
 from service.release import VERSION
 from service.signals import STOPPING, release_signals
 
+if TYPE_CHECKING:
+    from device_plugin.settings import PluginSettings
+    from service.loaded import Loaded
+
 # The loop is dead, and kubelet should restart us, after so many seconds without a look at the node.
 _PATIENCE = 60.0
 _PREFERENCE_MARGIN = 1.0
 
 
-def run(arguments: Sequence[str] | None = None) -> int:
-    """Run until SIGTERM or SIGINT; give the exit code."""
-    return run_command(PluginSettings, arguments, _run)
-
-
-def _run(loaded: Loaded[PluginSettings]) -> int:
+def run(loaded: "Loaded[PluginSettings]") -> int:
+    """Run until SIGTERM or SIGINT; give the exit code. Raises `CannotStartError`."""
     settings = loaded.settings
     log = logger_to_stderr(settings.log_format, debug=settings.debug)
     for warning in loaded.warnings:
         log.warning(warning)
-    try:
-        # Before anything is written: without kubelet there is nobody to write a CDI spec for.
-        sockets.require_directory(settings.plugin_dir)
-        asyncio.run(_serve(settings, log))
-    except SocketError as error:
-        sys.stderr.write(f"{settings.PROGRAM}: {error}\n")
-        return CANNOT_START
+    # Before anything is written: without kubelet there is nobody to write a CDI spec for.
+    sockets.require_directory(settings.plugin_dir)
+    asyncio.run(_serve(settings, log))
     log.info("stopped")
     return OK
 
 
-async def _serve(settings: PluginSettings, log: FilteringBoundLogger) -> None:
+async def _serve(settings: "PluginSettings", log: FilteringBoundLogger) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in STOPPING:
@@ -82,14 +76,14 @@ async def _serve(settings: PluginSettings, log: FilteringBoundLogger) -> None:
     )
 
     def alive() -> str | None:
-        silence = loop.time() - node.last_look
+        silence = time.monotonic() - node.last_look
         return f"no look at the node for {silence:.0f} s" if silence > _PATIENCE else None
 
     def ready() -> Verdict:
         problem = endpoints.not_ready() if node.scanned else "no scan has succeeded yet"
         return Verdict(problem is None, "; ".join(filter(None, (problem, node.label_state))))
 
-    node.last_look = loop.time()
+    node.last_look = time.monotonic()
     parts = Parts(
         host=gethostname(),
         policy=settings.allocation_policy.value,
@@ -111,12 +105,12 @@ async def _serve(settings: PluginSettings, log: FilteringBoundLogger) -> None:
             raise group.exceptions[0] from None
 
 
-def _pages(settings: PluginSettings, parts: Parts) -> Mapping[str, Page]:
+def _pages(settings: "PluginSettings", parts: Parts) -> Mapping[str, Page]:
     title = f"{settings.PROGRAM} {VERSION} on {parts.host}"
     return pages(title, lambda: status(parts, datetime.now(UTC)), body)
 
 
-def _choosing(settings: PluginSettings) -> Choosing:
+def _choosing(settings: "PluginSettings") -> Choosing:
     return Choosing(
         clock=time.monotonic,
         offer=Offer(
@@ -129,7 +123,7 @@ def _choosing(settings: PluginSettings) -> Choosing:
     )
 
 
-def _sources(settings: PluginSettings) -> Sources:
+def _sources(settings: "PluginSettings") -> Sources:
     return Sources(
         Roots.under(settings.prefix, settings.device_root),
         settings.label_file,

@@ -57,17 +57,17 @@ class Mount:
 
 def node(roots: Roots, name: str) -> DeviceNode:
     """Name a device node, `dri/card0`, whether or not it is there."""
-    return DeviceNode(f"/dev/{name}", str(roots.host_devfs / name))
+    return DeviceNode(f"/dev/{name}", f"{roots.host_devfs}/{name}")
 
 
 def mount(roots: Roots, name: str) -> Mount:
     """Name a mount of something below `/dev`, whether or not it is there."""
-    return Mount(f"/dev/{name}", str(roots.host_devfs / name))
+    return Mount(f"/dev/{name}", f"{roots.host_devfs}/{name}")
 
 
 def by_path_directory(roots: Roots) -> Mount | None:
     """Give the whole `/dev/dri/by-path` as a mount, None where there is none."""
-    return mount(roots, _BY_PATH) if is_directory(roots.devfs / _BY_PATH) else None
+    return mount(roots, _BY_PATH) if is_directory(f"{roots.devfs}/{_BY_PATH}") else None
 
 
 def by_path_links(roots: Roots, bdf: str) -> Iterator[Mount]:
@@ -76,18 +76,18 @@ def by_path_links(roots: Roots, bdf: str) -> Iterator[Mount]:
     # that is given it as well does not start.
     for kind in ("card", "render"):
         name = f"{_BY_PATH}/pci-{bdf}-{kind}"
-        if is_node(roots.devfs / name):
+        if is_node(f"{roots.devfs}/{name}"):
             yield mount(roots, name)
 
 
-def management_engines(roots: Roots, device: Path) -> Iterator[DeviceNode]:
+def management_engines(roots: Roots, device: str) -> Iterator[DeviceNode]:
     """Find the GPU's management engines: `device/<driver>.mei-gscfi.<n>/mei/mei<m>`."""
     try:
-        children = [device / child / "mei" for child in listing(device) if ".mei-" in child]
+        children = [f"{device}/{child}/mei" for child in listing(device) if ".mei-" in child]
     except OSError:
         return
     for child in children:
         with suppress(OSError):
             for name in filter(_MEI.fullmatch, listing(child)):
-                if is_node(roots.devfs / name):
+                if is_node(f"{roots.devfs}/{name}"):
                     yield node(roots, name)

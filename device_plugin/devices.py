@@ -14,7 +14,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
-from pathlib import Path
 
 from device_plugin import devfs, sysfs
 from device_plugin.devfs import DeviceNode, Mount, Roots
@@ -209,20 +208,19 @@ def fingerprint(roots: Roots) -> tuple[str, ...]:
     Cheaper than a scan and never an exception: cards, drivers and VFs that come and go, and device
     nodes. To be polled, as sysfs announces no such change to inotify.
     """
-    drm = roots.sysfs / "class/drm"
+    drm = f"{roots.sysfs}/class/drm"
     facts: list[str] = []
     with suppress(OSError):
         names = sysfs.listing(drm)
         cards = filter(_CARD.fullmatch, names)
         facts.extend((*names, *(sign for card in cards for sign in _signs_of(f"{drm}/{card}"))))
-    for nodes in (roots.devfs / "dri", roots.devfs / "dri/by-path"):
+    for nodes in (f"{roots.devfs}/dri", f"{roots.devfs}/dri/by-path"):
         with suppress(OSError):
-            facts.extend((str(nodes), *sysfs.listing(nodes)))
+            facts.extend((nodes, *sysfs.listing(nodes)))
     return tuple(facts)
 
 
 def _signs_of(card: str) -> Iterator[str]:
-    # Strings, no paths: this is done twice a second for as long as the node is up.
     for look, name in (
         (os.readlink, card),
         (os.readlink, f"{card}/device/driver"),
@@ -239,8 +237,8 @@ def _signs_of(card: str) -> Iterator[str]:
 
 def _card_names(roots: Roots) -> list[str]:
     """Give the cards of the DRM class by number; connectors, render and control nodes are none."""
-    drm = roots.sysfs / "class/drm"
-    if not sysfs.is_directory(roots.sysfs):
+    drm = f"{roots.sysfs}/class/drm"
+    if not sysfs.is_directory(str(roots.sysfs)):
         raise ScanError(f"no sysfs at {roots.sysfs}")
     if not os.path.lexists(drm):
         return []
@@ -254,7 +252,7 @@ def _tell(
     roots: Roots, name: str, seen: dict[str, str], unwanted: Callable[[int], Reason | None]
 ) -> Iterator[Card | Withheld | Problem]:
     """Tell all of one card: nothing when it is not Intel's; `seen` collects names by address."""
-    device = roots.sysfs / "class/drm" / name / "device"
+    device = f"{roots.sysfs}/class/drm/{name}/device"
     bdf = None
     try:
         if not sysfs.is_intel(device):
@@ -263,15 +261,15 @@ def _tell(
         if (first := seen.setdefault(bdf, name)) != name:
             yield Problem(name, f"it has the PCI address of {first}", bdf)
             return
-        device_id = sysfs.parse(sysfs.read(device / "device") or "", 16, "device")
-        driver = sysfs.link_name(device / "driver")
+        device_id = sysfs.parse(sysfs.read(f"{device}/device") or "", 16, "device")
+        driver = sysfs.link_name(f"{device}/driver")
         if reason := unwanted(device_id) or _unusable(driver):
             yield Withheld(bdf, reason, name, driver)
             return
         card, complaint = _read_card(roots, device, Card(name, bdf, driver or "", device_id))
         if complaint:
             yield Problem(name, complaint, bdf)
-        vfs = sysfs.number(device / "sriov_numvfs", 10)
+        vfs = sysfs.number(f"{device}/sriov_numvfs", 10)
         yield Withheld(bdf, Reason.VFS_ON, name, driver, card) if vfs else card
     except BrokenError as error:
         yield Problem(name, str(error), bdf)
@@ -291,10 +289,10 @@ def _unusable(driver: str | None) -> Reason | None:
     return None if driver in DRIVERS else Reason.OTHER_DRIVER
 
 
-def _read_card(roots: Roots, device: Path, card: Card) -> tuple[Card, str | None]:
+def _read_card(roots: Roots, device: str, card: Card) -> tuple[Card, str | None]:
     """Give the card with all facts, and what is wrong that does not keep it from being used."""
     try:
-        minors = [entry for entry in sysfs.listing(device / "drm") if _NODE.fullmatch(entry)]
+        minors = [entry for entry in sysfs.listing(f"{device}/drm") if _NODE.fullmatch(entry)]
     except OSError as error:
         raise BrokenError(f"drm: {error.strerror}") from error
     if card.name not in minors:
@@ -311,26 +309,26 @@ def _read_card(roots: Roots, device: Path, card: Card) -> tuple[Card, str | None
         missing=tuple(
             f"/dev/dri/{minor}"
             for minor in minors
-            if not sysfs.is_node(roots.devfs / "dri" / minor)
+            if not sysfs.is_node(f"{roots.devfs}/dri/{minor}")
         ),
         by_path=tuple(devfs.by_path_links(roots, card.bdf)),
         mei=tuple(devfs.management_engines(roots, device)),
-        physfn=sysfs.link_name(device / "physfn"),
+        physfn=sysfs.link_name(f"{device}/physfn"),
     ), complaint
 
 
 def _without_card(roots: Roots, seen: AbstractSet[str]) -> Iterator[Withheld]:
     """Find the Intel GPUs that are no DRM card: given to vfio-pci, or left without a driver."""
-    functions = roots.sysfs / "bus/pci/devices"
+    functions = f"{roots.sysfs}/bus/pci/devices"
     try:
         addresses = [name for name in sysfs.listing(functions) if sysfs.BDF.fullmatch(name)]
     except OSError:  # a courtesy to the operator, not what we are here for
         return
     for bdf in addresses:
         with suppress(BrokenError):
-            if bdf in seen or not sysfs.is_intel_display(functions / bdf):
+            if bdf in seen or not sysfs.is_intel_display(f"{functions}/{bdf}"):
                 continue
-            driver = sysfs.link_name(functions / bdf / "driver")
+            driver = sysfs.link_name(f"{functions}/{bdf}/driver")
             yield Withheld(bdf, _unusable(driver) or Reason.NO_CARD, None, driver)
 
 

@@ -49,7 +49,8 @@ from service.logs import Changes
 class Pace:
     """Seconds: how long what takes.
 
-    `look` lies between two looks at the sockets. When a kubelet that lives hangs up, we register
+    `look` lies between two looks at the sockets, `calm` while kubelet listens: where it ends or
+    begins anew, its streams end first. When a kubelet that lives hangs up, we register
     again after `again`, and after twice as long each time, until a registration has held for
     `lost`. After `lost` without a stream, since it ended or since we registered, we register again
     in any case. `patience` is for one attempt, `longest` the longest pause between two. `grace` is
@@ -60,6 +61,7 @@ class Pace:
     """
 
     look: float = 0.25
+    calm: float = 1.0
     again: float = 0.1
     lost: float = 10.0
     patience: float = 15.0
@@ -186,7 +188,7 @@ class Endpoint:
             sockets.identity(self._kubelet) != kubelet
             or sockets.identity(self.path) != self._own
             or (kubelet is not None and (kubelet != registered or self._is_lost()))
-            or (due is not None and self._now() >= due)
+            or (due is not None and time.monotonic() >= due)
         )
 
     def _stands(self) -> bool:
@@ -203,7 +205,7 @@ class Endpoint:
         if self.plugin.streams:
             return False
         since = max(self._registered_at, self.plugin.silent_since)
-        return self._now() - since >= self._pace.lost
+        return time.monotonic() - since >= self._pace.lost
 
     def _is_hung_up(self) -> bool:
         """Tell whether kubelet has hung up, and we shall register again with it, as it lives.
@@ -211,7 +213,7 @@ class Endpoint:
         When it ends, its streams end, too: then nobody answers at its socket, and a new one comes.
         """
         due = self._due()
-        return due is not None and self._now() >= due and sockets.is_answered(self._kubelet)
+        return due is not None and time.monotonic() >= due and sockets.is_answered(self._kubelet)
 
     def _due(self) -> float | None:
         """Tell when a hang-up makes us register again; None while kubelet listens or never did."""
@@ -227,7 +229,9 @@ class Endpoint:
         return min(2 * self._pause_now(), self._pace.lost)
 
     def _until_look(self) -> float:
-        left = (self._due() or 0.0) - self._now()
+        if self.plugin.streams:
+            return self._pace.calm
+        left = (self._due() or 0.0) - time.monotonic()
         return min(left, self._pace.look) if left > 0 else self._pace.look
 
     async def _register(self, stop: asyncio.Event) -> Identity | None:
@@ -268,7 +272,7 @@ class Endpoint:
         )
         if stop.is_set() or moved():
             return None
-        self._registered_at = self._now()
+        self._registered_at = time.monotonic()
         self._telemetry.attempted(self.plugin.resource, accepted=True)
         self._set_known(known=True)
         self.trouble = ""
@@ -291,10 +295,6 @@ class Endpoint:
         self.known = known
         self.since = time.time() if known else 0.0
         self._telemetry.registered(self.plugin.resource, known=known)
-
-    @staticmethod
-    def _now() -> float:
-        return asyncio.get_running_loop().time()
 
 
 class Endpoints:

@@ -19,7 +19,7 @@ from topology import features, publication
 from topology.publication import Publication
 
 DEFAULT_PATH = Path("/etc/kubernetes/node-feature-discovery/features.d/xpum-sidecar-labels.txt")
-POLL_SECONDS = 0.5
+POLL_SECONDS = 1.0
 SETTLED = timedelta(milliseconds=300)
 """How long a file must stand unchanged that nothing proves to be complete."""
 

@@ -44,7 +44,7 @@ class Sources:
     endpoint: str = ""
     rule: xpumd.Rule = field(default_factory=xpumd.Rule)
     scan_seconds: float = 5.0
-    look_seconds: float = 0.5
+    look_seconds: float = 1.0
     """Between two looks for a change that makes a scan due at once."""
 
 
@@ -70,13 +70,13 @@ class Node:
         self._news = asyncio.Event()
         self.seen = Seen()
         self.last_look = 0.0
-        """When the scan last went round, by the clock of the loop."""
+        """When the scan last went round, by the monotonic clock."""
         self.scanned = False
         """Whether a scan has ever succeeded."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Follow all sources until `stop` is set."""
-        self.last_look = asyncio.get_running_loop().time()
+        self.last_look = time.monotonic()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._scan(stop))
             tasks.create_task(self._assemble(stop))
@@ -117,41 +117,41 @@ class Node:
     # Sources
 
     async def _scan(self, stop: asyncio.Event) -> None:
-        clock = asyncio.get_running_loop().time
         signs: tuple[str, ...] | None = None
-        due = clock()
         while not stop.is_set():
-            news = await self._unless(stop, partial(self._look, signs, due, clock, stop.is_set))
-            if news is not None:
-                signs, due = news, clock() + self._sources.scan_seconds
-                found = await self._unless(stop, partial(self._look_around, self.seen.inventory))
-                if found:
-                    # The others go on meanwhile: only what was scanned is taken over.
-                    inventory, stands = found
-                    seen = replace(self.seen, inventory=inventory, cdi=stands)
-                    if seen != self.seen or not self.scanned:
-                        self.seen, self.scanned = seen, True
-                        self._news.set()
-            self.last_look = clock()
-            await first_of(stop.wait(), seconds=self._sources.look_seconds)
+            news = await self._unless(
+                stop, partial(self._next_scan, signs, self.seen.inventory, stop.is_set)
+            )
+            if news is None:
+                return
+            signs, found = news
+            if found:
+                # The others go on meanwhile: only what was scanned is taken over.
+                inventory, stands = found
+                seen = replace(self.seen, inventory=inventory, cdi=stands)
+                if seen != self.seen or not self.scanned:
+                    self.seen, self.scanned = seen, True
+                    self._news.set()
 
-    def _look(
-        self,
-        known: tuple[str, ...] | None,
-        due: float,
-        clock: Callable[[], float],
-        is_over: Callable[[], bool],
-    ) -> tuple[str, ...]:
-        """Wait for a reason to scan: other signs than those that are known, or that it is due.
+    def _next_scan(
+        self, known: tuple[str, ...] | None, before: Inventory, is_over: Callable[[], bool]
+    ) -> tuple[tuple[str, ...], tuple[Inventory, bool] | None]:
+        """Scan when there is reason to: other signs than those that are known, or that it is due.
 
-        All in one thread: to wake the loop for each look would cost more than the look.
+        Without any known, at once. All in one thread: to wake the loop for each look would cost
+        more than the look.
         """
+        due = time.monotonic() + self._sources.scan_seconds
         while True:
+            if known is not None:
+                time.sleep(self._sources.look_seconds)
             signs = fingerprint(self._sources.roots)
-            self.last_look = clock()
+            self.last_look = time.monotonic()
             if signs != known or self.last_look >= due or is_over():
-                return signs
-            time.sleep(self._sources.look_seconds)
+                break
+        found = None if is_over() else self._look_around(before)
+        self.last_look = time.monotonic()
+        return signs, found
 
     @staticmethod
     async def _unless(stop: asyncio.Event, work: Callable[[], T]) -> T | None:

@@ -1,7 +1,18 @@
 """In which order free devices are taken, once the GPUs that a policy chooses are settled."""
 
 from collections.abc import Callable, Mapping
+from enum import Enum
 from typing import Literal, NamedTuple
+
+
+class AllocationPolicy(Enum):
+    """Which devices a Pod had best get."""
+
+    TOPOLOGY = "topology"
+    BALANCED = "balanced"
+    PACKED = "packed"
+    NONE = "none"
+
 
 Policy = Literal["topology", "balanced", "packed", "none"]
 

@@ -1,7 +1,6 @@
 """The flags of `xelink-device-plugin`: those of Intel's GPU plugin that we share, and our own."""
 
 import re
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -12,7 +11,9 @@ from device_plugin.cdi import DIRECTORY as CDI_DIRECTORY
 from device_plugin.health import Threshold
 from device_plugin.labels import DEFAULT_PATH as LABEL_FILE
 from device_plugin.offers import ByPath, Monitoring
+from device_plugin.policies import AllocationPolicy
 from device_plugin.sockets import DIRECTORY as PLUGIN_DIRECTORY
+from device_plugin.sockets import SocketName
 from service.flags import Directory, KlogSettings, listen_address
 from topology.features import namespace
 from topology.publication import DEFAULT_NAMESPACE
@@ -20,22 +21,6 @@ from topology.publication import DEFAULT_NAMESPACE
 # ids = id *( "," id ) ; id = "0x" 4hexdigit : as lspci -n prints them
 _HIGHEST_ID = 0xFFFF
 _DEVICE_ID = re.compile(r"0x[0-9a-fA-F]{4}", re.ASCII)
-
-
-class AllocationPolicy(Enum):
-    """Which devices a Pod had best get."""
-
-    TOPOLOGY = "topology"
-    BALANCED = "balanced"
-    PACKED = "packed"
-    NONE = "none"
-
-
-class SocketName(Enum):
-    """How our sockets are named: `unique` lets two instances overlap in a rolling update."""
-
-    DEFAULT = "default"
-    UNIQUE = "unique"
 
 
 def _device_ids(value: object) -> frozenset[int]:

@@ -8,8 +8,11 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
+
+from service.command import CannotStartError
 
 DIRECTORY = Path("/var/lib/kubelet/device-plugins")
 KUBELET = "kubelet.sock"
@@ -18,11 +21,19 @@ _LONGEST_PATH = 107  # bytes: sun_path is 108 with its final NUL
 _CONNECT_SECONDS = 1.0
 _BIRTH_SECONDS = 1.0  # between bind and listen a socket of another instance looks dead
 
+
+class SocketName(Enum):
+    """How our sockets are named: `unique` lets two instances overlap in a rolling update."""
+
+    DEFAULT = "default"
+    UNIQUE = "unique"
+
+
 _SUFFIX = "[0-9a-f]{8}"
 _BIRTHPLACE = re.compile(r"\.[0-9a-f]{12}\.sock", re.ASCII)
 
 
-class SocketError(Exception):
+class SocketError(CannotStartError):
     """The socket cannot be ours: there is nothing to serve on until somebody acts."""
 
 

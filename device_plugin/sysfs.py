@@ -2,12 +2,15 @@
 
 A `device` is the function's directory, reached through a card (`class/drm/card0/device`) or the
 bus (`bus/pci/devices/0000:29:00.0`).
+
+Paths are strings here: all this is read every few seconds for as long as the node is up, and to
+make a `Path` takes longer than the kernel takes to answer.
 """
 
 import os
 import re
 import stat
-from pathlib import Path
+from contextlib import suppress
 
 _INTEL = 0x8086
 _DISPLAY_CLASS = 0x03  # PCI base class of every display controller, 3D-only GPUs included
@@ -28,39 +31,43 @@ class BrokenError(Exception):
     """One card cannot be read well enough to be offered: the others still can."""
 
 
-def is_intel(device: Path) -> bool:
+def is_intel(device: str) -> bool:
     """Tell whether this is Intel's; a card without a PCI function (a virtual one) is nobody's.
 
     Raises `BrokenError`.
     """
-    if not os.path.lexists(device) and is_directory(device.parent):
+    if not os.path.lexists(device) and is_directory(os.path.dirname(device)):
         return False
     if not is_directory(device):
         raise BrokenError("it leads to no device")
-    return number(device / "vendor", 16) == _INTEL
+    return number(f"{device}/vendor", 16) == _INTEL
 
 
-def address(device: Path) -> str:
+def address(device: str) -> str:
     """Give the PCI address: the name of the directory that `device` leads to, or of its uevent.
 
     Raises `BrokenError`.
     """
-    try:
-        name = device.resolve(strict=True).name
-    except (OSError, RuntimeError) as error:  # RuntimeError: Python's word for a loop of links
-        raise BrokenError("it leads to no device") from error
+    name = ""
+    with suppress(BrokenError):  # no link at all
+        name = link_name(device) or ""
+    if not BDF.fullmatch(name):
+        try:
+            name = os.path.basename(os.path.realpath(device, strict=True))
+        except OSError as error:
+            raise BrokenError("it leads to no device") from error
     if BDF.fullmatch(name):
         return name
-    for line in (read(device / "uevent") or "").splitlines():
+    for line in (read(f"{device}/uevent") or "").splitlines():
         key, _, value = line.partition("=")
         if key == "PCI_SLOT_NAME" and BDF.fullmatch(value):
             return value
     raise BrokenError("it has no PCI address")
 
 
-def numa(device: Path) -> int | None:
+def numa(device: str) -> int | None:
     """Give the NUMA node, None where the platform does not tell it. Raises `BrokenError`."""
-    text = read(device / "numa_node")
+    text = read(f"{device}/numa_node")
     if text is None or text == "-1":
         return None
     node = parse(text, 10, "numa_node")
@@ -69,14 +76,14 @@ def numa(device: Path) -> int | None:
     return node
 
 
-def tiles(device: Path, card: str, driver: str, device_id: int) -> int | None:
+def tiles(device: str, card: str, driver: str, device_id: int) -> int | None:
     """Count tiles: xe has a directory for each, i915 one for each GT; None where it is not told.
 
     A GT is a tile on the Max series; on client GPUs the media engine has a GT of its own, so that
     more than one says nothing of tiles there.
     """
     xe = driver == "xe"
-    directory, kind = (device, "tile") if xe else (device / "drm" / card / "gt", "gt")
+    directory, kind = (device, "tile") if xe else (f"{device}/drm/{card}/gt", "gt")
     try:
         found = sum(1 for entry in listing(directory) if _TILE[kind].fullmatch(entry))
     except OSError:
@@ -85,16 +92,14 @@ def tiles(device: Path, card: str, driver: str, device_id: int) -> int | None:
     return found if found and certain else None
 
 
-def is_intel_display(function: Path) -> bool:
+def is_intel_display(function: str) -> bool:
     """Tell whether this is a GPU of Intel's, by class and vendor. Raises `BrokenError`."""
-    kind = number(function / "class", 16) or 0
-    return kind >> 16 == _DISPLAY_CLASS and number(function / "vendor", 16) == _INTEL
+    kind = number(f"{function}/class", 16) or 0
+    return kind >> 16 == _DISPLAY_CLASS and number(f"{function}/vendor", 16) == _INTEL
 
 
-def read(attribute: Path | str) -> str | None:
+def read(attribute: str) -> str | None:
     """Give an attribute's text without its line end, None when there is no such attribute.
-
-    For a poller a string will do: making a path takes longer than reading.
 
     Raises `BrokenError`.
     """
@@ -108,19 +113,15 @@ def read(attribute: Path | str) -> str | None:
         text = content.decode("ascii").strip()
     except FileNotFoundError as error:
         if os.path.lexists(attribute):
-            raise BrokenError(f"{_name(attribute)}: leads nowhere") from error
+            raise BrokenError(f"{os.path.basename(attribute)}: leads nowhere") from error
         return None
     except OSError as error:
-        raise BrokenError(f"{_name(attribute)}: {error.strerror}") from error
+        raise BrokenError(f"{os.path.basename(attribute)}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise BrokenError(f"{_name(attribute)}: not text") from error
+        raise BrokenError(f"{os.path.basename(attribute)}: not text") from error
     if len(content) > _ATTRIBUTE_LIMIT:
-        raise BrokenError(f"{_name(attribute)}: longer than any attribute")
+        raise BrokenError(f"{os.path.basename(attribute)}: longer than any attribute")
     return text
-
-
-def _name(attribute: Path | str) -> str:
-    return Path(attribute).name
 
 
 def parse(text: str, base: int, name: str) -> int:
@@ -130,43 +131,43 @@ def parse(text: str, base: int, name: str) -> int:
     return int(text, base)
 
 
-def number(attribute: Path, base: int) -> int | None:
+def number(attribute: str, base: int) -> int | None:
     """Give an attribute's number, None when there is no such attribute. Raises `BrokenError`."""
     text = read(attribute)
-    return None if text is None else parse(text, base, attribute.name)
+    return None if text is None else parse(text, base, os.path.basename(attribute))
 
 
-def link_name(link: Path) -> str | None:
+def link_name(link: str) -> str | None:
     """Give the last name of a symlink's target, which need not exist; None without a symlink.
 
     Raises `BrokenError`.
     """
     try:
-        name = link.readlink().name
+        name = os.path.basename(os.readlink(link).rstrip("/"))
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise BrokenError(f"{link.name}: {error.strerror}") from error
+        raise BrokenError(f"{os.path.basename(link)}: {error.strerror}") from error
     return os.fsencode(name).decode("ascii", "backslashreplace")
 
 
-def listing(directory: Path) -> list[str]:
+def listing(directory: str) -> list[str]:
     """Give the names in a directory in natural order; raises `OSError`."""
-    names = os.listdir(directory)  # noqa: PTH208 - a Path for each name takes longer than the kernel
+    names = os.listdir(directory)
     return sorted(names, key=lambda name: (len(name), name))
 
 
-def is_directory(path: Path) -> bool:
+def is_directory(path: str) -> bool:
     """Tell whether a directory is there, also behind links; what cannot be looked at is none."""
     try:
-        return stat.S_ISDIR(path.stat().st_mode)
+        return stat.S_ISDIR(os.stat(path).st_mode)
     except OSError:
         return False
 
 
-def is_node(path: Path) -> bool:
+def is_node(path: str) -> bool:
     """Tell whether something that may be a device node is there, also behind links."""
     try:
-        return not stat.S_ISDIR(path.stat().st_mode)
+        return not stat.S_ISDIR(os.stat(path).st_mode)
     except OSError:
         return False

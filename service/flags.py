@@ -11,17 +11,16 @@ import shutil
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, get_args, get_origin
 
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
-from service.logs import LogFormat
-from service.probes import split_address
+from service.loaded import Loaded, S
+from service.values import LogFormat, split_address
 
 # What Kubernetes puts into the environment for a Service of the daemon's name is no setting.
 _AT_ONCE = frozenset({"print_config", "version"})
@@ -106,30 +105,19 @@ class KlogSettings(DaemonSettings):
         return self.v >= _DEBUG_FROM
 
 
-S = TypeVar("S", bound=DaemonSettings)
+def print_config(loaded: Loaded[S]) -> str:
+    """Write settings as a configuration file, each with its origin."""
+    import yaml  # noqa: PLC0415 - needed by one flag only
 
-
-@dataclass(frozen=True)
-class Loaded(Generic[S]):
-    """Settings, where each that is not a default comes from, and what to tell the user."""
-
-    settings: S
-    origins: Mapping[str, str]
-    warnings: tuple[str, ...]
-
-    def print_config(self) -> str:
-        """Write the settings as a configuration file, each with its origin."""
-        import yaml  # noqa: PLC0415 - needed by one flag only
-
-        lines: list[str] = []
-        values = self.settings.model_dump(mode="json")
-        for name in _listed(type(self.settings)):
-            if name in DaemonSettings.model_fields:
-                continue
-            value = values[name]
-            text = yaml.safe_dump({_flag(name): value}, width=1000).strip()
-            lines.append(f"{text:<44} # {self.origins.get(name, 'default')}".rstrip())
-        return "\n".join(lines)
+    lines: list[str] = []
+    values = loaded.settings.model_dump(mode="json")
+    for name in _listed(type(loaded.settings)):
+        if name in DaemonSettings.model_fields:
+            continue
+        value = values[name]
+        text = yaml.safe_dump({_flag(name): value}, width=1000).strip()
+        lines.append(f"{text:<44} # {loaded.origins.get(name, 'default')}".rstrip())
+    return "\n".join(lines)
 
 
 def load(settings: type[S], arguments: Sequence[str]) -> Loaded[S]:

@@ -51,12 +51,29 @@ class _Late(ModuleType):
         return getattr(self, name)
 
 
-def no_pydantic_plugins() -> None:
-    """Keep pydantic from looking for plugins in the metadata of all that is installed.
+def no_openssl() -> None:
+    """Run as in a Python that was built without OpenSSL: 5 MB, for a daemon that has no TLS.
 
-    It would import `importlib.metadata` for that, whatever PYDANTIC_DISABLE_PLUGINS says: 1.5 MB. A
-    pydantic without such a module would not miss it.
+    asyncio, hashlib and http do without by themselves. prometheus_client only names what is in
+    `ssl`, for functions that serve over TLS.
     """
+    leave_out("_hashlib", "_ssl", "ssl")
+    import asyncio.sslproto  # noqa: F401, PLC0415 - before there is something by that name
+
+    named = ModuleType("ssl")
+    named.SSLContext = named.TLSVersion = object  # type: ignore[attr-defined] # for annotations
+    named.PROTOCOL_TLS_CLIENT = named.PROTOCOL_TLS_SERVER = 0  # type: ignore[attr-defined]
+    sys.modules[named.__name__] = named
+
+
+def lean_settings() -> None:
+    """Keep pydantic and its settings from importing what reading a few flags does not need.
+
+    pydantic would look for plugins in the metadata of all that is installed, whatever
+    PYDANTIC_DISABLE_PLUGINS says. Without the module that does it, nothing is missed.
+    """
+    leave_out("_hashlib", "click", "rich")
+    put_off("asyncio", "secrets")
     loader = ModuleType("pydantic.plugin._loader")
     loader.get_plugins = tuple  # type: ignore[attr-defined] # none
     sys.modules[loader.__name__] = loader

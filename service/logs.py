@@ -3,20 +3,14 @@
 import logging
 import sys
 from contextlib import suppress
-from enum import Enum
 from typing import TYPE_CHECKING, TextIO
 
 import structlog
 
+from service.values import LogFormat
+
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger, Processor
-
-
-class LogFormat(Enum):
-    """How a log line is written."""
-
-    TEXT = "text"
-    JSON = "json"
 
 
 class _Patient:

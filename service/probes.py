@@ -15,6 +15,9 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
+from service.command import CannotStartError
+from service.values import split_address
+
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -44,7 +47,7 @@ class Reply(NamedTuple):
 Page: TypeAlias = Callable[[], Reply]
 
 
-class ListenError(Exception):
+class ListenError(CannotStartError):
     """The address cannot be listened on: a daemon that nobody can probe does not start."""
 
 
@@ -93,16 +96,6 @@ def _serve(server: WSGIServer, stopped: socket.socket) -> None:
     awaited = server.fileno(), stopped.fileno()
     while stopped.fileno() not in select.select(awaited, (), ())[0]:
         server.handle_request()
-
-
-def split_address(listen: str) -> tuple[str, int]:
-    """Split `host:port`, `[v6]:port` or `:port`. Raises `ValueError`."""
-    host, colon, port = listen.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004 - the highest port
-        raise ValueError("should be host:port, such as 127.0.0.1:29998 or [::1]:29998")
-    if ":" in host and not (host.startswith("[") and host.endswith("]")):
-        raise ValueError("should be [host]:port, as the host has colons: [::1]:29998")
-    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 _PLAIN = ("Content-Type", "text/plain; charset=utf-8")

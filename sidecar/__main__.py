@@ -1,23 +1,40 @@
-"""`xelink-sidecar`: signals first, everything else after."""
+"""`xelink-sidecar`: signals first, settings beside, everything else after."""
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from service.lean import leave_out, no_pydantic_plugins, nothing_to_collect, put_off
+from service.beside import beside
+from service.command import run_command
+from service.lean import lean_settings, leave_out, nothing_to_collect, put_off
 from service.signals import hold_signals
+
+if TYPE_CHECKING:
+    from service.loaded import Loaded
+    from sidecar.settings import SidecarSettings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT, or once with -oneshot; give the exit code."""
     hold_signals()
-    return load()(arguments)
+    settings = beside(lambda: read(arguments))
+    return run_command(settings, load())
 
 
-def load() -> Callable[[Sequence[str] | None], int]:
+def read(arguments: Sequence[str] | None) -> "Loaded[SidecarSettings] | int":
+    """Read the settings, or give the exit code of what was said in their place."""
+    lean_settings()
+    with nothing_to_collect():
+        from service.answering import answer  # noqa: PLC0415 - with pydantic, in a process that ends
+        from sidecar.settings import SidecarSettings  # noqa: PLC0415 - as above
+
+    return answer(SidecarSettings, arguments)
+
+
+def load() -> "Callable[[Loaded[SidecarSettings]], int]":
     """Import the daemon and no more than it needs; that takes a while, and a signal may come."""
     leave_out("bz2", "click", "lzma", "rich")
     put_off("asyncio", "idna", "secrets")
-    no_pydantic_plugins()
     with nothing_to_collect():
         from sidecar.daemon import run  # noqa: PLC0415 - after what makes it lean
 

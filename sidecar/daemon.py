@@ -2,15 +2,15 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from socket import gethostname
+from typing import TYPE_CHECKING
 
 from structlog.typing import FilteringBoundLogger
 
-from service.command import OK, run_command
-from service.flags import Loaded
+from service.command import OK
 from service.logs import logger_to_stderr
 from service.page import pages
 from service.probes import Page, serving
@@ -22,10 +22,13 @@ from sidecar.loop import Policy, Sidecar
 from sidecar.publisher import OnExit, Publisher
 from sidecar.scrape import Credentials, Scraper
 from sidecar.scrape import Target as ScrapeTarget
-from sidecar.settings import SidecarSettings
 from sidecar.status import body, status
 from sidecar.telemetry import Telemetry
 from sidecar.trust import TrustFiles
+
+if TYPE_CHECKING:
+    from service.loaded import Loaded
+    from sidecar.settings import SidecarSettings
 
 NO_LINKS = 3
 UNKNOWN = 4
@@ -60,12 +63,11 @@ class Printer:
         """Remove nothing."""
 
 
-def run(arguments: Sequence[str] | None = None) -> int:
-    """Run until SIGTERM or SIGINT, or once with -oneshot; give the exit code."""
-    return run_command(SidecarSettings, arguments, _run)
+def run(loaded: "Loaded[SidecarSettings]") -> int:
+    """Run until SIGTERM or SIGINT, or once with -oneshot; give the exit code.
 
-
-def _run(loaded: Loaded[SidecarSettings]) -> int:
+    Raises `CannotStartError`.
+    """
     settings = loaded.settings
     log = logger_to_stderr(settings.log_format, debug=settings.debug)
     for warning in (*loaded.warnings, *settings.doubts, *_without_effect(loaded)):
@@ -100,7 +102,7 @@ def _run(loaded: Loaded[SidecarSettings]) -> int:
     return OK
 
 
-def _pages(settings: SidecarSettings, sidecar: Sidecar, source: Scraper) -> Mapping[str, Page]:
+def _pages(settings: "SidecarSettings", sidecar: Sidecar, source: Scraper) -> Mapping[str, Page]:
     file = "printed, not written" if settings.dry_run else str(settings.dst_file_path)
     host = gethostname()
     title = f"{settings.PROGRAM} {VERSION} on {host}"
@@ -108,7 +110,7 @@ def _pages(settings: SidecarSettings, sidecar: Sidecar, source: Scraper) -> Mapp
 
 
 def _loop(
-    settings: SidecarSettings,
+    settings: "SidecarSettings",
     sidecar: Sidecar,
     stop: Stop,
     beat: Callable[[], None],
@@ -147,7 +149,7 @@ class _Alive:
         return f"the loop has not ticked for {silence:.0f} s" if silence > self._patience else None
 
 
-def _scraper(settings: SidecarSettings, stop: Stop) -> Scraper:
+def _scraper(settings: "SidecarSettings", stop: Stop) -> Scraper:
     def sleep(seconds: float) -> None:
         stop.wait(seconds)
 
@@ -171,7 +173,7 @@ def _scraper(settings: SidecarSettings, stop: Stop) -> Scraper:
     )
 
 
-def _prepare(settings: SidecarSettings, publisher: Publisher, log: FilteringBoundLogger) -> None:
+def _prepare(settings: "SidecarSettings", publisher: Publisher, log: FilteringBoundLogger) -> None:
     if settings.dry_run:
         log.info("dry run: labels are printed, nothing is written")
     elif removed := publisher.prepare():
@@ -185,7 +187,7 @@ _IDLE_WITH = {
 }
 
 
-def _without_effect(loaded: Loaded[SidecarSettings]) -> Iterator[str]:
+def _without_effect(loaded: "Loaded[SidecarSettings]") -> Iterator[str]:
     for mode, idle in _IDLE_WITH.items():
         if getattr(loaded.settings, mode):
             for name in sorted(idle & loaded.origins.keys()):
@@ -193,7 +195,7 @@ def _without_effect(loaded: Loaded[SidecarSettings]) -> Iterator[str]:
                 yield f"-{flag} has no effect with -{other}"
 
 
-def _policy(settings: SidecarSettings) -> Policy:
+def _policy(settings: "SidecarSettings") -> Policy:
     return Policy(
         Rules(settings.lane_count, settings.allow_subdeviceless_links),
         1 if settings.oneshot else settings.confirmations,

@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
 from types import TracebackType
@@ -114,6 +115,19 @@ def get(url: str) -> tuple[int, str]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read().decode()
+
+
+def mapped(process: Running, *parts: str) -> set[str]:
+    """Give the files with one of these in their names that a process has mapped into its memory."""
+    maps = Path(f"/proc/{process.process.pid}/maps").read_text()
+    files = {words[5] for line in maps.splitlines() if len(words := line.split(maxsplit=5)) > 5}
+    return {file for file in files for part in parts if part in file}
+
+
+def children(process: Running) -> list[str]:
+    """Give the processes that a process has started and that are still there."""
+    pid = process.process.pid
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
 @contextmanager

@@ -308,7 +308,8 @@ class Node:
     def _link(link: Path, target: Path) -> None:
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
-        link.symlink_to(os.path.relpath(target, link.parent))
+        # As the kernel writes it: ending in the target's name, even where that is above the link.
+        link.symlink_to(Path(os.path.relpath(target.parent, link.parent)) / target.name)
 
 
 def _attributes(gpu: SimulatedGpu) -> Iterator[tuple[str, str]]:

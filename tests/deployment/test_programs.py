@@ -10,9 +10,10 @@ import pytest
 from gunicorn.config import Config  # type: ignore[import-untyped]  # it ships no types
 
 from device_plugin.offers import Monitoring
-from device_plugin.settings import PluginSettings, SocketName
+from device_plugin.settings import PluginSettings
+from device_plugin.sockets import SocketName
 from service.flags import DaemonSettings, load
-from service.probes import split_address
+from service.values import split_address
 from sidecar.settings import FEATURES_D, SidecarSettings
 from tests.deployment.rendering import (
     ROOT,

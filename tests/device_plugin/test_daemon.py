@@ -22,7 +22,7 @@ from device_plugin.api.deviceplugin_pb2_grpc import DevicePluginStub
 from device_plugin.simulator.kubelet import Kubelet
 from device_plugin.simulator.node import Node
 from sidecar.simulator import Blueprint
-from tests.processes import PATIENCE, Running, address, get, running
+from tests.processes import PATIENCE, Running, address, children, get, mapped, running
 from topology.publication import Publication, render
 
 I915 = "gpu.intel.com/i915"
@@ -82,7 +82,7 @@ def scene() -> Iterator[Scene]:
 
 AS_NOBODY = f"""
 import os, sys
-import device_plugin.__main__, device_plugin.daemon
+import device_plugin.__main__, device_plugin.daemon, device_plugin.settings, service.answering
 import grpc.aio, prometheus_client, tenacity, yaml, encodings.idna, concurrent.futures.thread
 os.umask(0o077)
 os.setgroups([])
@@ -130,6 +130,13 @@ def test_a_directory_that_is_not_its_own_is_one_line_and_exit_code_1(scene: Scen
         f"xelink-device-plugin: cannot serve on {scene.kubelets / SOCKET}: "
     )
     assert not [line for line in process.lines if "Traceback" in line]
+
+
+def test_it_holds_neither_what_read_its_settings_nor_openssl(scene: Scene) -> None:
+    with scene.plugin() as process:
+        process.wait_for("event=started")
+        assert mapped(process, "pydantic", "_ssl") == set()
+        assert children(process) == []
 
 
 # Probes and metrics

@@ -265,6 +265,7 @@ class Follower:
         self._stop = asyncio.Event()
         self._looked = asyncio.Event()
         self._told: asyncio.Queue[Reading] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(
@@ -291,7 +292,7 @@ class Follower:
         assert self._told.empty()
 
     def _time(self) -> datetime:
-        self._looked.set()
+        self._loop.call_soon_threadsafe(self._looked.set)  # looks are made in another thread, too
         return self.now
 
 

@@ -38,7 +38,7 @@ def test_a_gpu_stands_where_the_kernel_puts_it(tmp_path: Path) -> None:
         f"{device}/class": "0x038000\n",
         f"{device}/numa_node": "1\n",
         f"{device}/driver": "-> ../../../bus/pci/drivers/i915",
-        f"{device}/drm/card1/device": "-> ../..",
+        f"{device}/drm/card1/device": "-> ../../../0000:29:00.0",
         f"{device}/drm/card1/gt/gt1": "/",
         f"{device}/i915.mei-gscfi.0/mei/mei0": "/",
         "dev/dri/card1": "",

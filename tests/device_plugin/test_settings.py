@@ -8,10 +8,12 @@ import pytest
 
 from device_plugin.health import Threshold
 from device_plugin.offers import ByPath, Monitoring
-from device_plugin.settings import AllocationPolicy, PluginSettings, SocketName
-from service.command import run_command
-from service.flags import HelpWanted, UsageError, flag_rows, help_text, load, parse
-from service.logs import LogFormat
+from device_plugin.policies import AllocationPolicy
+from device_plugin.settings import PluginSettings
+from device_plugin.sockets import SocketName
+from service.answering import answer
+from service.flags import HelpWanted, UsageError, flag_rows, help_text, load, parse, print_config
+from service.values import LogFormat
 
 PREFIX = "XELINK_DEVICE_PLUGIN_"
 DEFAULTS = {
@@ -123,10 +125,10 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_file(
 def test_what_is_printed_is_read_again(flag: str, tmp_path: Path) -> None:
     (one,) = (one for name, one, _ in VALUES if name == flag)
     loaded = load(PluginSettings, [f"-{flag}={one[0]}"])
-    (line,) = (row for row in loaded.print_config().splitlines() if row.startswith(f"{flag}: "))
+    (line,) = (row for row in print_config(loaded).splitlines() if row.startswith(f"{flag}: "))
     assert line.endswith("# flag")
     file = tmp_path / "config.yaml"
-    file.write_text(loaded.print_config())
+    file.write_text(print_config(loaded))
     assert value(flag, f"-config-file={file}") == one[1]
     again = load(PluginSettings, [f"-config-file={file}"]).settings
     assert again.model_dump(exclude={"config_file"}) == loaded.settings.model_dump(
@@ -156,7 +158,7 @@ def test_device_ids_are_written_as_lspci_prints_them(flag: str, text: str, ids: 
 @pytest.mark.parametrize("flag", ["allow-ids", "deny-ids"])
 def test_a_single_device_id_that_was_printed_is_read_again(flag: str, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
-    file.write_text(load(PluginSettings, [f"-{flag}=0x0BD5"]).print_config())
+    file.write_text(print_config(load(PluginSettings, [f"-{flag}=0x0BD5"])))
     assert value(flag, f"-config-file={file}") == {0x0BD5}
 
 
@@ -260,11 +262,7 @@ def test_a_mistake_is_one_line_with_flag_value_and_what_is_allowed_and_exit_code
     arguments: str, parts: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = shlex.split(arguments)
-
-    def never(_: object) -> int:
-        raise AssertionError
-
-    assert run_command(PluginSettings, words, never) == 2
+    assert answer(PluginSettings, words) == 2
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err.startswith("xelink-device-plugin: ")

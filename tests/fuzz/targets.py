@@ -24,7 +24,7 @@ from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.health import Health, Message, Threshold, judge, pci_address
 from device_plugin.settings import PluginSettings
 from device_plugin.wishes import GpuFacts
-from service.flags import DaemonSettings, HelpWanted, UsageError, load
+from service.flags import DaemonSettings, HelpWanted, UsageError, load, print_config
 from sidecar.classification import Rules, Seen, classify
 from sidecar.exposition import Reader, Reading
 from sidecar.rows import Matrix
@@ -122,7 +122,7 @@ def settings(data: bytes) -> None:
 def _load(kind: type[DaemonSettings], words: list[str]) -> None:
     said = "settings"
     try:
-        load(kind, words).print_config()
+        print_config(load(kind, words))
     except HelpWanted:
         said = "help"
     except UsageError as error:

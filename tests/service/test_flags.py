@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.command import run_command
-from service.flags import HelpWanted, UsageError, flag_rows, help_text, load, parse
+from service.answering import answer
+from service.flags import HelpWanted, UsageError, flag_rows, help_text, load, parse, print_config
 from sidecar.publisher import OnExit
 from sidecar.settings import SidecarSettings
 
@@ -158,7 +158,7 @@ def test_flag_environment_file_default_in_this_order(
     loaded = load(SidecarSettings, ["-lane-count=3"])
     found = loaded.settings
     assert (found.lane_count, found.interval, found.xpum_port, found.confirmations) == (3, 2, 1, 2)
-    printed = [line.split() for line in loaded.print_config().splitlines()]
+    printed = [line.split() for line in print_config(loaded).splitlines()]
     assert printed[0] == ["lane-count:", "3", "#", "flag"]
     assert ["interval:", "2", "#", "environment", "XELINK_SIDECAR_INTERVAL"] in printed
     assert ["xpum-port:", "1", "#", "file", str(file)] in printed
@@ -168,7 +168,7 @@ def test_flag_environment_file_default_in_this_order(
 def test_what_is_printed_is_a_configuration_file(tmp_path: Path) -> None:
     loaded = load(SidecarSettings, ["-expiry=60", "-on-exit=keep", "-listen=", "-timeout=2.5"])
     file = tmp_path / "config.yaml"
-    file.write_text(loaded.print_config())
+    file.write_text(print_config(loaded))
     again = settings("-config-file", str(file))
     assert again.model_dump(exclude={"config_file"}) == loaded.settings.model_dump(
         exclude={"config_file"}
@@ -252,8 +252,5 @@ def test_what_cannot_be_printed_does_not_break_the_line() -> None:
 def test_exit_codes_of_what_is_answered_at_once(
     arguments: list[str], code: int, output: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def never(_: object) -> int:
-        raise AssertionError
-
-    assert run_command(SidecarSettings, arguments, never) == code
+    assert answer(SidecarSettings, arguments) == code
     assert output in capsys.readouterr().out

@@ -78,8 +78,8 @@ print(gc.isenabled(), gc.get_freeze_count() > 1000)
 
 SETTINGS = """
 import sys
-from service.lean import no_pydantic_plugins
-no_pydantic_plugins()
+from service.lean import lean_settings
+lean_settings()
 from pydantic import BaseModel, ValidationError
 class Counted(BaseModel):
     count: int

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
-from service.probes import ListenError, Probe, serving, split_address
+from service.probes import ListenError, Probe, serving
+from service.values import split_address
 
 PATIENCE = 30.0
 MOST = 16

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.simulator import Blueprint, Simulator
-from tests.processes import address, get, running
+from tests.processes import address, children, get, mapped, running
 from topology import features
 from topology.publication import read
 
@@ -156,6 +156,13 @@ def test_a_signal_that_comes_while_it_starts_is_not_lost(xpum: Simulator, labels
     )
     assert process.returncode == 0
     assert "event=stopped" in process.stderr
+
+
+def test_what_reads_its_settings_has_ended_when_it_starts(xpum: Simulator, labels: Path) -> None:
+    with running("sidecar", *arguments(xpum, labels)) as process:
+        process.wait_for("event=started")
+        assert mapped(process, "pydantic") == set()
+        assert children(process) == []
 
 
 def test_a_log_that_nobody_reads_ends_nothing(xpum: Simulator, labels: Path) -> None:

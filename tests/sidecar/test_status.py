@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from service.probes import split_address
+from service.values import split_address
 from sidecar.settings import SidecarSettings
 from sidecar.simulator import Serving, Simulator
 from sidecar.status import body, status

@@ -1,0 +1,79 @@
+"""Work in a process that ends with it, and what becomes of it when that process does not do it."""
+
+import subprocess
+import sys
+
+import pytest
+
+# In a Python of its own: a process with threads, as the one of the tests, must not be forked.
+PROGRAM = """
+import os, signal, sys
+from service.beside import beside
+own = os.getpid()
+def elsewhere():
+    return os.getpid() != own
+{before}
+try:
+    result = beside(work)
+    print(result())
+except ZeroDivisionError as error:
+    print("raised", error)
+print(*sorted(os.listdir("/proc/self/fd")))
+try:
+    print("child", os.waitpid(-1, os.WNOHANG))
+except ChildProcessError:
+    print("no child")
+"""
+
+
+def told(before: str) -> list[str]:
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(before=before)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert ended.stderr == ""
+    return ended.stdout.splitlines()
+
+
+DONE_HERE = [
+    "def work():\n    if elsewhere(): os._exit(0)\n    return 'done here'",
+    "def work():\n    if elsewhere(): os.kill(os.getpid(), signal.SIGKILL)\n    return 'done here'",
+    "def work():\n    if elsewhere(): sys.exit('no')\n    return 'done here'",
+    "work = lambda: 'not to be pickled' and (elsewhere() and (lambda: 0)) or 'done here'",
+    "def work():\n    return 'done here'\ndef none(): raise OSError\nos.fork = none",
+    "def work():\n    return 'done here'\ndef none(): raise OSError\nos.pipe = none",
+]
+
+
+@pytest.mark.parametrize("before", DONE_HERE)
+def test_work_that_is_not_done_there_is_done_here(before: str) -> None:
+    assert told(before)[0] == "done here"
+
+
+def test_it_is_done_by_another_process_which_leaves_nothing_behind() -> None:
+    said = told("def work():\n    import wave\n    return elsewhere(), 'x' * 1000000 == ''")
+    assert said[0] == "(True, False)"
+    assert said[1:] == told("work = int")[1:]
+    assert said[2] == "no child"
+
+
+def test_what_it_imports_stays_there() -> None:
+    before = "def work():\n    import wave\n    return 'wave' in sys.modules"
+    program = f"{PROGRAM.format(before=before)}print('wave' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[0] == "True"
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_it_raises_what_the_work_raises() -> None:
+    assert told("def work(): return 1 // 0")[0] == "raised integer division or modulo by zero"
+
+
+def test_nobody_needs_to_hear_of_its_end() -> None:
+    before = "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\ndef work(): return elsewhere()"
+    assert told(before)[0] == "True"
