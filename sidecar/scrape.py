@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 
 import httpx
@@ -152,16 +151,18 @@ class Scraper:
             sleep=sleep,
             reraise=True,
         )
-        self._headers = {
-            "Accept": "text/plain",
-            "Accept-Encoding": "identity",
-            "User-Agent": user_agent,
-        }
+        self._request = httpx.Request(
+            "GET",
+            target.url,
+            headers={
+                "Accept": "text/plain",
+                "Accept-Encoding": "identity",
+                "User-Agent": user_agent,
+            },
+        )
         self._reader = Reader()
         self._trust = Trust(target.trust, self.close) if target.trust else None
-        self._client: httpx.Client | None = None
         self._transport: Transport | None = None
-        self._request: httpx.Request | None = None
         self._login = _Login(target.credentials, monotonic)
         self.certificate_expiry: float | None = None
         """When the server's certificate ends, in seconds since 1970."""
@@ -185,9 +186,9 @@ class Scraper:
 
     def close(self) -> None:
         """Drop the connection, and what it was made with."""
-        client, self._client = self._client, None
-        if client:
-            client.close()
+        transport, self._transport = self._transport, None
+        if transport:
+            transport.close()
 
     def scrape(self) -> Reading:
         """Fetch the metrics once. Raises `ScrapeError`."""
@@ -213,13 +214,12 @@ class Scraper:
 
     def _get(self, auth: httpx.Auth | None) -> Reading:
         context = self._trust.context() if self._trust else None
-        if self._client is None or self._request is None:
+        if self._transport is None:
             self._transport = Transport(context, self._target.timeout)
-            self._client = _client(self._transport)
-            self._request = self._client.build_request(
-                "GET", self._target.url, headers=self._headers
-            )
-        with closing(self._client.send(self._request, auth=auth, stream=True)) as response:
+        request = next(auth.sync_auth_flow(self._request)) if auth else self._request
+        # Without a client of httpx there is no proxy, whatever the environment says, nobody who
+        # follows a redirect, and no jar of cookies that whoever answers could fill.
+        with closing(self._transport.handle_request(request)) as response:
             self._note_certificate(response)
             self.content_type = response.headers.get("Content-Type")
             self._check(response)
@@ -260,15 +260,6 @@ class Scraper:
 _seconds = lru_cache(maxsize=1)(ssl.cert_time_to_seconds)
 
 
-def _client(transport: Transport) -> httpx.Client:
-    # No proxy, whatever the environment says: this is loopback. It must be said here. And no
-    # cookies: who answers could fill the memory with them.
-    no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
-    return httpx.Client(
-        transport=transport, trust_env=False, follow_redirects=False, cookies=no_cookies
-    )
-
-
 def _heals(error: BaseException) -> bool:
     """Tell what a moment can heal: refused or reset, but never a failed verification."""
     return isinstance(error, httpx.NetworkError | HungUpError) and not any(
@@ -287,7 +278,7 @@ def _translated(*, plain: bool) -> Iterator[None]:
         raise ScrapeError(Reason.TOO_LARGE, str(error)) from error
     except httpx.TimeoutException as error:
         raise TimeoutError from error
-    except (HungUpError, httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+    except (HungUpError, httpx.HTTPError, ValueError) as error:
         causes = tuple(_causes(error))
         for kind, reason in _REASONS:
             if cause := next((cause for cause in causes if isinstance(cause, kind)), None):

@@ -121,7 +121,7 @@ TABLE = (
     Row("race", LINKS),
     Row("redirect", "http-status", "302"),
     Row("redirect", "http-status", "301", options={"code": 301, "location": ELSEWHERE}),
-    Row("redirect", "protocol", options={"code": 308, "location": "http://[::1"}),
+    Row("redirect", "http-status", "308", options={"code": 308, "location": "http://[::1"}),
     Row("refuse", "refused", "not up"),
     Row("reset", "reset"),
     Row("reset-in-body", "reset"),

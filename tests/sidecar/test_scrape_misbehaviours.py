@@ -53,7 +53,7 @@ EXPECTED: dict[str, list[tuple[dict[str, Any], str]]] = {
     "redirect": [
         ({}, "http-status"),
         ({"code": 301, "location": "http://127.0.0.1:1/metrics"}, "http-status"),
-        ({"code": 308, "location": "http://[::1"}, "protocol"),
+        ({"code": 308, "location": "http://[::1"}, "http-status"),
     ],
     "refuse": [({}, "refused")],
     "reset": [({}, "reset")],
