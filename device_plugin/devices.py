@@ -13,7 +13,7 @@ from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import partial
+from functools import lru_cache, partial
 
 from device_plugin import devfs, sysfs
 from device_plugin.devfs import DeviceNode, Mount, Roots
@@ -324,12 +324,29 @@ def _without_card(roots: Roots, seen: AbstractSet[str]) -> Iterator[Withheld]:
         addresses = [name for name in sysfs.listing(functions) if sysfs.BDF.fullmatch(name)]
     except OSError:  # a courtesy to the operator, not what we are here for
         return
-    for bdf in addresses:
+    for bdf in _displays(functions, tuple(addresses)):
         with suppress(BrokenError):
             if bdf in seen or not sysfs.is_intel_display(f"{functions}/{bdf}"):
                 continue
             driver = sysfs.link_name(f"{functions}/{bdf}/driver")
             yield Withheld(bdf, _unusable(driver) or Reason.NO_CARD, None, driver)
+
+
+@lru_cache(maxsize=1)
+def _displays(functions: str, addresses: tuple[str, ...]) -> tuple[str, ...]:
+    """Pick the functions that are Intel GPUs, or cannot be told.
+
+    A server has hundreds of functions, and what one is does not change while the same ones are
+    there: to ask each of them at every scan would take most of its time.
+    """
+    found = []
+    for bdf in addresses:
+        try:
+            if sysfs.is_intel_display(f"{functions}/{bdf}"):
+                found.append(bdf)
+        except BrokenError:
+            found.append(bdf)
+    return tuple(found)
 
 
 def place(gpu: Card | Withheld) -> tuple[int, ...]:

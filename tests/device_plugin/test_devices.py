@@ -239,6 +239,25 @@ def test_a_driver_that_made_no_card_is_told(node: Node) -> None:
     assert (withheld.bdf, withheld.reason) == (FIRST, Reason.NO_CARD)
 
 
+def test_a_function_that_could_not_be_told_is_asked_again(node: Node) -> None:
+    node.rebind(FIRST, None)
+    path = node.damage(FIRST, "class", Damage.NONSENSE)
+    assert look(node).withheld == ()
+    path.write_text("0x038000\n")
+    assert [withheld.bdf for withheld in look(node).withheld] == [FIRST]
+
+
+def test_functions_that_come_and_go_are_asked(node: Node) -> None:
+    functions = node.root / "sys/bus/pci/devices"
+    assert look(node).withheld == ()
+    (functions / "0000:fe:00.0").mkdir()
+    (functions / "0000:fe:00.0/class").write_text("0x030000\n")
+    (functions / "0000:fe:00.0/vendor").write_text("0x8086\n")
+    assert [withheld.bdf for withheld in look(node).withheld] == ["0000:fe:00.0"]
+    (functions / "0000:fe:00.0").rename(functions / "0000:ff:00.0")
+    assert [withheld.bdf for withheld in look(node).withheld] == ["0000:ff:00.0"]
+
+
 def test_pci_functions_that_are_no_intel_gpus_are_not_mentioned(node: Node) -> None:
     for bdf, vendor, kind in (
         ("0000:01:00.0", "0x8086", "0x020000"),
