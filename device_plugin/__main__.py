@@ -8,6 +8,7 @@ from service.beside import beside
 from service.command import run_command
 from service.lean import lean_settings, leave_out, no_openssl, nothing_to_collect
 from service.signals import hold_signals
+from service.streams import stand_in
 
 if TYPE_CHECKING:
     from device_plugin.settings import PluginSettings
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT; give the exit code."""
     hold_signals()
+    stand_in()
     settings = beside(lambda: read(arguments))
     leave_out("bz2", "click", "lzma", "rich")
     with nothing_to_collect():  # takes a while, in which a signal may come

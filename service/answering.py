@@ -16,7 +16,7 @@ from service.flags import (
 )
 from service.loaded import Loaded, S
 from service.release import VERSION
-from service.stdout import forget_stdout
+from service.streams import complain, forget_stdout, say
 
 
 def answer(settings: type[S], arguments: Sequence[str] | None) -> Loaded[S] | int:
@@ -29,10 +29,10 @@ def answer(settings: type[S], arguments: Sequence[str] | None) -> Loaded[S] | in
     except HelpWanted:
         return _say(settings.PROGRAM, help_text(settings))
     except UsageError as error:
-        sys.stderr.write(f"{settings.PROGRAM}: {error}\n")
+        complain(f"{settings.PROGRAM}: {error}\n")
         return USAGE
     if text := _text(loaded):
-        sys.stderr.writelines(f"{settings.PROGRAM}: {line}\n" for line in loaded.warnings)
+        complain("".join(f"{settings.PROGRAM}: {line}\n" for line in loaded.warnings))
         return _say(settings.PROGRAM, text)
     return Loaded(_plain(loaded.settings), loaded.origins, loaded.warnings)
 
@@ -51,13 +51,10 @@ def _plain(settings: S) -> S:
 
 def _say(program: str, text: str) -> int:
     try:
-        sys.stdout.write(f"{text}\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        forget_stdout()
+        say(f"{text}\n")
     except OSError as error:
         forget_stdout()
-        sys.stderr.write(f"{program}: cannot print: {error.strerror or error}\n")
+        complain(f"{program}: cannot print: {error.strerror or error}\n")
         return CANNOT_START
     return OK
 

@@ -1,9 +1,9 @@
 """A daemon's command: how it ends."""
 
-import sys
 from collections.abc import Callable
 
 from service.loaded import Loaded, S
+from service.streams import complain
 
 OK = 0
 CANNOT_START = 1
@@ -22,5 +22,5 @@ def run_command(read: Callable[[], Loaded[S] | int], run: Callable[[Loaded[S]], 
     try:
         return run(loaded)
     except CannotStartError as error:
-        sys.stderr.write(f"{loaded.settings.PROGRAM}: {error}\n")
+        complain(f"{loaded.settings.PROGRAM}: {error}\n")
         return CANNOT_START

@@ -8,6 +8,7 @@ from service.beside import beside
 from service.command import run_command
 from service.lean import lean_settings, leave_out, nothing_to_collect, put_off
 from service.signals import hold_signals
+from service.streams import stand_in
 
 if TYPE_CHECKING:
     from service.loaded import Loaded
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT, or once with -oneshot; give the exit code."""
     hold_signals()
+    stand_in()
     settings = beside(lambda: read(arguments))
     return run_command(settings, load())
 

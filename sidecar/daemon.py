@@ -15,11 +15,11 @@ from service.logs import logger_to_stderr
 from service.page import pages
 from service.probes import Page, serving
 from service.release import VERSION
-from service.stdout import forget_stdout
 from service.stopping import Stop, Stopped
+from service.streams import forget_stdout
 from sidecar.classification import Outcome, Rules, Unknown
 from sidecar.loop import Policy, Sidecar
-from sidecar.publisher import OnExit, Publisher
+from sidecar.publisher import OnExit, Publisher, PublishError
 from sidecar.scrape import Credentials, Scraper
 from sidecar.scrape import Target as ScrapeTarget
 from sidecar.status import body, status
@@ -58,6 +58,9 @@ class Printer:
         except BrokenPipeError:
             forget_stdout()
             raise Stopped from None
+        except OSError as error:
+            forget_stdout()
+            raise PublishError(f"cannot print: {error.strerror or error}") from error
 
     def withdraw(self) -> None:
         """Remove nothing."""

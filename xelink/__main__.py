@@ -13,8 +13,8 @@ from importlib.metadata import version
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from service.streams import complain, forget_stdout, stand_in
 from xelink.outcome import FAILED, INTERRUPTED, OK, FailedError
-from xelink.streams import complain, forget_stdout, stand_in
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite

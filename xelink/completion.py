@@ -4,10 +4,10 @@ import argparse
 
 import shtab
 
+from service.streams import say
 from xelink import __main__ as frame
 from xelink.helptext import HelpFormatter
 from xelink.outcome import OK
-from xelink.streams import say
 
 _EXAMPLES = """\
 examples:

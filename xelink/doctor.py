@@ -17,6 +17,7 @@ from shtab import DIRECTORY, FILE
 from device_plugin.labels import DEFAULT_PATH
 from device_plugin.sockets import DIRECTORY as PLUGIN_DIRECTORY
 from service.stopping import Stop, Stopped
+from service.streams import say
 from sidecar.scrape import Target
 from topology.features import namespace
 from topology.publication import DEFAULT_NAMESPACE
@@ -28,7 +29,6 @@ from xelink.permits import User, caller
 from xelink.readings import printable
 from xelink.show import json_text
 from xelink.sources import number
-from xelink.streams import say
 from xelink.tables import BAD, FAINT, GOOD, HEAD, WORST, Cell, aligned, show
 from xelink.visit import Place, Visit
 

@@ -5,6 +5,7 @@ import time
 from functools import partial
 
 from device_plugin.policies import POLICIES
+from service.streams import complain, say
 from topology.node import Node
 from xelink import sources
 from xelink.account import choice_facts, told
@@ -12,7 +13,6 @@ from xelink.choice import Wanted, choose
 from xelink.helptext import HelpFormatter
 from xelink.outcome import OK, UNKNOWN, WrongCallError
 from xelink.show import json_text, yaml_text
-from xelink.streams import complain, say
 from xelink.tables import show
 
 _EXAMPLES = """\

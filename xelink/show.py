@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from service.streams import say
 from topology.node import Node, State
 from topology.picture import svg
 from xelink import sources
@@ -15,7 +16,6 @@ from xelink.facts import nodes_facts
 from xelink.helptext import HelpFormatter
 from xelink.outcome import NO_LINKS, OK, UNKNOWN, WrongCallError
 from xelink.pages import VIEWS, cluster_page, node_page
-from xelink.streams import say
 from xelink.tables import show
 
 _EXAMPLES = """\

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import track
 from shtab import FILE
 
+from service.streams import say
 from xelink import chance
 from xelink.bars import bars
 from xelink.helptext import HelpFormatter
@@ -23,7 +24,6 @@ from xelink.show import json_text
 from xelink.simulation import simulate
 from xelink.simulation_page import page
 from xelink.sources import STDIN, number
-from xelink.streams import say
 from xelink.tables import show
 
 _SHIPPED = files("xelink") / "scenarios"

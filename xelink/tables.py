@@ -7,7 +7,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from xelink.streams import say
+from service.streams import say
 
 GAP = 2
 FAINT = "dim"

@@ -2,11 +2,8 @@
 
 import os
 import sys
+from io import FileIO, TextIOWrapper
 from typing import TextIO
-
-from service.stdout import forget_stdout
-
-__all__ = ["complain", "forget_stdout", "say", "stand_in"]
 
 
 def stand_in() -> None:
@@ -30,7 +27,14 @@ def _failing(number: int, direction: int) -> TextIO:
         os.close(opened)
     else:
         os.set_inheritable(number, True)  # noqa: FBT003 - it has no name
-    return open(number, "w" if number else "r", encoding="utf-8")
+    # Without buffers: what could not be written would be tried again at the end, which then fails.
+    raw = FileIO(number, "w" if number else "r")
+    return TextIOWrapper(raw, encoding="utf-8", write_through=True)
+
+
+def forget_stdout() -> None:
+    """Go on where nobody reads any more what we print, as with `| head`."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say(text: str) -> None:
