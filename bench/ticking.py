@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sidecar.__main__ import load
+from sidecar.start import load
 
 load()
 

@@ -21,6 +21,7 @@ from device_plugin.snapshot import Snapshot, Watch
 from device_plugin.sockets import SocketName
 from device_plugin.status import Parts, status
 from device_plugin.telemetry import NodeTelemetry, Telemetry
+from device_plugin.waiting import looking_for
 from service.command import OK
 from service.logs import logger_to_stderr
 from service.metrics import Metrics
@@ -77,7 +78,11 @@ async def _serve(settings: "PluginSettings", log: FilteringBoundLogger) -> None:
 
     def alive() -> str | None:
         silence = time.monotonic() - node.last_look
-        return f"no look at the node for {silence:.0f} s" if silence > _PATIENCE else None
+        if silence > _PATIENCE:
+            return f"no look at the node for {silence:.0f} s"
+        if (hanging := looking_for()) > _PATIENCE:
+            return f"a look at sockets or the feature file has taken {hanging:.0f} s"
+        return None
 
     def ready() -> Verdict:
         problem = endpoints.not_ready() if node.scanned else "no scan has succeeded yet"

@@ -71,6 +71,7 @@ class Node:
         self.seen = Seen()
         self.last_look = 0.0
         """When the scan last went round, by the monotonic clock."""
+        self._due = 0.0
         self.scanned = False
         """Whether a scan has ever succeeded."""
 
@@ -141,14 +142,14 @@ class Node:
         Without any known, at once. All in one thread: to wake the loop for each look would cost
         more than the look.
         """
-        due = time.monotonic() + self._sources.scan_seconds
         while True:
             if known is not None:
                 time.sleep(self._sources.look_seconds)
             signs = fingerprint(self._sources.roots)
             self.last_look = time.monotonic()
-            if signs != known or self.last_look >= due or is_over():
+            if signs != known or self.last_look >= self._due or is_over():
                 break
+        self._due = self.last_look + self._sources.scan_seconds
         found = None if is_over() else self._look_around(before)
         self.last_look = time.monotonic()
         return signs, found

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from typing import Any
 
+_SHORT = 0.25  # seconds
+
 
 async def first_of(*waits: Coroutine[Any, Any, object], seconds: float | None = None) -> bool:
     """Wait until one of them is done; False when the time was up before. The others are canceled.
@@ -35,7 +37,7 @@ async def until(condition: Callable[[], bool], pause: Callable[[], float]) -> No
     loop = asyncio.get_running_loop()
     holds = loop.create_future()
 
-    def settle(error: Exception | None) -> None:
+    def settle(error: BaseException | None) -> None:
         if holds.done():
             return
         if error:
@@ -43,7 +45,7 @@ async def until(condition: Callable[[], bool], pause: Callable[[], float]) -> No
         else:
             holds.set_result(None)
 
-    def tell(error: Exception | None) -> None:
+    def tell(error: BaseException | None) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody wants to know
             loop.call_soon_threadsafe(settle, error)
 
@@ -56,8 +58,16 @@ async def until(condition: Callable[[], bool], pause: Callable[[], float]) -> No
 
 
 def beat(now: float, pause: float) -> float:
-    """Give the next multiple of a pause, so that looks of the same or half the pause coincide."""
-    return (now // pause + 1) * pause if pause > 0 else now
+    """Give the next multiple of a pause, so that looks of the same or half the pause coincide.
+
+    A short pause, as that up to a certain instant, is taken as it is.
+    """
+    return now + pause if pause < _SHORT else (now // pause + 1) * pause
+
+
+def looking_for() -> float:
+    """Tell for how many seconds a look has been under way that may hang; 0 when there is none."""
+    return time.monotonic() - since if (since := _LOOKOUT.since) else 0.0
 
 
 @dataclass(eq=False)
@@ -67,7 +77,7 @@ class _Wait:
     due: float
     condition: Callable[[], bool]
     pause: Callable[[], float]
-    tell: Callable[[Exception | None], None]
+    tell: Callable[[BaseException | None], None]
     over: bool = False
 
     def __lt__(self, other: "_Wait") -> bool:
@@ -81,7 +91,7 @@ class _Wait:
             if not self.condition():
                 self.due = beat(time.monotonic(), self.pause())
                 return True
-        except Exception as error:  # noqa: BLE001 - whatever it is, who waits is told
+        except BaseException as error:  # noqa: BLE001 - whatever it is, who waits is told
             self.tell(error)
         else:
             self.tell(None)
@@ -102,6 +112,8 @@ class _Lookout:
         self._bell = threading.Lock()
         self._bell.acquire()
         self._awake = False
+        self.since = 0.0
+        """When the look that is under way began, by the monotonic clock."""
 
     def add(self, wait: _Wait) -> None:
         """Look for one more."""
@@ -130,7 +142,7 @@ class _Lookout:
     def _run(self) -> None:
         while (left := self._turn()) is not None:
             if left > 0:
-                self._bell.acquire(timeout=left)
+                self._bell.acquire(timeout=min(left, threading.TIMEOUT_MAX))
 
     def _turn(self) -> float | None:
         """Look if it is time; give the seconds until the next look, None when nobody waits."""
@@ -142,7 +154,10 @@ class _Lookout:
             if left > 0:
                 return left
             wait = heappop(self._waits)
-        if wait.look():
+        self.since = time.monotonic()
+        again = wait.look()
+        self.since = 0.0
+        if again:
             with self._lock:
                 if not wait.over:
                     heappush(self._waits, wait)

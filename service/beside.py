@@ -30,6 +30,7 @@ def beside(work: Callable[[], T]) -> Callable[[], T]:
         os.close(writer)
         return work
     if not child:
+        os.close(reader)  # or it would write on when nobody is left to read
         _tell(writer, work)
     os.close(writer)
 

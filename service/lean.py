@@ -54,10 +54,10 @@ class _Late(ModuleType):
 def no_openssl() -> None:
     """Run as in a Python that was built without OpenSSL: 5 MB, for a daemon that has no TLS.
 
-    asyncio, hashlib and http do without by themselves. prometheus_client only names what is in
-    `ssl`, for functions that serve over TLS.
+    asyncio and http do without by themselves, and hashlib where Python has hashes of its own.
+    prometheus_client only names what is in `ssl`, for functions that serve over TLS.
     """
-    leave_out("_hashlib", "_ssl", "ssl")
+    leave_out("_ssl", "ssl", *_needless_hashes())
     import asyncio.sslproto  # noqa: F401, PLC0415 - before there is something by that name
 
     named = ModuleType("ssl")
@@ -66,13 +66,26 @@ def no_openssl() -> None:
     sys.modules[named.__name__] = named
 
 
+# Python's own, as modules: before 3.12 and since
+_OWN_HASHES = (
+    {"_blake2", "_md5", "_sha1", "_sha256", "_sha3", "_sha512"},
+    {"_blake2", "_md5", "_sha1", "_sha2", "_sha3"},
+)
+
+
+def _needless_hashes() -> tuple[str, ...]:
+    """Name the module of OpenSSL's hashes, unless Python was built to have no others."""
+    own = any(all(map(find_spec, names)) for names in _OWN_HASHES)
+    return ("_hashlib",) if own else ()
+
+
 def lean_settings() -> None:
     """Keep pydantic and its settings from importing what reading a few flags does not need.
 
     pydantic would look for plugins in the metadata of all that is installed, whatever
     PYDANTIC_DISABLE_PLUGINS says. Without the module that does it, nothing is missed.
     """
-    leave_out("_hashlib", "click", "rich")
+    leave_out("click", "rich", *_needless_hashes())
     put_off("asyncio", "secrets")
     loader = ModuleType("pydantic.plugin._loader")
     loader.get_plugins = tuple  # type: ignore[attr-defined] # none

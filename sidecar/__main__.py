@@ -1,46 +1,17 @@
-"""`xelink-sidecar`: signals first, settings beside, everything else after."""
+"""`xelink-sidecar`: signals first, everything else after."""
 
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-from service.beside import beside
-from service.command import run_command
-from service.lean import lean_settings, leave_out, nothing_to_collect, put_off
 from service.signals import hold_signals
-from service.streams import stand_in
-
-if TYPE_CHECKING:
-    from service.loaded import Loaded
-    from sidecar.settings import SidecarSettings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT, or once with -oneshot; give the exit code."""
     hold_signals()
-    stand_in()
-    settings = beside(lambda: read(arguments))
-    return run_command(settings, load())
+    from sidecar.start import start  # noqa: PLC0415 - takes a while, in which a signal may come
 
-
-def read(arguments: Sequence[str] | None) -> "Loaded[SidecarSettings] | int":
-    """Read the settings, or give the exit code of what was said in their place."""
-    lean_settings()
-    with nothing_to_collect():
-        from service.answering import answer  # noqa: PLC0415 - with pydantic, in a process that ends
-        from sidecar.settings import SidecarSettings  # noqa: PLC0415 - as above
-
-    return answer(SidecarSettings, arguments)
-
-
-def load() -> "Callable[[Loaded[SidecarSettings]], int]":
-    """Import the daemon and no more than it needs; that takes a while, and a signal may come."""
-    leave_out("bz2", "click", "lzma", "rich")
-    put_off("asyncio", "idna", "secrets")
-    with nothing_to_collect():
-        from sidecar.daemon import run  # noqa: PLC0415 - after what makes it lean
-
-    return run
+    return start(arguments)
 
 
 if __name__ == "__main__":

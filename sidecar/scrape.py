@@ -157,6 +157,7 @@ class Scraper:
             headers={
                 "Accept": "text/plain",
                 "Accept-Encoding": "identity",
+                "Connection": "keep-alive",
                 "User-Agent": user_agent,
             },
         )

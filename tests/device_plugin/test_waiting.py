@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_plugin.waiting import beat, first_of, until
+from device_plugin.waiting import beat, first_of, looking_for, until
 
 
 def test_one_looks_after_each_pause_until_it_holds() -> None:
@@ -49,8 +49,43 @@ def test_looks_come_with_beats_that_those_of_twice_the_pause_share(
     assert beat(due, pause) == due + pause
 
 
-def test_a_look_without_a_pause_is_due_at_once() -> None:
-    assert beat(17.5, 0.0) == 17.5
+@given(st.floats(0, 1e9), st.floats(0, 0.249))
+def test_a_short_pause_is_taken_as_it_is(now: float, pause: float) -> None:
+    assert beat(now, pause) == now + pause
+
+
+def test_a_look_that_hangs_is_told() -> None:
+    async def story() -> None:
+        held, go_on = asyncio.Event(), threading.Event()
+        loop = asyncio.get_running_loop()
+
+        def look() -> bool:
+            loop.call_soon_threadsafe(held.set)
+            return go_on.wait(20)
+
+        task = asyncio.create_task(until(look, lambda: 0.001))
+        await held.wait()
+        before = looking_for()
+        assert before > 0
+        assert looking_for() > before
+        go_on.set()
+        await task
+        await asyncio.wait_for(until(lambda: looking_for() > 0, lambda: 0.001), 5.0)
+
+    asyncio.run(story())
+
+
+def test_a_condition_may_raise_anything_and_others_are_looked_for_on() -> None:
+    async def story() -> None:
+        with pytest.raises(GeneratorExit):
+            await until(_leave, lambda: 0.001)
+        await asyncio.wait_for(until(lambda: True, lambda: 0.001), 5.0)
+
+    asyncio.run(story())
+
+
+def _leave() -> bool:
+    raise GeneratorExit
 
 
 def test_there_is_one_thread_for_all_and_none_for_nobody() -> None:

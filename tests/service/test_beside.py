@@ -1,9 +1,13 @@
 """Work in a process that ends with it, and what becomes of it when that process does not do it."""
 
+import os
+import select
 import subprocess
 import sys
 
 import pytest
+
+LONG = 300_000  # more than a pipe holds
 
 # In a Python of its own: a process with threads, as the one of the tests, must not be forked.
 PROGRAM = """
@@ -54,8 +58,8 @@ def test_work_that_is_not_done_there_is_done_here(before: str) -> None:
 
 
 def test_it_is_done_by_another_process_which_leaves_nothing_behind() -> None:
-    said = told("def work():\n    import wave\n    return elsewhere(), 'x' * 1000000 == ''")
-    assert said[0] == "(True, False)"
+    said = told(f"def work():\n    return elsewhere(), 'x' * {LONG}")
+    assert said[0] == f"(True, '{'x' * LONG}')"
     assert said[1:] == told("work = int")[1:]
     assert said[2] == "no child"
 
@@ -68,6 +72,31 @@ def test_what_it_imports_stays_there() -> None:
     )
     assert done.stdout.splitlines()[0] == "True"
     assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_it_does_not_outlive_who_waits() -> None:
+    before = (
+        "def work():\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    sys.stdin.read()\n"  # until the process that waits was killed
+        f"    return 'x' * {LONG}"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM.format(before=before)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as waits:
+        assert waits.stdin
+        assert waits.stdout
+        works = os.pidfd_open(int(waits.stdout.readline()))
+        try:
+            waits.kill()
+            waits.wait(20)
+            waits.stdin.close()
+            assert select.select([works], [], [], 20)[0], "it still writes"
+        finally:
+            os.close(works)
 
 
 def test_it_raises_what_the_work_raises() -> None:

@@ -95,7 +95,41 @@ def test_pydantic_checks_without_plugins_and_without_looking_for_them() -> None:
     assert told(SETTINGS).split() == ["7", "False", "1"]
 
 
-LOADED = "import sys\nfrom sidecar.__main__ import load\nload()\n"
+LOADED = "import sys\nfrom sidecar.start import load\nload()\n"
+
+
+HASHES = """
+import sys
+from service import lean
+lean.leave_out("_blake2", "_md5", "_sha1", "_sha2", "_sha256", "_sha3", "_sha512")
+lean.no_openssl()
+import hashlib
+print(hashlib.sha256(b"").hexdigest()[:8], sys.modules["_ssl"])
+"""
+
+
+def test_a_python_whose_hashes_are_all_openssl_s_keeps_them() -> None:
+    assert told(HASHES).split() == ["e3b0c442", "None"]
+
+
+SIGNALS = """
+import signal, sys
+loaded = []
+signal.pthread_sigmask = lambda *_: loaded.append(len(sys.modules)) or sys.exit()
+before = len(sys.modules)
+from {daemon}.__main__ import main
+try:
+    main(["-version"])
+except SystemExit:
+    print(loaded[0] - before, "pickle" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("daemon", ["sidecar", "device_plugin"])
+def test_hardly_anything_is_imported_before_signals_are_held(daemon: str) -> None:
+    more, pickle = told(SIGNALS.format(daemon=daemon)).split()
+    assert int(more) <= 5
+    assert pickle == "False"
 
 
 def test_a_sidecar_holds_nothing_that_it_does_not_use() -> None:

@@ -1,0 +1,35 @@
+"""How the plugin starts: settings beside, the daemon meanwhile, and no more than it needs."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from service.beside import beside
+from service.command import run_command
+from service.lean import lean_settings, leave_out, no_openssl, nothing_to_collect
+from service.streams import stand_in
+
+if TYPE_CHECKING:
+    from device_plugin.settings import PluginSettings
+    from service.loaded import Loaded
+
+
+def start(arguments: Sequence[str] | None) -> int:
+    """Read the settings and run the daemon; give the exit code."""
+    stand_in()
+    settings = beside(lambda: read(arguments))
+    leave_out("bz2", "click", "lzma", "rich")
+    with nothing_to_collect():
+        no_openssl()
+        from device_plugin.daemon import run  # noqa: PLC0415 - after what makes it lean
+
+    return run_command(settings, run)
+
+
+def read(arguments: Sequence[str] | None) -> "Loaded[PluginSettings] | int":
+    """Read the settings, or give the exit code of what was said in their place."""
+    lean_settings()
+    with nothing_to_collect():
+        from device_plugin.settings import PluginSettings  # noqa: PLC0415 - in a process that ends
+        from service.answering import answer  # noqa: PLC0415 - with pydantic, as above
+
+    return answer(PluginSettings, arguments)

@@ -1,0 +1,40 @@
+"""How the sidecar starts: settings beside, the daemon meanwhile, and no more than it needs."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from service.beside import beside
+from service.command import run_command
+from service.lean import lean_settings, leave_out, nothing_to_collect, put_off
+from service.streams import stand_in
+
+if TYPE_CHECKING:
+    from service.loaded import Loaded
+    from sidecar.settings import SidecarSettings
+
+
+def start(arguments: Sequence[str] | None) -> int:
+    """Read the settings and run the daemon; give the exit code."""
+    stand_in()
+    settings = beside(lambda: read(arguments))
+    return run_command(settings, load())
+
+
+def read(arguments: Sequence[str] | None) -> "Loaded[SidecarSettings] | int":
+    """Read the settings, or give the exit code of what was said in their place."""
+    lean_settings()
+    with nothing_to_collect():
+        from service.answering import answer  # noqa: PLC0415 - with pydantic, in a process that ends
+        from sidecar.settings import SidecarSettings  # noqa: PLC0415 - as above
+
+    return answer(SidecarSettings, arguments)
+
+
+def load() -> "Callable[[Loaded[SidecarSettings]], int]":
+    """Import the daemon and no more than it needs."""
+    leave_out("bz2", "click", "lzma", "rich")
+    put_off("asyncio", "idna", "secrets")
+    with nothing_to_collect():
+        from sidecar.daemon import run  # noqa: PLC0415 - after what makes it lean
+
+    return run
