@@ -77,12 +77,7 @@ async def _serve(settings: "PluginSettings", log: FilteringBoundLogger) -> None:
     )
 
     def alive() -> str | None:
-        silence = time.monotonic() - node.last_look
-        if silence > _PATIENCE:
-            return f"no look at the node for {silence:.0f} s"
-        if (hanging := looking_for()) > _PATIENCE:
-            return f"a look at sockets or the feature file has taken {hanging:.0f} s"
-        return None
+        return stalled(time.monotonic() - node.last_look, looking_for())
 
     def ready() -> Verdict:
         problem = endpoints.not_ready() if node.scanned else "no scan has succeeded yet"
@@ -108,6 +103,19 @@ async def _serve(settings: "PluginSettings", log: FilteringBoundLogger) -> None:
         except BaseExceptionGroup as group:
             # Whatever else there was, it came of the first.
             raise group.exceptions[0] from None
+
+
+def stalled(silence: float, look: float) -> str | None:
+    """Say what hangs so that kubelet should restart us: a scan, or what looks beside it.
+
+    `silence` is the seconds since the node was last looked at, `look` those that a look at sockets
+    or the feature file has taken by now.
+    """
+    if silence > _PATIENCE:
+        return f"no look at the node for {silence:.0f} s"
+    if look > _PATIENCE:
+        return f"a look at sockets or the feature file has taken {look:.0f} s"
+    return None
 
 
 def _pages(settings: "PluginSettings", parts: Parts) -> Mapping[str, Page]:

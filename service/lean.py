@@ -61,8 +61,9 @@ def no_openssl() -> None:
     import asyncio.sslproto  # noqa: F401, PLC0415 - before there is something by that name
 
     named = ModuleType("ssl")
-    named.SSLContext = named.TLSVersion = object  # type: ignore[attr-defined] # for annotations
-    named.PROTOCOL_TLS_CLIENT = named.PROTOCOL_TLS_SERVER = 0  # type: ignore[attr-defined]
+    annotations = dict.fromkeys(("SSLContext", "TLSVersion"), object)
+    defaults = dict.fromkeys(("PROTOCOL_TLS_CLIENT", "PROTOCOL_TLS_SERVER"), 0)
+    vars(named).update(annotations, **defaults)
     sys.modules[named.__name__] = named
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 I915 = "gpu.intel.com/i915"
 MONITORING = "gpu.intel.com/monitoring"
-FAST = Pace(look=0.02, lost=0.3, patience=5.0, longest=0.1, grace=0.5)
+FAST = Pace(look=0.02, calm=0.02, lost=0.3, patience=5.0, longest=0.1, grace=0.5)
 
 
 def bdf(number: int) -> str:

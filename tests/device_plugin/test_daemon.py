@@ -19,6 +19,7 @@ import pytest
 
 from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.api.deviceplugin_pb2_grpc import DevicePluginStub
+from device_plugin.daemon import stalled
 from device_plugin.simulator.kubelet import Kubelet
 from device_plugin.simulator.node import Node
 from sidecar.simulator import Blueprint
@@ -140,6 +141,22 @@ def test_it_holds_neither_what_read_its_settings_nor_openssl(scene: Scene) -> No
 
 
 # Probes and metrics
+
+
+@pytest.mark.parametrize(
+    ("silence", "look", "problem"),
+    [
+        (0.0, 0.0, None),
+        (60.0, 60.0, None),
+        (61.0, 0.0, "no look at the node for 61 s"),
+        (1.0, 75.4, "a look at sockets or the feature file has taken 75 s"),
+        (90.0, 90.0, "no look at the node for 90 s"),
+    ],
+)
+def test_what_hangs_for_a_minute_makes_kubelet_restart_us(
+    silence: float, look: float, problem: str | None
+) -> None:
+    assert stalled(silence, look) == problem
 
 
 def test_it_is_ready_from_registration_on_and_says_what_the_links_are(scene: Scene) -> None:

@@ -247,6 +247,19 @@ def test_a_function_that_could_not_be_told_is_asked_again(node: Node) -> None:
     assert [withheld.bdf for withheld in look(node).withheld] == [FIRST]
 
 
+def test_what_a_function_is_is_asked_once_while_the_same_ones_are_there(node: Node) -> None:
+    functions = node.root / "sys/bus/pci/devices"
+    (functions / "0000:fe:00.0").mkdir()
+    (functions / "0000:fe:00.0/class").write_text("0x020000\n")
+    (functions / "0000:fe:00.0/vendor").write_text("0x8086\n")
+    assert look(node).withheld == ()
+    (functions / "0000:fe:00.0/class").unlink()
+    (functions / "0000:fe:00.0/class").write_text("0x030000\n")
+    assert look(node).withheld == (), "no such function changes in its place"
+    (functions / "0000:ff:00.0").mkdir()
+    assert [withheld.bdf for withheld in look(node).withheld] == ["0000:fe:00.0"]
+
+
 def test_functions_that_come_and_go_are_asked(node: Node) -> None:
     functions = node.root / "sys/bus/pci/devices"
     assert look(node).withheld == ()

@@ -42,7 +42,7 @@ from tests.device_plugin.plugins import (
 )
 
 # Whatever happens in time comes of being told, not of a look.
-NEVER_LOOKS = replace(FAST, look=60.0, lost=60.0)
+NEVER_LOOKS = replace(FAST, look=60.0, calm=60.0, lost=60.0)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -217,6 +217,19 @@ def test_without_a_resource_nothing_is_missing(path: Path) -> None:
 
 
 # kubelet's misbehavior
+
+
+def test_a_restart_of_kubelet_is_heard_and_need_not_be_seen(path: Path) -> None:
+    async def story() -> None:
+        with Kubelet(path) as kubelet:
+            async with running(path, pace=replace(FAST, calm=1e6)) as plugin:
+                for restart in range(1, 4):
+                    await settled(plugin, kubelet)
+                    await off(kubelet.restart)
+                    await off(kubelet.wait_for_registrations, restart + 1)
+                await settled(plugin, kubelet)
+
+    asyncio.run(story())
 
 
 def test_a_hundred_restarts_are_registered_each_time_and_nothing_leaks(path: Path) -> None:
@@ -660,7 +673,7 @@ def test_a_socket_that_answers_belongs_to_someone_else(path: Path) -> None:
 def test_only_our_own_socket_is_removed_at_the_end(path: Path) -> None:
     async def story() -> None:
         ours = path / "gpu.intel.com-i915.sock"
-        async with running(path, pace=Pace(look=60)) as plugin:
+        async with running(path, pace=Pace(look=60, calm=60)) as plugin:
             await until(lambda: plugin.events("serving"))
             ours.unlink()
             with socket.socket(socket.AF_UNIX) as theirs:
