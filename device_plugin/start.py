@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from service.beside import beside
 from service.command import run_command
 from service.lean import lean_settings, leave_out, no_openssl, nothing_to_collect
-from service.streams import stand_in
+from service.streams import stand_in, unbuffer_stderr
 
 if TYPE_CHECKING:
     from device_plugin.settings import PluginSettings
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 def start(arguments: Sequence[str] | None) -> int:
     """Read the settings and run the daemon; give the exit code."""
     stand_in()
+    unbuffer_stderr()
     settings = beside(lambda: read(arguments))
     leave_out("bz2", "click", "lzma", "rich")
     with nothing_to_collect():

@@ -19,6 +19,15 @@ def stand_in() -> None:
         sys.stderr = _failing(2, os.O_RDONLY)
 
 
+def unbuffer_stderr() -> None:
+    """Write what goes to standard error at once, or not at all.
+
+    From a buffer, what a full disk or a reader that has gone did not take would be tried again and
+    again, and at last by Python as it ends: with exit code 120, whatever the daemon's was.
+    """
+    sys.stderr = _unbuffered(2, closefd=False)
+
+
 def _failing(number: int, direction: int) -> TextIO:
     """Open a stream that can only be used in the other direction."""
     opened = os.open(os.devnull, direction)
@@ -27,9 +36,12 @@ def _failing(number: int, direction: int) -> TextIO:
         os.close(opened)
     else:
         os.set_inheritable(number, True)  # noqa: FBT003 - it has no name
-    # Without buffers: what could not be written would be tried again at the end, which then fails.
-    raw = FileIO(number, "w" if number else "r")
-    return TextIOWrapper(raw, encoding="utf-8", write_through=True)
+    return _unbuffered(number)
+
+
+def _unbuffered(number: int, *, closefd: bool = True) -> TextIO:
+    raw = FileIO(number, "w" if number else "r", closefd=closefd)
+    return TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", write_through=True)
 
 
 def forget_stdout() -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from service.beside import beside
 from service.command import run_command
 from service.lean import lean_settings, leave_out, nothing_to_collect, put_off
-from service.streams import stand_in
+from service.streams import stand_in, unbuffer_stderr
 
 if TYPE_CHECKING:
     from service.loaded import Loaded
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 def start(arguments: Sequence[str] | None) -> int:
     """Read the settings and run the daemon; give the exit code."""
     stand_in()
+    unbuffer_stderr()
     settings = beside(lambda: read(arguments))
     return run_command(settings, load())
 

@@ -174,7 +174,8 @@ def test_long_runs_show_a_progress_bar_on_a_terminal(runs: str, bar: bool) -> No
     terminal, end = pty.openpty()
     with os.fdopen(terminal, "rb", buffering=0) as shown:
         call = [sys.executable, "-m", "xelink", "simulate", "islands", "--runs", runs]
-        process = subprocess.run(call, stdout=subprocess.PIPE, stderr=end, check=True)
+        env = {**os.environ, "TERM": "xterm"}  # one that can go back in a line
+        process = subprocess.run(call, stdout=subprocess.PIPE, stderr=end, check=True, env=env)
         os.close(end)
         told = b""
         while chunk := _read(shown.fileno()):
