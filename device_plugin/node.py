@@ -28,6 +28,8 @@ from device_plugin.waiting import first_of
 from service.logs import Changes
 
 T = TypeVar("T")
+# What a scan finds: the GPUs, and whether the CDI spec stands
+Found = tuple[Inventory, bool]
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Node:
         self.seen = Seen()
         self.last_look = 0.0
         """When the scan last went round, by the monotonic clock."""
+        self._signs: tuple[str, ...] | None = None
         self._due = 0.0
         self.scanned = False
         """Whether a scan has ever succeeded."""
@@ -118,41 +121,35 @@ class Node:
     # Sources
 
     async def _scan(self, stop: asyncio.Event) -> None:
-        signs: tuple[str, ...] | None = None
+        found: Found | None = None
         while not stop.is_set():
-            news = await self._unless(
-                stop, partial(self._next_scan, signs, self.seen.inventory, stop.is_set)
-            )
-            if news is None:
-                return
-            signs, found = news
+            found = await self._unless(stop, partial(self._next_found, found, stop.is_set))
             if found:
                 # The others go on meanwhile: only what was scanned is taken over.
                 inventory, stands = found
-                seen = replace(self.seen, inventory=inventory, cdi=stands)
-                if seen != self.seen or not self.scanned:
-                    self.seen, self.scanned = seen, True
-                    self._news.set()
+                self.seen = replace(self.seen, inventory=inventory, cdi=stands)
+                self.scanned = True
+                self._news.set()
 
-    def _next_scan(
-        self, known: tuple[str, ...] | None, before: Inventory, is_over: Callable[[], bool]
-    ) -> tuple[tuple[str, ...], tuple[Inventory, bool] | None]:
-        """Scan when there is reason to: other signs than those that are known, or that it is due.
+    def _next_found(self, known: Found | None, is_over: Callable[[], bool]) -> Found | None:
+        """Scan, when there are new signs or it is due, until something else is found; None: over.
 
-        Without any known, at once. All in one thread: to wake the loop for each look would cost
-        more than the look.
+        All in one thread: to wake the loop for each look, or for each scan that finds the same,
+        would cost more than the look.
         """
-        while True:
-            if known is not None:
+        while not is_over():
+            if self._signs is not None:
                 time.sleep(self._sources.look_seconds)
             signs = fingerprint(self._sources.roots)
             self.last_look = time.monotonic()
-            if signs != known or self.last_look >= self._due or is_over():
-                break
-        self._due = self.last_look + self._sources.scan_seconds
-        found = None if is_over() else self._look_around(before)
-        self.last_look = time.monotonic()
-        return signs, found
+            if signs == self._signs and self.last_look < self._due:
+                continue
+            self._signs, self._due = signs, self.last_look + self._sources.scan_seconds
+            found = self._look_around(known[0] if known else Inventory())
+            self.last_look = time.monotonic()
+            if found and found != known:
+                return found
+        return None
 
     @staticmethod
     async def _unless(stop: asyncio.Event, work: Callable[[], T]) -> T | None:
@@ -164,7 +161,7 @@ class Node:
         task.cancel()
         return None
 
-    def _look_around(self, before: Inventory) -> tuple[Inventory, bool] | None:
+    def _look_around(self, before: Inventory) -> Found | None:
         """Scan the node and refresh the CDI spec; say whether that stands. None: it failed."""
         try:
             inventory = self._inventory(before)
