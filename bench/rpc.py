@@ -4,8 +4,9 @@ The plugin runs as a process of its own on a simulated node of eight GPUs. The c
 with a connection each, are a Go program where there is `go` (`rpcclient/`), as kubelet is one, and
 else Python processes, whose own work takes longer than ours. What an RPC costs that carries next to
 nothing (GetDevicePluginOptions) is the floor; the other rows are ratios to it from the same run,
-as absolute times of a shared machine mean little. Requests take turns, so that whatever else the
-machine does falls on all of them alike.
+as absolute times of a shared machine mean little. One row is a Go server that answers everything
+with nothing: what a plugin in Go would take at least. Requests take turns, so that whatever else
+the machine does falls on all of them alike.
 """
 
 import base64
@@ -19,7 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from multiprocessing import get_context
@@ -50,6 +51,7 @@ ROWS = (
     ("prefer 4", "ring"),
     ("allocate 2", "mesh"),
 )
+GO_ROW = ("floor", "a Go server")
 
 
 class Request(NamedTuple):
@@ -169,6 +171,20 @@ def go_client(directory: Path) -> Path | str:
 
 
 @contextmanager
+def go_server(program: Path, directory: Path) -> Iterator[str]:
+    """Run the Go program as a server that answers with nothing; give its address."""
+    with subprocess.Popen(  # noqa: S603 - our own program
+        [program, directory / "go.sock"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        if not (process.stdout and process.stdout.readline()):
+            raise AssertionError(program)
+        try:
+            yield f"unix:{directory}/go.sock"
+        finally:
+            process.terminate()
+
+
+@contextmanager
 def plugin(directory: Path, wiring: str) -> Iterator[str]:
     """Run a plugin on a node of eight GPUs that are linked like this; give its address."""
     root = directory / wiring
@@ -215,24 +231,32 @@ def main() -> None:
     # Not pytest's or the user's own: the path of a socket has 107 bytes at most.
     with tempfile.TemporaryDirectory(prefix="x", dir="/tmp") as name:
         client = go_client(Path(name))
+        go: AbstractContextManager[str | None] = nullcontext()
         if isinstance(client, Path):
             print("Client: Go, as kubelet.")
-            callers = go_callers(client)
+            callers, go = go_callers(client), go_server(client, Path(name))
         else:
             print(f"Client: Python, slower than kubelet's ({client}).")
             callers = python_callers()
         times = (f"{part}{what}" for part in ("p50", "p99", "max") for what in (", ms", "/floor"))
         table = Table("rpc", ("request", "links", "callers", *times))
-        with plugin(Path(name), "mesh") as mesh, plugin(Path(name), "ring") as ring, callers as ask:
+        with (
+            plugin(Path(name), "mesh") as mesh,
+            plugin(Path(name), "ring") as ring,
+            go as other,
+            callers as ask,
+        ):
+            addresses = {"mesh": mesh, "ring": ring} | ({GO_ROW[1]: other} if other else {})
             for number in CALLERS:
-                rows(table, ask, number, {"mesh": mesh, "ring": ring})
+                rows(table, ask, number, addresses)
 
 
 def rows(table: Table, measure: Measure, number: int, addresses: dict[str, str]) -> None:
     """Write a row for each request of so many callers."""
-    took: dict[tuple[str, str], list[float]] = {row: [] for row in ROWS}
+    asked = [row for row in (*ROWS, GO_ROW) if row[1] in addresses]
+    took: dict[tuple[str, str], list[float]] = {row: [] for row in asked}
     for _ in range(ROUNDS):
-        for name, links in ROWS:
+        for name, links in asked:
             took[name, links] += measure(number, addresses[links], REQUESTS[name], CALLS // ROUNDS)
     for (name, links), times in took.items():
         table.row(name, links, number, *cells(times, took["floor", "mesh"]))

@@ -1,6 +1,8 @@
 // Calls RPCs as kubelet does, with Go's gRPC, and tells how long each took.
 //
 // Reads one JSON object a line from standard input and writes one JSON array of seconds for each.
+// With the path of a socket it is a server instead that answers every call with nothing, to tell
+// what any plugin written in Go would take at least.
 // Messages are bytes that somebody else has encoded, so that nothing has to be generated here.
 package main
 
@@ -8,6 +10,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"sync"
 	"time"
@@ -109,7 +112,29 @@ func run(known *clients, what order) ([]float64, error) {
 	return every, nil
 }
 
+// serve answers every call with an empty message, until it is killed.
+func serve(socket string) error {
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
+		return err
+	}
+	answer := func(_ any, stream grpc.ServerStream) error {
+		var request, nothing []byte
+		if err := stream.RecvMsg(&request); err != nil {
+			return err
+		}
+		return stream.SendMsg(&nothing)
+	}
+	fmt.Println("serving")
+	server := grpc.NewServer(grpc.ForceServerCodec(raw{}), grpc.UnknownServiceHandler(answer))
+	return server.Serve(listener)
+}
+
 func main() {
+	if len(os.Args) > 1 {
+		fmt.Fprintln(os.Stderr, "rpcclient:", serve(os.Args[1]))
+		os.Exit(1)
+	}
 	known := &clients{map[string][]*grpc.ClientConn{}}
 	orders, answers := json.NewDecoder(os.Stdin), json.NewEncoder(os.Stdout)
 	for orders.More() {
