@@ -15,7 +15,7 @@ from xelink.permits import ENTER, NFD, READ, WRITE, may, spelled
 from xelink.visit import Visit
 
 _LATE = 2 / 3  # of a file's life: the sidecar renews it after one third
-_NO_FILE = "there is no feature file to judge, see fresh"
+_NO_FILE = skip("there is no feature file to judge", "fresh")
 
 
 def writable(visit: Visit) -> Finding:
@@ -46,11 +46,11 @@ def readable(visit: Visit) -> Finding:
     """Check that NFD's worker, which is not root, can read the file."""
     place, seen, told = visit.place, visit.directory, visit.file_told
     if seen.told is None:
-        return skip("there is no directory, see features.d")
+        return skip("there is no directory", "features.d")
     if not may(NFD, seen.told, READ | ENTER):
         return _barred(place.features_dir, seen.told, "0755")
     if told is None:
-        return skip(_NO_FILE)
+        return _NO_FILE
     if not stat.S_ISREG(told.st_mode):
         said = f"{place.feature_file} is no regular file, NFD passes it over"
         return fail(said, "remove it, xelink-sidecar writes it anew")
@@ -108,13 +108,13 @@ def _everlasting(visit: Visit, written: str) -> Finding:
 def _unread(visit: Visit) -> Finding:
     path = visit.place.feature_file
     if visit.file.content is not None:
-        return skip("too long to be read, see nfd-rules")
+        return skip("too long to be read", "nfd-rules")
     if visit.directory.told is None and "--feature-file" not in visit.place.given:
-        return skip("there is no directory, see features.d")
+        return skip("there is no directory", "features.d")
     if visit.file_told is None:
         return fail(f"there is no {path}", "start xelink-sidecar, or give --feature-file")
     if not stat.S_ISREG(visit.file_told.st_mode):
-        return skip("it is no regular file, see readable")
+        return skip("it is no regular file", "readable")
     return skip(f"{path}: {visit.file.problem.lower()}; ask as root")
 
 
@@ -122,9 +122,9 @@ def consistent(visit: Visit) -> Finding:
     """Check that the parts of the file fit together: chunks, summary, raw topology, id map."""
     match visit.said:
         case None if visit.file.content is None:
-            return skip(_NO_FILE)
+            return _NO_FILE
         case None:
-            return skip("too long to be read, see nfd-rules")
+            return skip("too long to be read", "nfd-rules")
         case AbsentError() as error:
             return fail(
                 f"{error} in {visit.place.feature_file}",
@@ -146,7 +146,7 @@ def accepted(visit: Visit) -> Finding:
     """Check that NFD takes every line, by its own rules and those of Kubernetes."""
     content = visit.file.content
     if content is None:
-        return skip(_NO_FILE)
+        return _NO_FILE
     name = visit.place.feature_file.name
     if len(content) > features.FILE_LIMIT:
         return fail(
@@ -179,7 +179,7 @@ def one_writer(visit: Visit) -> Finding:
     """Check that nobody else publishes the same labels: NFD would mix both."""
     prefix = f"{visit.place.namespace}/{LABEL}"
     if visit.directory.told is None:
-        return skip("there is no directory, see features.d")
+        return skip("there is no directory", "features.d")
     others = [
         name
         for name, content in visit.other_files.items()

@@ -72,7 +72,7 @@ def sockets(visit: Visit) -> Finding:
     """Check that a plugin answers on each socket of `gpu.intel.com`, one for a resource."""
     seen = visit.sockets
     if seen.problem:
-        return skip("kubelet's directory cannot be looked into, see kubelet")
+        return skip("kubelet's directory cannot be looked into", "kubelet")
     if not seen.plugins:
         return skip(f"no device plugin of gpu.intel.com serves in {visit.place.plugin_dir}")
     serving: dict[str, list[str]] = {}
@@ -118,7 +118,7 @@ def id_map(visit: Visit) -> Finding:
     topology, source = _topology(visit)
     inventory = visit.inventory
     if topology is None or not topology.gpus:
-        return skip("there is no id map, see xpum and consistent")
+        return skip("there is no id map", "xpum", "consistent")
     if inventory is None:
         return skip(f"there is no sysfs at {visit.place.prefix / 'sys'}; give --prefix")
     links = join(Reading(State.IN_USE, said=Publication(topology)), inventory)
@@ -157,7 +157,7 @@ def degraded(visit: Visit) -> Finding:
     """Check the links: lanes, directions, links that others of the node have, states of ports."""
     topology, source = _topology(visit)
     if topology is None:
-        return skip("no lanes are known, see xpum and consistent")
+        return skip("no lanes are known", "xpum", "consistent")
     node = Node.of(topology)
     faulty = [f"{link} {_lanes(marks)}" for link, marks in node.marks.items()]
     thin = [f"GPU{one} to GPU{other}" for one, other in node.thin]

@@ -67,7 +67,7 @@ def answers(visit: Visit) -> Finding:
 def _no_topology(seen: Unknown, url: str) -> Finding:
     match seen.reason:
         case Reason.TLS:
-            return skip(f"no answer at {url}, see tls")
+            return skip(f"no answer at {url}", "tls")
         case Reason.NO_FABRIC_DATA:
             said = f"2.x at {url}: no Xe Link topology in its metrics"
             return warn(said, _TODO[seen.reason])
@@ -94,7 +94,7 @@ def tls(visit: Visit) -> Finding:
     if isinstance(answer.outcome, Unknown) and answer.outcome.reason is Reason.TLS:
         return _unverified(answer.outcome.detail)
     if answer.certificate_expiry is None:
-        return skip("no certificate was shown, see xpum")
+        return skip("no certificate was shown", "xpum")
     left = answer.certificate_expiry - visit.now.timestamp()
     if left < _CERTIFICATE_SECONDS:
         return warn(
@@ -116,7 +116,7 @@ def host_network(visit: Visit) -> Finding:
     """Check that XPU Manager sees the fabric: without the host's network it sees GPUs alone."""
     answer = visit.answer
     if isinstance(answer.outcome, Unknown) or answer.reading is None:
-        return skip("not known without a topology, see xpum")
+        return skip("not known without a topology", "xpum")
     if any(row.connection is Connection.XE_LINK for row in answer.reading.rows):
         return ok("XPU Manager sees Xe Links")
     if answer.reading.ports:

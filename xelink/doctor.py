@@ -107,7 +107,10 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", summary
         formatter_class=HelpFormatter,
     )
     parser.add_argument(
-        "--only", type=_names, metavar="CHECK,...", help="only these checks (below)"
+        "--only",
+        type=_names,
+        metavar="CHECK,...",
+        help="only these checks (below), and those that tell why one of them is skipped",
     )
     parser.add_argument(
         "--output", choices=("text", "json"), default="text", help="form (default text)"
@@ -165,7 +168,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", summary
 def run(options: argparse.Namespace) -> int:
     """Check and tell; the exit code is that of the worst finding. Raises `FailedError`."""
     place, target = _place(options), _target(options)
-    names = options.only or tuple(CHECKS)
+    names = [*(options.only or CHECKS)]
     _require(options, (path for path, check in _TOLD_BY.items() if check not in names))
     with _stopping() as stop:
 
@@ -176,6 +179,8 @@ def run(options: argparse.Namespace) -> int:
         found: dict[str, Finding] = {}
         for name in names:
             found[name] = _told(CHECKS[name](visit))
+            # Longer while it is gone through: a check that is skipped must not hide why.
+            names.extend(other for other in found[name].see if other not in names)
             if stop.is_set():
                 raise KeyboardInterrupt
     if options.output == "json":

@@ -16,11 +16,15 @@ class Status(Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor: `todo` is what to do, and empty where there is nothing to do."""
+    """One line of the doctor: `todo` is what to do, and empty where there is nothing to do.
+
+    `see` are the checks that tell why this one cannot say anything.
+    """
 
     status: Status
     reason: str
     todo: str = ""
+    see: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.todo}" if self.todo else self.reason
@@ -31,9 +35,9 @@ def ok(reason: str) -> Finding:
     return Finding(Status.OK, reason)
 
 
-def skip(reason: str) -> Finding:
-    """Say why nothing can be said: what is not here is no fault."""
-    return Finding(Status.SKIP, reason)
+def skip(reason: str, *see: str) -> Finding:
+    """Say why nothing can be said, and which checks tell more: what is not here is no fault."""
+    return Finding(Status.SKIP, f"{reason}, see {' and '.join(see)}" if see else reason, see=see)
 
 
 def warn(reason: str, todo: str) -> Finding:

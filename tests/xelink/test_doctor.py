@@ -724,6 +724,41 @@ def test_gpus_that_sysfs_does_not_tell_of_are_a_doubt(xelink: Xelink, scene: Sce
     assert found["hostNetwork"]["todo"].startswith("if these GPUs are of the Max series")
 
 
+@pytest.mark.parametrize(
+    ("injected", "check", "told_by"),
+    [
+        ("wrong ca", "xpum", "tls"),
+        ("xpum refuses", "hostNetwork", "xpum"),
+        ("no host network", "id-map", ""),
+    ],
+)
+def test_a_check_that_is_asked_alone_and_skipped_brings_those_that_tell_why(
+    xelink: Xelink, scene: Scene, injected: str, check: str, told_by: str
+) -> None:
+    fault = FAULTS[injected]
+    with fault.inject(scene) as options:
+        said, found = called(xelink, scene, *options, f"--only={check}")
+    assert [*found] == [check, *filter(None, [told_by])]
+    if told_by:
+        assert found[check]["reason"].endswith(f", see {told_by}")
+        assert found[told_by]["status"] == fault.named[told_by][0] == "fail"
+    assert said.code == bool(told_by)
+
+
+@pytest.mark.parametrize("check", doctor.CHECKS)
+def test_no_check_that_is_asked_alone_points_at_one_that_is_not_told(
+    xelink: Xelink, tmp_path: Path, check: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    options = [f"--only={check}", f"--prefix={tmp_path}", f"--xpum-port={port}", "--output=json"]
+    said = xelink("doctor", *options)
+    found = {one["check"]: one["reason"] for one in json.loads(said.out)["checks"]}
+    for reason in found.values():
+        named = reason.rpartition(", see ")[2].split(" and ") if ", see " in reason else []
+        assert found.keys() >= {*named}
+
+
 PATHS = ("--prefix", "--features-dir", "--feature-file", "--plugin-dir", "--cert")
 
 
