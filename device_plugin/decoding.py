@@ -1,54 +1,54 @@
-"""Requests that are no message of their RPC: gRPC refuses them before one of our methods runs."""
+"""The DevicePlugin service as gRPC is given it: requests that are no message are told of.
 
-from collections.abc import Awaitable, Callable
+gRPC refuses such a request before one of our methods runs, so it is heard where it is parsed. An
+interceptor could do so, too, and would take longer at every call than all our work for it.
+"""
+
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
+
+from device_plugin.api import deviceplugin_pb2 as pb
+from device_plugin.api.deviceplugin_pb2_grpc import DevicePluginServicer
 
 if TYPE_CHECKING:
-    from grpc import HandlerCallDetails, RpcMethodHandler
+    from grpc import GenericRpcHandler, RpcMethodHandler
 
     Handler: TypeAlias = RpcMethodHandler[Any, Any]
 
 Parse: TypeAlias = Callable[[bytes], object]
 
+_SERVICE = pb.DESCRIPTOR.services_by_name["DevicePlugin"]
 
-class Decoding(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its stubs only
-    """Tells `undecodable` of each such request, by the name of its RPC."""
 
-    def __init__(self, undecodable: Callable[[str], None]) -> None:
-        self._undecodable = undecodable
-        self._handlers: dict[str, Handler] = {}  # by method: an interceptor is asked for each call
-
-    async def intercept_service(
-        self,
-        continuation: "Callable[[HandlerCallDetails], Awaitable[Handler]]",
-        handler_call_details: "HandlerCallDetails",
-    ) -> "Handler":
-        """Give the handler of a method, None where there is none."""
-        method = handler_call_details.method
-        if method not in self._handlers:
-            handler = await continuation(handler_call_details)
-            parse: Parse | None = getattr(handler, "request_deserializer", None)
-            if parse is None:  # there is no such method
-                return handler
-            self._handlers[method] = self._heard(handler, parse, method.rpartition("/")[2])
-        return self._handlers[method]
-
-    def _heard(self, handler: "Handler", parse: Parse, rpc: str) -> "Handler":
-        def parse_or_tell(request: bytes) -> object:
-            try:
-                return parse(request)
-            except DecodeError:
-                self._undecodable(rpc)
-                raise
-
+def handlers(
+    plugin: DevicePluginServicer, undecodable: Callable[[str], None]
+) -> "GenericRpcHandler[Any, Any]":
+    """Give the handlers of every RPC; `undecodable` is told the RPC of a request that is none."""
+    found: dict[str, Handler] = {}
+    for rpc in _SERVICE.methods:
         make: Callable[..., Handler] = grpc.unary_unary_rpc_method_handler
-        if handler.response_streaming:
+        if rpc.server_streaming:
             make = grpc.unary_stream_rpc_method_handler
-        return make(
-            handler.unary_stream or handler.unary_unary,
-            request_deserializer=parse_or_tell,
-            response_serializer=handler.response_serializer,
+        found[rpc.name] = make(
+            getattr(plugin, rpc.name),
+            request_deserializer=_heard(
+                GetMessageClass(rpc.input_type).FromString, rpc.name, undecodable
+            ),
+            response_serializer=GetMessageClass(rpc.output_type).SerializeToString,
         )
+    return grpc.method_handlers_generic_handler(_SERVICE.full_name, found)
+
+
+def _heard(parse: Parse, rpc: str, undecodable: Callable[[str], None]) -> Parse:
+    def parse_or_tell(request: bytes) -> object:
+        try:
+            return parse(request)
+        except DecodeError:
+            undecodable(rpc)
+            raise
+
+    return parse_or_tell

@@ -22,8 +22,7 @@ import grpc
 from structlog.typing import FilteringBoundLogger
 
 from device_plugin import sockets
-from device_plugin.api.deviceplugin_pb2_grpc import add_DevicePluginServicer_to_server
-from device_plugin.decoding import Decoding
+from device_plugin.decoding import handlers
 from device_plugin.plugin import Manners, Plugin
 from device_plugin.registration import (
     ConnectedAlreadyError,
@@ -135,8 +134,8 @@ class Endpoint:
     async def _serving(self) -> AsyncIterator[None]:
         sockets.require_free(self.path)
         born = sockets.birthplace(self.path)
-        server = grpc.aio.server(interceptors=[Decoding(self.plugin.undecodable)])
-        add_DevicePluginServicer_to_server(self.plugin, server)
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers((handlers(self.plugin, self.plugin.undecodable),))
         try:
             server.add_insecure_port(f"unix:{born}")
             await server.start()
