@@ -24,7 +24,7 @@ from device_plugin.labels import Reading
 from device_plugin.offers import ByPath
 from device_plugin.snapshot import Snapshot, Watch
 from device_plugin.telemetry import NodeTelemetry
-from device_plugin.waiting import first_of
+from device_plugin.waiting import beat, first_of
 from service.logs import Changes
 
 T = TypeVar("T")
@@ -139,7 +139,8 @@ class Node:
         """
         while not is_over():
             if self._signs is not None:
-                time.sleep(self._sources.look_seconds)
+                now = time.monotonic()
+                time.sleep(beat(now, self._sources.look_seconds) - now)
             signs = fingerprint(self._sources.roots)
             self.last_look = time.monotonic()
             if signs == self._signs and self.last_look < self._due:
