@@ -24,6 +24,9 @@ class _Branch(NamedTuple):
 # a search makes many thousands.
 _Entry = tuple[int, int, int, int]
 
+# The cost of a NUMA node more, above all other costs: four times more links than a GPU has.
+_STRANGE = 1 << 16
+
 
 def _bound(ranked: Iterable[tuple[int, int]], open_: int) -> int | None:
     """Add up twice the most that `open_` candidates can add; None when there are too few.
@@ -65,11 +68,20 @@ class Branches:
         for kind in task.kinds(task.available):
             for i in members(kind):
                 self._kind[i] = kind
+        whole, last = task.free.whole, task.free.last
+        # what taking a GPU costs those who come next: sharing it, having it whole, its links
+        self._cost = [
+            (2 * (last >> i & 1) + (whole >> i & 1)) * _STRANGE // 4 + (seen & whole).bit_count()
+            for i, seen in enumerate(self._fabric.links)
+        ]
+        # fewer NUMA nodes than so many no set has that is still to be found
+        self._least = 1
         self._most = (-1, 0)
         self._left: tuple[int, ...] = ()
 
     def run(self, within: int) -> None:
         """Search sets of GPUs in `within`; better ones are appended to what was found."""
+        self._least = 1
         near, worth, nodes, chosen = [0] * len(self._rows), 0, 0, 0
         candidates = within & ~self._task.must
         for i in members(self._task.must):
@@ -80,10 +92,15 @@ class Branches:
             chosen |= 1 << i
             if self._linked:
                 candidates &= self._links[i]
+        fewest = self._fewest_nodes(nodes, candidates, self._task.size - chosen.bit_count())
+        all_nodes = nodes | union(node for node, home in self._homes if home & candidates)
+        self._strange = _STRANGE if fewest < all_nodes.bit_count() else 0
         # Sets of one NUMA node first: where lanes do not decide, the best one cuts off the rest.
-        for node, home in self._homes:
-            if not nodes & ~node and candidates & ~home:
-                self._branch(_Branch(chosen, candidates & home, worth, nodes), near)
+        if all_nodes.bit_count() > 1:
+            for node, home in self._homes:
+                if not nodes & ~node:
+                    self._branch(_Branch(chosen, candidates & home, worth, nodes), near)
+            self._least = 2
         self._branch(_Branch(chosen, candidates, worth, nodes), near)
 
     def _branch(self, at: _Branch, near: list[int]) -> None:
@@ -172,9 +189,18 @@ class Branches:
         if not self._left:
             self._left = self._remainder(self._found[-1])
         left = self._task.most_left(at.chosen, at.candidates, open_)
-        # Where nothing can leave more, only lower addresses can be better.
-        address = self._fabric.mirrored(at.chosen | lowest(at.candidates, open_))
-        return (*left, address) <= self._left
+        return not self._leaves_more(left, at.chosen | lowest(at.candidates, open_))
+
+    def _leaves_more(self, left: Iterator[int], lowest_: int) -> bool:
+        """Tell whether so much left is more than the best leaves, measured only while equal.
+
+        Where nothing can leave more, only lower addresses can be better.
+        """
+        *best, address = self._left
+        for more, most in zip(left, best, strict=True):
+            if more != most:
+                return more > most
+        return self._fabric.mirrored(lowest_) > address
 
     def _fewest_nodes(self, nodes: int, candidates: int, open_: int) -> int:
         """Bound the NUMA nodes of a set from below: fill the nodes it touches, then the largest."""
@@ -187,13 +213,12 @@ class Branches:
                 fewest, open_ = fewest + 1, open_ - size
                 if open_ <= 0:
                     break
-        return fewest
+        return max(fewest, self._least)
 
     def _rank(self, at: _Branch, near: Sequence[int], open_: int) -> list[_Entry]:
         """Rank the kinds of candidates by the most that one of them can add."""
         ranked = []
-        candidates, free = at.candidates, self._task.free
-        rest = candidates
+        rest = candidates = at.candidates
         while rest:
             i = (rest & -rest).bit_length() - 1
             self._task.tick(2 + len(self._widest[i]) // 16)
@@ -205,7 +230,7 @@ class Branches:
                 continue  # too few links to be in the group
             lost = -2 * (near[i] + self._own[i]) - sum(widest)
             strange = not self._fabric.numa[i] & at.nodes
-            cost = 4 * strange + 2 * (free.last >> i & 1) + (free.whole >> i & 1)
+            cost = self._strange * strange + self._cost[i]
             ranked.append((lost, cost, i, alike.bit_count()))
         ranked.sort()
         return ranked
@@ -217,12 +242,11 @@ class Branches:
             return
         if self._connected and self._fabric.reach(chosen & -chosen, chosen) != chosen:
             return
-        left: tuple[int, ...] = ()
         if most == self._most:
-            left = self._remainder(chosen)
-            if left <= (self._left or self._remainder(self._found[-1])):
+            self._left = self._left or self._remainder(self._found[-1])
+            if not self._leaves_more(self._task.left(chosen, self._task.available), chosen):
                 return
-        self._most, self._left = most, left
+        self._most, self._left = most, ()
         self._found.append(chosen)
 
     def _remainder(self, chosen: int) -> tuple[int, ...]:

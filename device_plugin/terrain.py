@@ -1,10 +1,9 @@
 """What a search looks up and what it is asked: a prepared node, one request, and its time."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from operator import itemgetter
 
-from device_plugin.masks import members, union
+from device_plugin.masks import mask_of, members, union
 from device_plugin.wishes import Fabric, Free, linked_groups
 
 PER_LANE = 1 << 16
@@ -27,7 +26,9 @@ class Terrain:
     `alike` are sets of GPUs that can be exchanged, `rows` the worth of each pair, `widest` for each
     GPU (worth, bit) of its links from the widest down, `wide` for each GPU (worth, its links that
     are worth as much) up to the widest, `widths` the lanes that pairs have, at least 0, `homes` the
-    GPUs of each NUMA node's bit.
+    GPUs of each NUMA node's bit. Bit i * n + j stands for the pair of i and j, twice for each pair,
+    in `linked`, the pairs with a link, and in `digits`, the pairs whose lanes have
+    each binary digit.
     """
 
     fabric: Fabric
@@ -38,6 +39,8 @@ class Terrain:
     widths: tuple[int, ...]
     own: tuple[int, ...]
     homes: tuple[tuple[int, int], ...]
+    linked: int
+    digits: tuple[tuple[int, int], ...]
 
     @classmethod
     def of(cls, fabric: Fabric) -> "Terrain":
@@ -54,15 +57,29 @@ class Terrain:
             tuple(sorted(((row[j], 1 << j) for j in members(links)), reverse=True))
             for row, links in zip(rows, fabric.links, strict=True)
         )
+        widths = sorted({0, *(width for row in fabric.lanes for width in row)} - {-1})
         return cls(
             fabric=fabric,
             alike=fabric.alike(),
             rows=rows,
             widest=widest,
             wide=tuple(map(_wide, widest)),
-            widths=tuple(sorted({0, *(width for row in fabric.lanes for width in row)} - {-1})),
+            widths=tuple(widths),
             own=tuple(PORTS_BEST - cost for cost in fabric.ports_cost),
             homes=tuple(homes.items()),
+            linked=_squared(fabric.links),
+            digits=tuple(
+                (
+                    digit,
+                    _squared(
+                        mask_of(
+                            j for j, width in enumerate(row) if width >= 0 and width >> digit & 1
+                        )
+                        for row in fabric.lanes
+                    ),
+                )
+                for digit in range(widths[-1].bit_length())
+            ),
         )
 
 
@@ -95,15 +112,31 @@ class Task:
         parts = [part for alike in self.terrain.alike for part in self.free.kinds(alike & others)]
         return parts + [1 << i for i in members(others & ~union(parts))]
 
-    def most_left(self, chosen: int, candidates: int, open_: int) -> tuple[int, int, int]:
-        """Bound what `open_` more of the candidates can leave: as many as can be, all linked."""
+    def most_left(self, chosen: int, candidates: int, open_: int) -> Iterator[int]:
+        """Bound what `open_` more of the candidates can leave, measure by measure, as `left` does.
+
+        Whatever is no candidate stays for sure; candidates that stay count as linked to all others,
+        and as widely as can be.
+        """
         spare = candidates & ~self.free.last
         closing = max(0, open_ - spare.bit_count())
         begun = (spare & ~self.free.whole).bit_count()
-        opened = self.free.open_after(chosen).bit_count() - closing
-        whole = self.free.whole_after(chosen).bit_count() - max(0, open_ - closing - begun)
-        widest = self.terrain.widths[-1] * whole * (whole - 1) // 2
-        return self._all_linked(opened), self._all_linked(whole), widest
+        opened, whole = self.free.open_after(chosen), self.free.whole_after(chosen)
+        sure = opened & ~(candidates & self.free.last)
+        more = (opened ^ sure).bit_count() - closing
+        yield self.groups(sure) * self._all_linked(more)
+        sure = whole & ~candidates
+        more = (whole ^ sure).bit_count() - max(0, open_ - closing - begun)
+        yield self.groups(sure) * self._all_linked(more)
+        pairs = more * (more - 1) // 2 + more * sure.bit_count()
+        yield self.lanes(sure) + self.terrain.widths[-1] * pairs
+
+    def left(self, chosen: int, within: int) -> Iterator[int]:
+        """Measure what is left of `within`: linked groups to share, whole ones, and their lanes."""
+        left = self.free.whole_after(chosen) & within
+        yield self.groups(self.free.open_after(chosen) & within)
+        yield self.groups(left)
+        yield self.lanes(left)
 
     def _all_linked(self, count: int) -> int:
         """Count the linked groups of so many GPUs at most."""
@@ -111,30 +144,34 @@ class Task:
             self.full[count] = (1 + (1 << len(self.terrain.fabric))) ** count
         return self.full[count]
 
-    def left(self, chosen: int, within: int) -> tuple[int, int, int]:
-        """Measure what is left of `within`: linked groups to share, whole ones, and their lanes."""
-        left = self.free.whole_after(chosen) & within
-        opened = self.groups(self.free.open_after(chosen) & within)
-        return opened, self.groups(left), self.lanes(left)
-
     def groups(self, mask: int) -> int:
         """Count the linked groups of a set, as `linked_groups` does."""
-        links = self.terrain.fabric.links
-        if all(not mask & ~(links[i] | 1 << i) for i in members(mask)):
-            return self._all_linked(mask.bit_count())
+        count, links = mask.bit_count(), self.terrain.fabric.links
+        if (self._pairs(mask) & self.terrain.linked).bit_count() == count * (count - 1):
+            return self._all_linked(count)
         return linked_groups(links, mask, self.known, self.tick)
 
     def lanes(self, mask: int) -> int:
         """Sum up the lanes of all pairs in a set."""
-        linked = [i for i in members(mask) if self.terrain.fabric.links[i] & mask]
-        if not linked:
-            return 0
-        pick = itemgetter(*linked)  # at least two: a link has two ends
-        worth = 0
-        for i in linked:
-            self.tick(1 + len(linked) // 32)
-            worth += sum(pick(self.terrain.rows[i]))
-        return worth // (2 * PER_LANE)
+        pairs = self._pairs(mask)
+        digits = self.terrain.digits
+        return sum((pairs & having).bit_count() << digit for digit, having in digits) // 2
+
+    def _pairs(self, mask: int) -> int:
+        """Pair every GPU of a set with every one, as bits."""
+        self.tick(1 + len(self.terrain.fabric) // 16)
+        n, starts, rest = len(self.terrain.fabric), 0, mask
+        while rest:
+            last = rest.bit_length() - 1
+            starts |= 1 << last * n
+            rest ^= 1 << last
+        return starts * mask
+
+
+def _squared(rows: Iterable[int]) -> int:
+    """Put one row of bits after the other; of as many GPUs as there are rows."""
+    rows = list(rows)
+    return sum(row << i * len(rows) for i, row in enumerate(rows))
 
 
 def _wide(widest: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
