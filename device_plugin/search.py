@@ -11,18 +11,17 @@ equal cards that leaves a count per kind, however many cards there are.
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import pairwise, product
+from itertools import pairwise
 from typing import NamedTuple
 
+from device_plugin.apart import Apart
 from device_plugin.arcs import Chain, chain
 from device_plugin.branches import Branches
 from device_plugin.greed import Greed
-from device_plugin.masks import mask_of, members, prefixes, union
-from device_plugin.terrain import PER_LANE, PORTS_BEST, ExpiredError, Task
+from device_plugin.masks import mask_of, members, union
+from device_plugin.terrain import PER_LANE, ExpiredError, Task
 from device_plugin.unlinked import unlinked
 
-# Choices in one component up to which all are weighed; more are searched.
-_CHOICES_LIMIT = 2048
 # The part of the time that goes to the search; what is left is for `Greed`.
 _SEARCHING = 0.85
 
@@ -41,7 +40,6 @@ class Search:
         self._task = task
         self._fabric = task.terrain.fabric
         self._available, self._must, self._size = task.available, task.must, task.size
-        self._open_bits = len(self._fabric) ** 2 if task.free.open else 0
 
     def best(self, timeout: float) -> Found:
         """Find the best set, or the best that `timeout` seconds of the task's clock allow."""
@@ -152,68 +150,9 @@ class Search:
             branches.offer(chosen, worth, union(self._fabric.numa[i] for i in arc))
 
     def _apart(self, found: list[int]) -> None:
-        """Combine components: what they add to every wish but NUMA is a sum.
-
-        So the best of each (GPUs taken, NUMA nodes touched) is enough to go on with, component by
-        component. Lone GPUs that are alike count as one component. Where a component leaves too
-        many choices, the whole node is searched instead.
-        """
-        alone = mask_of(
-            i for i in members(self._available) if not self._fabric.links[i] & self._available
-        )
-        units = [*self._fabric.components(self._available & ~alone)]
-        units += [*self._task.kinds(alone), *(1 << i for i in members(alone & self._must))]
-        if any(_choices(self._task.kinds(unit)) > _CHOICES_LIMIT for unit in units):
+        """Combine components; where one leaves too many choices, search the whole node."""
+        chosen = Apart(self._task).best()
+        if chosen is None:
             Branches(self._task, self._links(0), found).run(self._available)
-            return
-        n = len(self._fabric)
-        states = {(0, 0): 0}
-        open_ = sum(unit.bit_count() for unit in units)
-        for unit in units:
-            open_ -= unit.bit_count()
-            options = self._options(unit)
-            merged: dict[tuple[int, int], int] = {}
-            for (count, nodes), worth in states.items():
-                self._task.tick(len(options) * (1 + n // 16))
-                for (more, touched), gain in options.items():
-                    taken = count + more
-                    if taken <= self._size <= taken + open_:
-                        state = taken, nodes | touched
-                        merged[state] = max(merged.get(state, 0), worth + gain)
-            states = merged
-        tail = self._open_bits + n * n + _LANES_BITS + n  # what comes after the NUMA wish
-        best = max(
-            (worth >> tail, -nodes.bit_count(), worth & (1 << tail) - 1)
-            for (_, nodes), worth in states.items()
-        )
-        found.append(mask_of(n - 1 - i for i in members(best[-1] & (1 << n) - 1)))
-
-    def _options(self, unit: int) -> dict[tuple[int, int], int]:
-        """Weigh what one component can give: (GPUs, NUMA nodes) to the best worth."""
-        fabric, n = self._fabric, len(self._fabric)
-        options: dict[tuple[int, int], int] = {}
-        for taken in product(*map(prefixes, self._task.kinds(unit))):
-            self._task.tick()
-            chosen = sum(taken, self._must & unit)
-            inside = list(members(chosen))
-            lanes = self._task.lanes(chosen)
-            opened, groups, lanes_left = self._task.left(chosen, unit)
-            worth = lanes * PER_LANE + sum(PORTS_BEST - fabric.ports_cost[i] for i in inside)
-            worth = worth << self._open_bits | opened >> n
-            worth = worth << n * n | groups >> n
-            worth = worth << _LANES_BITS | lanes_left
-            worth = worth << n | fabric.mirrored(chosen)
-            state = len(inside), union(fabric.numa[i] for i in inside)
-            options[state] = max(options.get(state, 0), worth)
-        return options
-
-
-# Lanes of all pairs of 2**10 GPUs.
-_LANES_BITS = 36
-
-
-def _choices(kinds: Sequence[int]) -> int:
-    choices = 1
-    for kind in kinds:
-        choices *= kind.bit_count() + 1
-    return choices
+        else:
+            found.append(chosen)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_plugin.allocation import GpuFacts, Preferences, prepare
+from device_plugin.apart import Apart
 from device_plugin.decision import NOTHING, Decisions
 from device_plugin.explanation import explain
 from device_plugin.search import Search
@@ -359,6 +360,18 @@ def test_must_include_across_an_irregular_component_and_another_is_exact(size: i
     assert answer.proven
 
 
+@pytest.mark.parametrize("size", [2, 3, 4, 9])
+def test_must_include_across_small_components_is_exact(size: int) -> None:
+    pairs = {(i, j): 4 + (i + j) % 3 for i, j in combinations(range(14), 2) if i // 5 == j // 5}
+    del pairs[0, 1], pairs[5, 9]
+    node = oracle(14, pairs)
+    fabric = prepared(node).fabric
+    expected = mask(node.best(list(range(14)), [2, 8], list(range(14)), size))
+    everything = (1 << 14) - 1
+    task = Task(Terrain.of(fabric), everything, mask([2, 8]), Free(everything), size, standing)
+    assert Search(task).best(1.0) == (expected, True)
+
+
 def some_free(available: list[int], must: int, rng: random.Random) -> Free:
     """Let GPUs be whole, begun, or down to their last device."""
     state = {i: rng.choice("wob") for i in available}
@@ -383,6 +396,37 @@ def test_tables_and_search_agree_where_brute_force_is_too_slow(
         free = some_free(available, must, rng)
         task = Task(terrain, mask(available), must, free, size, clock=standing)
         assert Search(task).best(1.0) == (subsets.best(mask(available), must, free, size), True)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 7), st.booleans()), min_size=1, max_size=4),
+    st.randoms(use_true_random=False),
+)
+def test_sets_over_several_paths_and_rings_are_the_best(
+    chains: list[tuple[int, bool]], rng: random.Random
+) -> None:
+    n = min(14, sum(length for length, _ in chains))
+    places = rng.sample(range(n), n)
+    pairs: Pairs = {}
+    for length, closed in chains:
+        way, places = places[:length], places[length:]
+        ends = zip(way, [*way[1:], way[0]] if closed and way else way[1:], strict=False)
+        pairs |= {(min(i, j), max(i, j)): rng.choice((0, 4, 16)) for i, j in ends if i != j}
+    fabric = prepared(oracle(n, pairs, rng.choice((rng, None)))).fabric
+    subsets, terrain = Subsets.of(fabric), Terrain.of(fabric)
+    for _ in range(5):
+        available = rng.sample(range(n), rng.randint(1, n))
+        size = rng.randint(1, len(available))
+        must = mask(rng.sample(available, min(size, rng.choice((0, 0, 1, 2, 3)))))
+        free = some_free(available, must, rng)
+        expected = subsets.best(mask(available), must, free, size)
+        task = Task(terrain, mask(available), must, free, size, clock=standing)
+        assert Search(task).best(1.0) == (expected, True)
+        task.end = 1.0
+        apart = Apart(task).best()  # from the lanes on: there all sets are compared
+        assert apart
+        assert fabric.score(apart, free)[3:] >= fabric.score(expected, free)[3:]
 
 
 @settings(deadline=None)

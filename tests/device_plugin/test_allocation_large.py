@@ -139,6 +139,26 @@ def test_a_set_larger_than_any_group_takes_one_group_whole() -> None:
     assert answer.ids == (*ids(range(12)), "card15-0")
 
 
+def test_what_no_arc_of_a_ring_holds_is_proven_soon() -> None:
+    pairs = {(i, (i + 1) % 64): 16 for i in range(64)}
+    preferences = node(64, pairs, Ticks(), timeout=0.5)
+    names = ids(range(64))
+    answer = preferences.prefer(names, [names[8], names[44]], 15)
+    assert answer.proven
+    # two arcs, one link less than one has; what is left are two arcs as well
+    score = preferences.fabric.score(answer.gpus, Free((1 << 64) - 1))
+    assert (score.lanes, score.lanes_left) == (13 * 16, 47 * 16)
+    offered = [name for i, name in enumerate(names) if i % 9]
+    answer = preferences.prefer(offered, [], 29)
+    assert answer.proven
+    assert answer.ids == (
+        *ids(range(1, 9)),
+        *ids(range(10, 18)),
+        *ids(range(19, 27)),
+        *ids(range(28, 33)),
+    )
+
+
 def test_an_irregular_node_answers_when_the_time_is_up() -> None:
     rng = random.Random(7)  # noqa: S311 - the same node in every run
     clock = Ticks()
