@@ -147,7 +147,7 @@ class Search:
             worth += sum(terrain.rows[one][other] for one, other in pairwise(arc))
             if way.ring and self._size == len(way.order):
                 worth += terrain.rows[arc[0]][arc[-1]]
-            branches.offer(chosen, worth, union(self._fabric.numa[i] for i in arc))
+            branches.best.offer(chosen, 2 * worth, union(self._fabric.numa[i] for i in arc))
 
     def _apart(self, found: list[int]) -> None:
         """Combine components; where one leaves too many choices, search the whole node."""

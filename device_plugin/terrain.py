@@ -1,12 +1,12 @@
 """What a search looks up and what it is asked: a prepared node, one request, and its time."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from device_plugin.masks import mask_of, members, union
 from device_plugin.wishes import Fabric, Free, linked_groups
 
-PER_LANE = 1 << 16
+PER_LANE = 1 << 12
 """Worth of one lane. A GPU's ports are worth at most 2: lanes come before."""
 
 PORTS_BEST = 2
@@ -28,7 +28,7 @@ class Terrain:
     are worth as much) up to the widest, `widths` the lanes that pairs have, at least 0, `homes` the
     GPUs of each NUMA node's bit. Bit i * n + j stands for the pair of i and j, twice for each pair,
     in `linked`, the pairs with a link, and in `digits`, the pairs whose lanes have
-    each binary digit.
+    each binary digit. `triangles` tells whether any three GPUs are all linked.
     """
 
     fabric: Fabric
@@ -40,6 +40,7 @@ class Terrain:
     own: tuple[int, ...]
     homes: tuple[tuple[int, int], ...]
     linked: int
+    triangles: bool
     digits: tuple[tuple[int, int], ...]
 
     @classmethod
@@ -68,6 +69,9 @@ class Terrain:
             own=tuple(PORTS_BEST - cost for cost in fabric.ports_cost),
             homes=tuple(homes.items()),
             linked=_squared(fabric.links),
+            triangles=any(
+                links & fabric.links[j] for links in fabric.links for j in members(links)
+            ),
             digits=tuple(
                 (
                     digit,
@@ -112,11 +116,26 @@ class Task:
         parts = [part for alike in self.terrain.alike for part in self.free.kinds(alike & others)]
         return parts + [1 << i for i in members(others & ~union(parts))]
 
-    def most_left(self, chosen: int, candidates: int, open_: int) -> Iterator[int]:
+    def fewest_nodes(self, nodes: int, candidates: int, open_: int) -> int:
+        """Bound the NUMA nodes of a set from below: fill the nodes it touches, then the largest."""
+        homes = self.terrain.homes
+        open_ -= sum((home & candidates).bit_count() for node, home in homes if node & nodes)
+        fewest = nodes.bit_count()
+        if open_ > 0:
+            others = ((home & candidates).bit_count() for node, home in homes if not node & nodes)
+            for size in sorted(others, reverse=True):
+                fewest, open_ = fewest + 1, open_ - size
+                if open_ <= 0:
+                    break
+        return fewest
+
+    def most_left(
+        self, chosen: int, candidates: int, open_: int, known: Sequence[int]
+    ) -> Iterator[int]:
         """Bound what `open_` more of the candidates can leave, measure by measure, as `left` does.
 
         Whatever is no candidate stays for sure; candidates that stay count as linked to all others,
-        and as widely as can be.
+        and as widely as can be. What is more than the `known` measure anyway is not bounded closer.
         """
         spare = candidates & ~self.free.last
         closing = max(0, open_ - spare.bit_count())
@@ -124,10 +143,10 @@ class Task:
         opened, whole = self.free.open_after(chosen), self.free.whole_after(chosen)
         sure = opened & ~(candidates & self.free.last)
         more = (opened ^ sure).bit_count() - closing
-        yield self.groups(sure) * self._all_linked(more)
+        yield self._most_groups(sure, more, known[0])
         sure = whole & ~candidates
         more = (whole ^ sure).bit_count() - max(0, open_ - closing - begun)
-        yield self.groups(sure) * self._all_linked(more)
+        yield self._most_groups(sure, more, known[1])
         pairs = more * (more - 1) // 2 + more * sure.bit_count()
         yield self.lanes(sure) + self.terrain.widths[-1] * pairs
 
@@ -138,6 +157,11 @@ class Task:
         yield self.groups(left)
         yield self.lanes(left)
 
+    def _most_groups(self, sure: int, more: int, known: int) -> int:
+        """Bound the linked groups of a set and of so many others, unless they exceed `known`."""
+        most = self._all_linked(more)
+        return most if most > known else most * self.groups(sure)
+
     def _all_linked(self, count: int) -> int:
         """Count the linked groups of so many GPUs at most."""
         if count not in self.full:
@@ -147,8 +171,11 @@ class Task:
     def groups(self, mask: int) -> int:
         """Count the linked groups of a set, as `linked_groups` does."""
         count, links = mask.bit_count(), self.terrain.fabric.links
-        if (self._pairs(mask) & self.terrain.linked).bit_count() == count * (count - 1):
+        pairs = (self._pairs(mask) & self.terrain.linked).bit_count() // 2
+        if pairs == count * (count - 1) // 2:
             return self._all_linked(count)
+        if not self.terrain.triangles:
+            return 1 + (count << len(links)) + (pairs << 2 * len(links))
         return linked_groups(links, mask, self.known, self.tick)
 
     def lanes(self, mask: int) -> int:

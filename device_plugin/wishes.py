@@ -206,6 +206,7 @@ def linked_groups(
     """
     step = len(links)
     known = {} if known is None else known
+    one = 1 + (1 << step)
 
     def count(rest: int) -> int:
         if rest not in known:
@@ -221,13 +222,13 @@ def linked_groups(
         for i, seen in inside.items():
             rest ^= 1 << i
             seen &= rest  # noqa: PLW2901 - only groups whose first GPU is i
-            total += (count(seen) if seen else 1) << step
+            total += (count(seen) if seen & seen - 1 else one if seen else 1) << step
         return total
 
     def count_many(rest: int, inside: Mapping[int, int]) -> int:
         everywhere = mask_of(i for i, seen in inside.items() if seen | 1 << i == rest)
         if everywhere:
-            group = int((1 + (1 << step)) ** everywhere.bit_count())
+            group = int(one ** everywhere.bit_count())
             return group * count(rest ^ everywhere) if rest != everywhere else group
         part = edge = rest & -rest
         while edge:

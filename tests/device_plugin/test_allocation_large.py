@@ -159,6 +159,27 @@ def test_what_no_arc_of_a_ring_holds_is_proven_soon() -> None:
     )
 
 
+@pytest.mark.parametrize("size", range(1, 24))
+def test_an_irregular_node_of_24_is_proven_soon(size: int) -> None:
+    pairs = links(24, random.Random(24), 0.5, 24)  # noqa: S311 - the same node in every run
+    clock = Ticks()
+    answer = node(24, pairs, clock, timeout=10.0).prefer(ids(range(24)), [], size)
+    assert answer.proven
+    assert clock.looks <= 450
+
+
+@pytest.mark.parametrize("size", [2, 3, 15, 41, 59, 60, 61, 62])
+def test_a_mesh_of_64_with_lost_and_weak_links_is_proven_soon(size: int) -> None:
+    pairs = dict.fromkeys(combinations(range(64), 2), 16)
+    for lost in ((14, 51), (17, 58), (25, 41)):
+        del pairs[lost]
+    pairs |= dict.fromkeys(((0, 35), (28, 49), (47, 52)), 8)
+    clock = Ticks()
+    answer = node(64, pairs, clock, timeout=10.0).prefer(ids(range(64)), ["card60-0"], size)
+    assert answer.proven
+    assert clock.looks <= 40
+
+
 def test_an_irregular_node_answers_when_the_time_is_up() -> None:
     rng = random.Random(7)  # noqa: S311 - the same node in every run
     clock = Ticks()
