@@ -27,14 +27,20 @@ class Greed:
         self._available, self._must = task.available, task.must
 
     def best(self, found: int | None) -> int:
-        """Improve what a search has found, or what greed finds, while time allows."""
+        """Improve what a search has found and what greed finds, while time allows."""
         chosen = self._greedy()
+        if found is None:
+            return self._improve(chosen)
         try:
-            if found is not None and self._rank(found) >= self._rank(chosen):
-                chosen = found
+            if self._rank(found) >= self._rank(chosen):
+                found, chosen = chosen, found
         except ExpiredError:
-            return chosen if found is None else found
-        return self._improve(chosen)
+            return found
+        better, other = self._improve(chosen), self._improve(found)
+        try:
+            return other if self._rank(other) > self._rank(better) else better
+        except ExpiredError:
+            return better
 
     def _greedy(self) -> int:
         """Take the GPU with the most lanes to those taken, one by one: quick and often wrong."""
