@@ -14,6 +14,9 @@ from device_plugin.masks import mask_of, members, union
 LANES_LIMIT = 0xFFFF
 """Lanes that one pair counts at most; a pair of Xe Link GPUs has less than a hundred."""
 
+# GPUs of which linked groups are counted outright: no more than 2**12 steps.
+_FEW = 12
+
 # What the ports of one GPU cost: unknown lowers a score, unhealthy lowers it more.
 _PORTS_COST = {True: 0, None: 1, False: 2}
 
@@ -200,17 +203,18 @@ def linked_groups(
     to the next on the same node; `tick` is called at each step and may raise to give up.
 
     A group either has GPU v or not: groups(R) = groups(R - v) + x * groups(R & links(v)), x being
-    the step to the next size. Where links are few this is done GPU by GPU; where they are many,
-    parts that are linked throughout multiply. So meshes, planes and rings need few steps, and
-    nodes with a few links lost hardly more.
+    the step to the next size. Of a few GPUs this is all that is done. Of more, where links are few,
+    it is done GPU by GPU; where they are many, parts that are linked throughout multiply. So
+    meshes, planes and rings need few steps, and nodes with a few links lost hardly more.
     """
     step = len(links)
     known = {} if known is None else known
-    one = 1 + (1 << step)
 
     def count(rest: int) -> int:
         if rest not in known:
             tick()
+            if rest.bit_count() <= _FEW:
+                return _few_groups(links, rest, known)
             inside = {i: links[i] & rest for i in members(rest)}
             ends = sum(seen.bit_count() for seen in inside.values())
             many = 2 * ends > len(inside) * (len(inside) - 1)
@@ -222,13 +226,13 @@ def linked_groups(
         for i, seen in inside.items():
             rest ^= 1 << i
             seen &= rest  # noqa: PLW2901 - only groups whose first GPU is i
-            total += (count(seen) if seen & seen - 1 else one if seen else 1) << step
+            total += (count(seen) if seen else 1) << step
         return total
 
     def count_many(rest: int, inside: Mapping[int, int]) -> int:
         everywhere = mask_of(i for i, seen in inside.items() if seen | 1 << i == rest)
         if everywhere:
-            group = int(one ** everywhere.bit_count())
+            group = int((1 + (1 << step)) ** everywhere.bit_count())
             return group * count(rest ^ everywhere) if rest != everywhere else group
         part = edge = rest & -rest
         while edge:
@@ -240,6 +244,19 @@ def linked_groups(
         return count(rest ^ 1 << pivot) + (count(inside[pivot]) << step)
 
     return count(mask)
+
+
+def _few_groups(links: Sequence[int], rest: int, known: dict[int, int]) -> int:
+    """Count the linked groups of a few GPUs, as `linked_groups` does."""
+    if not rest:
+        return 1
+    if rest not in known:
+        first = rest & -rest
+        others = rest ^ first
+        linked = others & links[first.bit_length() - 1]
+        with_first = _few_groups(links, linked, known)
+        known[rest] = _few_groups(links, others, known) + (with_first << len(links))
+    return known[rest]
 
 
 def group_counts(groups: int, step: int) -> tuple[tuple[int, int], ...]:
