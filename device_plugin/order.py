@@ -74,7 +74,8 @@ class _Halves(dict[tuple[int, int], list[int]]):
         if place not in self._sums:
             widest = self._widest[place]
             self._task.tick(len(widest) * (1 + len(widest[0]) // 32))
-            self._sums[place] = [[*accumulate(row, initial=0)] for row in widest]
+            most = self._task.size  # no more are ever taken
+            self._sums[place] = [[*accumulate(row[:most], initial=0)] for row in widest]
         halves = self[key] = [sums[taken - 1] for sums in self._sums[place]]
         return halves
 
