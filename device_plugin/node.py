@@ -7,6 +7,7 @@ source that fails keeps its last good word, says so once, and is counted.
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -121,9 +122,14 @@ class Node:
     # Sources
 
     async def _scan(self, stop: asyncio.Event) -> None:
+        def looked() -> None:
+            self.last_look = time.monotonic()
+
+        # By way of the loop, so that one that hangs is seen as well.
+        tell = partial(asyncio.get_running_loop().call_soon_threadsafe, looked)
         found: Found | None = None
         while not stop.is_set():
-            found = await self._unless(stop, partial(self._next_found, found, stop.is_set))
+            found = await self._unless(stop, partial(self._next_found, found, stop.is_set, tell))
             if found:
                 # The others go on meanwhile: only what was scanned is taken over.
                 inventory, stands = found
@@ -131,23 +137,26 @@ class Node:
                 self.scanned = True
                 self._news.set()
 
-    def _next_found(self, known: Found | None, is_over: Callable[[], bool]) -> Found | None:
+    def _next_found(
+        self, known: Found | None, is_over: Callable[[], bool], tell: Callable[[], object]
+    ) -> Found | None:
         """Scan, when there are new signs or it is due, until something else is found; None: over.
 
-        All in one thread: to wake the loop for each look, or for each scan that finds the same,
-        would cost more than the look.
+        All in one thread: to return to the loop for each look, or for each scan that finds the
+        same, would cost more than the look. `tell` is called after each scan.
         """
         while not is_over():
             if self._signs is not None:
                 now = time.monotonic()
                 time.sleep(beat(now, self._sources.look_seconds) - now)
             signs = fingerprint(self._sources.roots)
-            self.last_look = time.monotonic()
-            if signs == self._signs and self.last_look < self._due:
+            now = time.monotonic()
+            if is_over() or (signs == self._signs and now < self._due):
                 continue
-            self._signs, self._due = signs, self.last_look + self._sources.scan_seconds
+            self._signs, self._due = signs, now + self._sources.scan_seconds
             found = self._look_around(known[0] if known else Inventory())
-            self.last_look = time.monotonic()
+            with suppress(RuntimeError):  # the loop is closed: nobody wants to know
+                tell()
             if found and found != known:
                 return found
         return None

@@ -4,6 +4,7 @@ Whatever it logs or counts is a happening; those that wait for a condition look 
 """
 
 import asyncio
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -39,6 +40,18 @@ async def until(true: Callable[[], object]) -> None:
                 news.clear()
     finally:
         _waiting.discard(wake)
+
+
+def hang_until(true: Callable[[], object]) -> None:
+    """Wait as `until` does, and hold up the loop meanwhile."""
+    news = threading.Event()
+    _waiting.add(news.set)
+    try:
+        while not true():
+            assert news.wait(PATIENCE)
+            news.clear()
+    finally:
+        _waiting.discard(news.set)
 
 
 async def never(true: Callable[[], object], seconds: float) -> None:

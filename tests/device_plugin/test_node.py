@@ -27,7 +27,13 @@ from device_plugin.simulator.xpumd import Xpumd
 from device_plugin.snapshot import Snapshot, Watch
 from service.metrics import Metrics
 from sidecar.simulator import Blueprint
-from tests.device_plugin.happenings import PATIENCE, HeardLogs, HeardNodeTelemetry, until
+from tests.device_plugin.happenings import (
+    PATIENCE,
+    HeardLogs,
+    HeardNodeTelemetry,
+    hang_until,
+    until,
+)
 from tests.device_plugin.plugins import I915, directory
 from topology.publication import Publication, render
 
@@ -252,6 +258,46 @@ def test_while_nothing_changes_nothing_is_said_and_the_snapshot_stays_equal() ->
             assert scene.watch.current == before
 
     tell(story)
+
+
+def test_a_card_that_breaks_stays_as_unhealthy() -> None:
+    async def story(scene: Scene) -> None:
+        async with following(scene):
+            await scene.until(lambda snapshot: len(snapshot.devices(I915)) == 2)
+            scene.tree.damage(FIRST, "device", Damage.NONSENSE)
+            broken = await scene.until(
+                lambda snapshot: not all(device.healthy for device in snapshot.devices(I915))
+            )
+            assert [device.healthy for device in broken.devices(I915)] == [False, True]
+            scene.tree.mend(FIRST)
+            await scene.until(
+                lambda snapshot: [one.healthy for one in snapshot.devices(I915)] == [True, True]
+            )
+
+    tell(story, gpus=2)
+
+
+def test_a_loop_that_hangs_is_not_covered_by_scans_that_go_on() -> None:
+    async def story(scene: Scene) -> None:
+        async with following(scene) as node:
+            await scene.scanned("good")
+            looked, scans = node.last_look, scene.scans("good")
+            hang_until(lambda: scene.scans("good") >= scans + 3)
+            assert node.last_look == looked
+            await until(lambda: node.last_look > looked)
+
+    tell(story)
+
+
+def test_no_scan_begins_after_the_end() -> None:
+    async def story(scene: Scene) -> None:
+        async with following(scene):
+            await scene.until(lambda snapshot: len(snapshot.devices(I915)) == 2)
+            scans = scene.scans("good")
+            scene.tree.remove(FIRST)  # a sign for the look that is next
+        assert scene.scans("good") == scans
+
+    tell(story, gpus=2, scan_seconds=3600.0, look_seconds=0.5)
 
 
 # What is learned while a scan is under way
