@@ -39,6 +39,7 @@ class Apart:
         self._opened = self._groups << n * largest
         self._lanes = self._opened << (n * largest if task.free.open else 0)
         self._never = -self._lanes << 2 * _LANES_BITS
+        self._open = task.available.bit_count()  # GPUs that are still to be decided about
 
     def best(self) -> int | None:
         """Find the best set; None where a component leaves too many choices."""
@@ -57,6 +58,7 @@ class Apart:
             return None
         states: _States = {0: [0] + [self._never] * self._task.size}
         for unit in units:
+            self._open -= unit.bit_count()
             before, states = states, {}
             for nodes, more, gain in self._options(unit):
                 if more <= self._task.size:
@@ -72,9 +74,14 @@ class Apart:
 
     def _add(self, into: _States, states: _States, nodes: int, more: int, gain: int) -> None:
         """Add what states become when so many more GPUs are taken, on these NUMA nodes."""
+        # with fewer, those that are still open would not be enough
+        least = max(more, self._task.size - self._open)
         for before, worths in states.items():
-            self._task.tick(1 + len(worths) // 4)
-            gained = [self._never] * more + [worth + gain for worth in worths[: len(worths) - more]]
+            self._task.tick(1 + (len(worths) - least) // 4)
+            gained = [worth + gain for worth in worths[least - more : len(worths) - more]]
+            if max(gained) < 0:
+                continue
+            gained = [self._never] * least + gained
             known = into.get(before | nodes)
             into[before | nodes] = list(map(max, known, gained)) if known else gained
 
@@ -103,13 +110,16 @@ class Apart:
         first, *others = way.order
         ways = self._ways(first)
         found: _States = {}
+        later = self._open - len(way.order)
         for begins in [[taken] for taken in ways] if way.ring else [ways]:
+            self._open = later + len(others)
             # states by whether the last GPU is taken
             reached: dict[bool, _States] = {}
             for taken in begins:
                 self._add(reached.setdefault(taken, {}), states, *self._one(first, taken=taken))
             last = first
             for i in others:
+                self._open -= 1
                 further: dict[bool, _States] = {}
                 for taken in self._ways(i):
                     nodes, more, worth = self._one(i, taken=taken)

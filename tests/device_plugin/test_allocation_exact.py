@@ -372,6 +372,55 @@ def test_must_include_across_small_components_is_exact(size: int) -> None:
     assert Search(task).best(1.0) == (expected, True)
 
 
+@pytest.mark.parametrize(
+    ("pairs", "numa", "must", "size", "free"),
+    [
+        pytest.param(
+            {(1, 2): 16, (2, 3): 0},
+            [0] * 4,
+            [0],
+            2,
+            Free(whole=0b1110, open=0b1111),
+            id="lanes that are left of a path",
+        ),
+        pytest.param(
+            {(0, 2): 16, (0, 3): 16, (0, 4): 16, (1, 4): 16, (2, 5): 16},
+            [1, 0, 1, None, 0, 0],
+            [],
+            2,
+            Free(whole=0b001001, open=0b111111, last=0b010100),
+            id="GPUs that close and are not whole",
+        ),
+        pytest.param(
+            {(0, 1): 16, (1, 2): 4, (2, 3): 4, (3, 4): 4, (4, 5): 16, (2, 6): 4},
+            [0] * 7,
+            [],
+            4,
+            Free(0b1111111),
+            id="two wide pairs that are not connected",
+        ),
+        pytest.param(
+            {(0, 2): 0, (1, 2): 0, (2, 3): 0},
+            [0] * 4,
+            [],
+            3,
+            Free(whole=0b0100, open=0b1111),
+            id="links without lanes",
+        ),
+    ],
+)
+def test_what_one_measure_alone_decides_is_exact(
+    pairs: Pairs, numa: list[int | None], must: list[int], size: int, free: Free
+) -> None:
+    n = len(numa)
+    gpus = [GpuFacts(f"card{i}", bdf(i), node) for i, node in enumerate(numa)]
+    fabric = Fabric.of(gpus, {(bdf(i), bdf(j)): width for (i, j), width in pairs.items()})
+    every = [mask(some) for some in combinations(range(n), size) if {*must} <= {*some}]
+    expected = max(every, key=lambda some: fabric.score(some, free))
+    task = Task(Terrain.of(fabric), (1 << n) - 1, mask(must), free, size, clock=standing)
+    assert Search(task).best(1.0) == (expected, True)
+
+
 def some_free(available: list[int], must: int, rng: random.Random) -> Free:
     """Let GPUs be whole, begun, or down to their last device."""
     state = {i: rng.choice("wob") for i in available}

@@ -180,6 +180,17 @@ def test_a_mesh_of_64_with_lost_and_weak_links_is_proven_soon(size: int) -> None
     assert clock.looks <= 40
 
 
+@pytest.mark.parametrize(("size", "looks"), [(48, 800), (61, 100)])
+def test_small_rings_over_many_numa_nodes_are_proven_soon(size: int, looks: int) -> None:
+    ways = [range(start, 64, 13) for start in range(13)]
+    ends = [pair for way in ways for pair in zip(way, [*way[1:], way[0]], strict=True)]
+    pairs = {(min(pair), max(pair)): 16 for pair in ends}
+    clock = Ticks()
+    answer = node(64, pairs, clock, timeout=10.0, numa=8).prefer(ids(range(64)), [], size)
+    assert answer.proven
+    assert clock.looks <= looks
+
+
 def test_an_irregular_node_answers_when_the_time_is_up() -> None:
     rng = random.Random(7)  # noqa: S311 - the same node in every run
     clock = Ticks()
