@@ -13,10 +13,8 @@ from typing import NamedTuple
 from device_plugin.incumbent import Incumbent
 from device_plugin.masks import lowest, members, union
 from device_plugin.order import Order
-from device_plugin.terrain import Task
+from device_plugin.terrain import NEVER, Task
 
-# Less than any sum of lanes: never to be taken.
-_NEVER = -(1 << 60)
 # The cost of a NUMA node more, above all other costs: four times more links than a GPU has.
 _STRANGE = 1 << 16
 
@@ -83,7 +81,7 @@ class Branches:
             return self._terrain.rows[i]
         if i not in self._rows:
             row, links = self._terrain.rows[i], self._links[i]
-            self._rows[i] = [worth if links >> j & 1 else _NEVER for j, worth in enumerate(row)]
+            self._rows[i] = [worth if links >> j & 1 else NEVER for j, worth in enumerate(row)]
         return self._rows[i]
 
     def _search(self, branch: _Branch, candidates: int, near: Sequence[int]) -> None:

@@ -9,13 +9,11 @@ from itertools import islice
 from operator import add, itemgetter, sub
 
 from device_plugin.masks import members, prefixes, union
-from device_plugin.terrain import ExpiredError, Task
+from device_plugin.terrain import NEVER, ExpiredError, Task
 from device_plugin.wishes import LANES_LIMIT
 
 # Exchanges of one GPU that are weighed by all wishes, of those that gain the most lanes.
 _SWAPS = 8
-# Less than any sum of lanes: never to be taken.
-_NEVER = -(1 << 60)
 
 
 class Greed:
@@ -47,7 +45,7 @@ class Greed:
         chosen, task = self._must, self._task
         try:
             # the lanes of each to those taken and, as this is less than one lane, its links
-            near = [_NEVER] * len(self._rows)
+            near = [NEVER] * len(self._rows)
             for i in members(self._available & ~chosen):
                 near[i] = (self._fabric.links[i] & self._available).bit_count()
             near = self._nearer(near, chosen)
@@ -55,7 +53,7 @@ class Greed:
                 task.tick()
                 best = near.index(max(near))
                 chosen |= 1 << best
-                near[best] = _NEVER
+                near[best] = NEVER
                 near = list(map(add, near, self._rows[best]))
         except ExpiredError:
             missing = task.size - chosen.bit_count()

@@ -88,9 +88,9 @@ class _Halves(dict[tuple[int, int], list[int]]):
         """Leave one more kind behind, and the links to it."""
         place = len(self._widest) - 1
         row, gone = self._rows[place], self._kinds[place].bit_count()
-        narrowed = [widest.copy() for widest in self._widest[place][1:]]
-        for last, widest in zip(self._lasts[place + 1 :], narrowed, strict=True):
-            self._task.tick(1 + gone // 4)
+        narrowed = []
+        for last, widest in zip(self._lasts[place + 1 :], self._widest[place][1:], strict=True):
+            self._task.tick(1 + gone // 4 + len(widest) // 32)
             start = widest.index(row[last])
-            del widest[start : start + gone]
+            narrowed.append(widest[:start] + widest[start + gone :])
         return narrowed

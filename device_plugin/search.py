@@ -18,7 +18,7 @@ from device_plugin.apart import Apart
 from device_plugin.arcs import Chain, chain
 from device_plugin.branches import Branches
 from device_plugin.greed import Greed
-from device_plugin.masks import mask_of, members, union
+from device_plugin.masks import lowest, mask_of, members, union
 from device_plugin.terrain import PER_LANE, ExpiredError, Task
 from device_plugin.unlinked import unlinked
 
@@ -70,10 +70,12 @@ class Search:
         while low < high:
             middle = (low + high) // 2
             links = self._links(widths[middle])
-            if self._has_group(links):
-                feasible, low = links, middle + 1
-            else:
+            group = self._group_of(links)
+            if group is None:
                 high = middle
+            else:
+                feasible, low = links, middle + 1
+                found.append(group)  # whatever the time allows from here on, it is linked so widely
         if feasible:
             Branches(self._task, feasible, found, linked=True).run(self._available)
 
@@ -84,29 +86,33 @@ class Search:
         wide = [steps[bisect_left(steps, least) :] for steps in self._task.terrain.wide]
         return [steps[0][1] & self._available if steps else 0 for steps in wide]
 
-    def _has_group(self, links: Sequence[int]) -> bool:
+    def _group_of(self, links: Sequence[int]) -> int | None:
+        """Find any set that may be given and is all linked by these links; None without one."""
         if any(self._must & ~(links[i] | 1 << i) for i in members(self._must)):
-            return False
+            return None
         free = self._available & ~self._must
         for i in members(self._must):
             free &= links[i]
-        return self._group(links, free, self._size - self._must.bit_count())
+        others = self._group(links, free, self._size - self._must.bit_count())
+        return None if others is None else self._must | others
 
-    def _group(self, links: Sequence[int], candidates: int, size: int) -> bool:
-        """Tell whether `size` candidates are all linked: branch and bound over colors.
+    def _group(self, links: Sequence[int], candidates: int, size: int) -> int | None:
+        """Find `size` candidates that are all linked: branch and bound over colors.
 
         Candidates without a link between them share a color, and a group has one GPU per color.
         """
         if size <= 0:
-            return True
+            return 0
         self._task.tick()
         if candidates.bit_count() < size:
-            return False
+            return None
         everywhere = mask_of(
             i for i in members(candidates) if not candidates & ~(links[i] | 1 << i)
         )
         if everywhere:
-            return self._group(links, candidates & ~everywhere, size - everywhere.bit_count())
+            taken = lowest(everywhere, size)
+            others = self._group(links, candidates & ~everywhere, size - taken.bit_count())
+            return None if others is None else taken | others
         colored: list[tuple[int, int]] = []
         color, uncolored = 0, candidates
         while uncolored:
@@ -119,11 +125,12 @@ class Search:
                 uncolored ^= 1 << i
         for color, i in reversed(colored):
             if color < size:
-                return False
-            if self._group(links, candidates & links[i], size - 1):
-                return True
+                return None
+            others = self._group(links, candidates & links[i], size - 1)
+            if others is not None:
+                return others | 1 << i
             candidates ^= 1 << i
-        return False
+        return None
 
     def _connected(self, found: list[int]) -> None:
         branches = Branches(self._task, self._links(0), found, connected=True)

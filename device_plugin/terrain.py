@@ -11,6 +11,9 @@ PER_LANE = 1 << 12
 
 PORTS_BEST = 2
 
+NEVER = -(1 << 60)
+"""Less than any sum of lanes: never to be taken."""
+
 # Work between two looks at the clock; a unit takes about a microsecond.
 _PATIENCE = 256
 

@@ -191,6 +191,17 @@ def test_small_rings_over_many_numa_nodes_are_proven_soon(size: int, looks: int)
     assert clock.looks <= looks
 
 
+def test_a_linked_set_that_was_found_is_kept_when_the_time_is_up() -> None:
+    rng = random.Random(0)  # noqa: S311 - the same node in every run
+    pairs = {
+        pair: rng.randint(1, 60000) for pair in combinations(range(64), 2) if rng.random() < 0.5
+    }
+    preferences = node(64, pairs, Ticks(), timeout=0.2)
+    answer = preferences.prefer(ids(range(64)), [], 8)
+    assert not answer.proven
+    assert preferences.fabric.score(answer.gpus, Free((1 << 64) - 1)).linked
+
+
 def test_an_irregular_node_answers_when_the_time_is_up() -> None:
     rng = random.Random(7)  # noqa: S311 - the same node in every run
     clock = Ticks()
