@@ -1,7 +1,7 @@
 """The DevicePlugin service as gRPC is given it: requests that are no message are told of.
 
 gRPC refuses such a request before one of our methods runs, so it is heard where it is parsed. An
-interceptor could do so, too, and would take longer at every call than all our work for it.
+interceptor could hear it, too, but would run, and be waited for, at every call.
 """
 
 from collections.abc import Callable

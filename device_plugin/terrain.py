@@ -7,7 +7,7 @@ from device_plugin.masks import mask_of, members, union
 from device_plugin.wishes import Fabric, Free, linked_groups
 
 PER_LANE = 1 << 12
-"""Worth of one lane. A GPU's ports are worth at most 2: lanes come before."""
+"""Worth of one lane. A GPU's ports are worth at most 2: lanes come before, up to 2,047 GPUs."""
 
 PORTS_BEST = 2
 
