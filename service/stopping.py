@@ -5,7 +5,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from service.signals import STOPPING, release_signals
@@ -16,6 +16,7 @@ from service.signals import STOPPING, release_signals
 # run at the call's end, which may be far.
 _REPEAT = 0.1
 _SOON = 1e-6
+_MANY = 4096
 
 # Functions that enter and leave a block, or may interrupt one that does: an exception there would
 # lose the way out, and the timer would fire in the midst of something else.
@@ -30,17 +31,22 @@ class Stop:
     """Set once, by a signal or by `set`; never cleared.
 
     A pipe and `select` instead of `threading.Event`: setting an event from a signal handler can
-    meet the lock that the interrupted `wait` holds, and hang for ever.
+    meet the lock that the interrupted `wait` holds, and hang for ever. And a signal that comes just
+    before `select` blocks does not interrupt it: so C writes a byte for each signal, at once, where
+    the handler would only run at the call's end.
     """
 
     def __init__(self) -> None:
         self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)  # noqa: FBT003 - it has no name
+        self._writer.setblocking(False)  # noqa: FBT003 - as above
         self._stopped = False
         self._bounded = False
         self._until = 0.0
 
     def install(self) -> None:
         """Listen to SIGTERM, SIGINT and the timer of `bounded`; main thread only."""
+        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in STOPPING:
             signal.signal(number, self._on_signal)
         signal.signal(signal.SIGALRM, self._on_timer)
@@ -50,6 +56,7 @@ class Stop:
         """Give the signals their default meaning again and free the pipe."""
         for number in (*STOPPING, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
         self._reader.close()
         self._writer.close()
 
@@ -57,7 +64,8 @@ class Stop:
         """Ask for the end; safe in a signal handler and from any thread."""
         if not self._stopped:
             self._stopped = True
-            self._writer.send(b"\0")
+            with suppress(BlockingIOError):  # there is enough in it to wake who waits
+                self._writer.send(b"\0")
 
     def is_set(self) -> bool:
         """Tell whether the end was asked for."""
@@ -65,7 +73,14 @@ class Stop:
 
     def wait(self, seconds: float) -> bool:
         """Wait at most this long; return at once, True, when the end is asked for."""
-        return bool(select.select([self._reader], [], [], max(0.0, seconds))[0])
+        end = time.monotonic() + seconds
+        while not self._stopped:
+            left = max(0.0, end - time.monotonic())
+            if not select.select([self._reader], [], [], left)[0]:
+                break
+            with suppress(BlockingIOError):
+                self._reader.recv(_MANY)  # the timer writes, too
+        return self._stopped
 
     @contextmanager
     def bounded(self, seconds: float) -> Iterator[None]:

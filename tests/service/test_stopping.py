@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from pathlib import Path
 
 import pytest
 
@@ -94,6 +95,29 @@ def test_a_signal_wakes_a_wait(stop: Stop, number: signal.Signals) -> None:
     with Soon(send(number)):
         assert stop.wait(PATIENCE)
     assert stop.is_set()
+
+
+def test_a_signal_that_interrupts_nobody_wakes_a_wait(stop: Stop) -> None:
+    """As one that comes just before a wait: here it is another thread that it interrupts."""
+    state = Path(f"/proc/self/task/{threading.get_native_id()}/stat")
+
+    def send_late() -> None:
+        seen = 0
+        while seen < 300:  # in a row: so it sleeps, and does not only let this thread go first
+            seen = seen + 1 if state.read_text().rpartition(")")[2].split()[0] == "S" else 0
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with Soon(send_late):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            assert stop.wait(PATIENCE)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def test_the_timer_of_a_block_ends_no_wait_in_it(stop: Stop) -> None:
+    with stop.bounded(PATIENCE):
+        assert not stop.wait(0.35)
 
 
 def test_setting_from_a_thread_wakes_a_wait(stop: Stop) -> None:
