@@ -1,8 +1,16 @@
 # Every target builds what it needs: a machine with Python 3.11 or later and make is enough.
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
+# What runs, and with what builds and tests.
+RUNTIME := $(VENV)/.runtime
 READY := $(VENV)/.ready
+# A Python that you name is the one that is used: an environment of another is built anew.
+ifneq ($(origin PYTHON),file)
+ifneq ($(shell $(BIN)/python --version 2>&1),$(shell $(PYTHON) --version 2>&1))
+$(shell rm -rf $(VENV))
+endif
+endif
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 # The first that is there, or the one that you name. IMAGE_FLAGS go to its build: --secret, --platform, ...
@@ -16,16 +24,17 @@ image sbom: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/n
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
-$(READY): requirements-dev.lock pyproject.toml
+$(RUNTIME): requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11 ...")'
-	@echo "building $(VENV), once: about half a minute"
-	@$(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(PYTHON) tools/environment.py $(VENV) requirements.lock
 	@touch $@
 
-demo: $(READY) ## the whole story on this machine: no GPU, no cluster, under a minute
-	@$(BIN)/xelink demo
+$(READY): $(RUNTIME) requirements-dev.lock pyproject.toml
+	@$(PYTHON) tools/environment.py $(VENV) requirements-dev.lock --editable
+	@touch $@
+
+demo: $(RUNTIME) ## the whole story on this machine: no GPU, no cluster, under a minute
+	@$(BIN)/python -m xelink demo
 
 test: $(READY) ## every test, with coverage; some of them, without: ARGS="tests/topology -k links"
 	$(BIN)/pytest -n 2 $(or $(ARGS),--cov --cov-report=term)
@@ -84,7 +93,8 @@ image-test: $(READY) ## build the image and run it, here, as root: needs deboots
 
 sbom: $(READY) ## what xelink and its locked dependencies are: CycloneDX, in dist/
 	@$(BIN)/python -m venv --clear --without-pip build/sbom
-	@$(BIN)/python -m pip --python build/sbom/bin/python install --quiet --disable-pip-version-check --no-compile --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip --python build/sbom/bin/python install --quiet --disable-pip-version-check --no-compile --no-deps --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip --python build/sbom/bin/python check
 	@mkdir -p dist
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file dist/xelink-$(VERSION).cdx.json build/sbom/bin/python
 

@@ -9,10 +9,10 @@ import argparse
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
-from importlib.metadata import version
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from service.release import VERSION
 from service.streams import complain, forget_stdout, stand_in
 from xelink.outcome import FAILED, INTERRUPTED, OK, FailedError
 
@@ -85,7 +85,7 @@ def command_line(modules: Mapping[str, ModuleType]) -> argparse.ArgumentParser:
         epilog="exit codes: 0 fine, 1 it failed (one line says why), 2 wrong call; each command's"
         " -h tells of more",
     )
-    parser.add_argument("--version", action="version", version=f"xelink {version('xelink')}")
+    parser.add_argument("--version", action="version", version=f"xelink {VERSION}")
     commands = parser.add_subparsers(
         title="commands", dest="command", required=True, metavar="COMMAND"
     )
