@@ -50,6 +50,10 @@ check: $(READY) ## format, lint, types, import contracts, generated files
 	$(BIN)/lint-imports
 	$(BIN)/python tools/generate.py --check
 
+.PHONY: generated
+generated: $(READY) ## the generated files are current, whatever Python asks
+	$(BIN)/python tools/generate.py --check
+
 fmt: $(READY) ## format and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -81,6 +85,10 @@ simulate: $(READY) ## the policies over a thousand random scenarios
 wheel: $(READY) ## the installable wheel, in dist/
 	$(BIN)/python -m build --wheel --no-isolation --outdir $(or $(OUT),dist)
 
+.PHONY: wheel-test
+wheel-test: $(READY) ## the wheel installs into an empty environment, and its commands start
+	@PYTHON=$(PYTHON) tools/wheel-test.sh
+
 image: ## the container image, by podman, buildah or docker
 	@test -n "$(CONTAINER_TOOL)" || { echo "make image needs podman, buildah or docker; on Debian: apt-get install buildah" >&2; exit 1; }
 	$(CONTAINER_TOOL) build --file Containerfile --tag $(IMAGE) $(if $(BASE),--build-arg BASE=$(BASE)) \
@@ -99,4 +107,4 @@ sbom: $(READY) ## what xelink and its locked dependencies are: CycloneDX, in dis
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file dist/xelink-$(VERSION).cdx.json build/sbom/bin/python
 
 clean: ## everything that was built
-	rm -rf $(VENV) dist build .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-* dist build .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

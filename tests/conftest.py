@@ -1,8 +1,12 @@
 """What all tests share."""
 
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
+
+from tests import skips
 
 # Nothing here is timed: a machine may be as slow as it likes.
 settings.register_profile("untimed", deadline=None)
@@ -10,3 +14,12 @@ settings.load_profile("untimed")
 
 # Our programs run as on a machine where nobody has set this: what a buffer keeps can fail later.
 os.environ.pop("PYTHONUNBUFFERED", None)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run in which something was skipped that must not be."""
+    allowed = os.environ.get(skips.VARIABLE)
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    is_worker = hasattr(session.config, "workerinput")
+    if allowed and reporter and not is_worker and not skips.check(reporter, Path(allowed)):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# The wheel in an environment that has nothing but it and the runtime lock, far from this tree: its
+# commands start, and the demo is told to its end. `make wheel-test` calls it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+make wheel OUT="$scratch"
+"${PYTHON:-python3}" -m venv "$scratch/venv"
+pip=("$scratch/venv/bin/pip" --quiet --disable-pip-version-check)
+"${pip[@]}" install --no-deps --require-hashes -r requirements.lock
+"${pip[@]}" install --no-deps --no-index "$scratch"/xelink-*.whl
+"${pip[@]}" check
+cd "$scratch"
+for command in xelink-sidecar xelink-device-plugin; do
+  "venv/bin/$command" -h >help
+  grep -q -- "-print-config" help
+  "venv/bin/$command" -version
+done
+venv/bin/xelink demo | tail -n 3
