@@ -25,7 +25,7 @@ COMMANDS: Mapping[str, str] = {
     "simulate": "see what each policy gets for Pods that come and go",
     "doctor": "check a node, and say what is wrong and what to do",
     "demo": "watch a simulated node's topology become labels, and Pods get linked GPUs",
-    "completion": "print what bash or zsh needs to complete xelink's command line",
+    "completion": "print what bash, zsh or fish needs to complete xelink's command line",
 }
 
 

@@ -16,6 +16,8 @@ examples:
     xelink completion bash > ~/.local/share/bash-completion/completions/xelink
   zsh, in a directory of its fpath:
     xelink completion zsh > ~/.zfunc/_xelink
+  fish:
+    xelink completion fish > ~/.config/fish/completions/xelink.fish
 
 exit codes: 0 printed, 2 there is no completion for such a shell
 """
@@ -30,7 +32,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", summary
         epilog=_EXAMPLES,
         formatter_class=HelpFormatter,
     )
-    parser.add_argument("shell", choices=("bash", "zsh"), help="whose completion to print")
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="whose completion to print")
 
 
 def run(options: argparse.Namespace) -> int:

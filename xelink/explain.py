@@ -18,8 +18,7 @@ from xelink.tables import show
 _EXAMPLES = """\
 examples:
   which 4 GPUs a Pod would get on this node, and why:
-    xelink explain --want 4 --features \\
-      /etc/kubernetes/node-feature-discovery/features.d/xpum-sidecar-labels.txt
+    xelink explain --want 4
   with two GPUs in use, and one that the Pod has already:
     xelink explain --want 2 --have card3 --used card1,card2 --url http://127.0.0.1:29999
   each GPU shared by 4 containers, one of them all used, one share of another:

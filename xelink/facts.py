@@ -23,6 +23,7 @@ def node_facts(node: Node) -> dict[str, Any]:
         "reason": node.reason or None,
         "gpus": [gpu_facts(node, device) for device in node.devices],
         "links": [_link_facts(node, link) for link in node.links],
+        "largest_group": max(map(len, node.groups), default=0) if topology else None,
         "groups": [list(group) for group in node.groups],
         "hash": links_hash(topology.links) if topology else None,
         "remarks": list(node.remarks),

@@ -20,13 +20,12 @@ from xelink.tables import show
 
 _EXAMPLES = """\
 examples:
-  the node of a live XPU Manager, as on the node itself:
+  this node:
+    xelink show
+  the node of a live XPU Manager:
     xelink show --url http://127.0.0.1:29999
   a body that was saved; every link with its lanes:
     curl -s http://127.0.0.1:29999/metrics | xelink show --metrics - --view links
-  what the sidecar wrote on this node:
-    xelink show --features \\
-      /etc/kubernetes/node-feature-discovery/features.d/xpum-sidecar-labels.txt
   a cluster in a table, and one node of it:
     kubectl get nodes -o json | xelink show --node-json -
     kubectl get nodes -o json | xelink show --node-json - --node NAME

@@ -6,6 +6,7 @@ what they see.
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -15,8 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar
 
-from shtab import FILE
+from shtab import DIRECTORY, FILE
 
+from device_plugin.labels import DEFAULT_PATH
 from sidecar.classification import Rules
 from sidecar.exposition import Reader, Reading
 from sidecar.sieve import TooManyRowsError
@@ -44,8 +46,12 @@ class _Source(NamedTuple):
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the options of every source."""
-    group = parser.add_argument_group("where the topology comes from, one of")
-    source = group.add_mutually_exclusive_group(required=True)
+    group = parser.add_argument_group(
+        "where the topology comes from, one of",
+        "without any: this node, by the file that its sidecar writes, or where there is none, by"
+        " its XPU Manager",
+    )
+    source = group.add_mutually_exclusive_group()
     source.add_argument(
         "--url",
         metavar="URL",
@@ -57,6 +63,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         ("--node-json", "what kubectl get node -o json prints; - for standard input"),
     ):
         _takes_file(source.add_argument(option, metavar="FILE", help=text))
+    group = parser.add_argument_group("without a source")
+    prefix = group.add_argument(
+        "--prefix", type=Path, metavar="DIR", help="where the node's / is seen (default /)"
+    )
+    prefix.complete = DIRECTORY  # type: ignore[attr-defined]  # where shtab looks for it
     group = parser.add_argument_group("with --node-json")
     group.add_argument("--node", metavar="NAME", help="take only the node of this name")
     group = parser.add_argument_group("with --features and --node-json")
@@ -102,12 +113,13 @@ def load(options: argparse.Namespace) -> tuple[Node, ...]:
     Raises `WrongCallError` for options that do not go together and `FailedError` for what cannot
     be read. A source that was read and tells nothing of links gives a node that says why.
     """
-    chosen = next(name for name in _SOURCES if getattr(options, name) is not None)
-    source = _SOURCES[chosen]
-    for other in _SOURCES.values():
+    chosen = next((name for name in _SOURCES if getattr(options, name) is not None), None)
+    what = _option(chosen) if chosen else "this node: name a source"
+    source = _SOURCES[chosen] if chosen else _HERE
+    for other in (*_SOURCES.values(), _HERE):
         for name in sorted(other.also - source.also):
             if getattr(options, name) is not None:
-                raise WrongCallError(f"{_option(name)} has no meaning with {_option(chosen)}")
+                raise WrongCallError(f"{_option(name)} has no meaning with {what}")
     return source.read(options)
 
 
@@ -137,6 +149,19 @@ def _seconds(text: str) -> float:
 
 
 # Readers: each gives its nodes
+
+
+def _from_here(options: argparse.Namespace) -> tuple[Node, ...]:
+    """Read what is published on this node, or where nothing is, what would be."""
+    path = (options.prefix or Path("/")) / DEFAULT_PATH.relative_to("/")
+    if os.path.lexists(path):
+        options.features = str(path)
+        return _from_features(options)
+    options.url = f"http://{live.HOST}:{live.PORT}"
+    (node,) = _from_url(options)
+    if node.topology is None:
+        node = replace(node, reason=f"there is no {path}, and {node.reason}")
+    return (node,)
 
 
 def _from_url(options: argparse.Namespace) -> tuple[Node, ...]:
@@ -255,6 +280,7 @@ def _named(path: str) -> str:
 _EXPOSITION = frozenset({"lane_count", "allow_subdeviceless_links"})
 _ACCESS = frozenset({"cert", "client_cert", "client_key", "username", "password_file", "timeout"})
 
+_HERE = _Source(_from_here, frozenset({"prefix"}))
 _SOURCES: Mapping[str, _Source] = {
     "url": _Source(_from_url, _EXPOSITION | _ACCESS),
     "metrics": _Source(_from_metrics, _EXPOSITION),

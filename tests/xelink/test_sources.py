@@ -12,6 +12,7 @@ import trustme
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from device_plugin.labels import DEFAULT_PATH
 from sidecar.simulator import Blueprint, Serving, SimulatedNode, Simulator
 from tests.data import BODIES, needs_data
 from tests.processes import running
@@ -324,3 +325,42 @@ def test_a_pipe_is_read_as_a_file_is(xelink: Xelink) -> None:
     finally:
         os.close(reader)
     assert said.code == 0
+
+
+def test_without_a_source_the_file_of_this_node_is_read(xelink: Xelink, tmp_path: Path) -> None:
+    file = tmp_path / DEFAULT_PATH.relative_to("/")
+    file.parent.mkdir(parents=True)
+    file.write_bytes(FEATURES)
+    here = f"--prefix={tmp_path}"
+    named = xelink("show", f"--features={file}")
+    assert named.code == 0
+    assert xelink("show", here) == named
+    assert xelink("explain", "--want=2", here) == xelink(
+        "explain", "--want=2", f"--features={file}"
+    )
+
+
+def test_without_a_source_and_a_file_the_node_s_xpu_manager_is_asked(
+    xelink: Xelink, tmp_path: Path
+) -> None:
+    said = xelink("show", f"--prefix={tmp_path}", "--output=json")
+    (node,) = json.loads(said.out)["nodes"]
+    assert node["source"] == "http://127.0.0.1:29999/metrics"
+    if said.code == 4:  # nobody is there, as on most machines
+        assert node["reason"].startswith(f"there is no {tmp_path}{DEFAULT_PATH}, and ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("--lane-count=4",), "--lane-count has no meaning with this node: name a source"),
+        (("--node=a",), "--node has no meaning with this node: name a source"),
+        (("--url=http://127.0.0.1:1", "--prefix=/"), "--prefix has no meaning with --url"),
+    ],
+    ids=["lanes", "node", "prefix"],
+)
+def test_an_option_of_another_source_is_refused(
+    xelink: Xelink, arguments: tuple[str, ...], why: str
+) -> None:
+    said = xelink("show", *arguments)
+    assert (said.code, said.out, said.err) == (2, "", f"xelink show: {why}\n")
