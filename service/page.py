@@ -14,6 +14,7 @@ from html import escape
 from typing import Any, TypeAlias
 
 from service.probes import Page, Reply
+from service.release import versioned
 
 Status: TypeAlias = Mapping[str, Any]
 """What a daemon tells of itself, ready for JSON."""
@@ -91,7 +92,9 @@ def pages(
         return _page(title, body(status()))
 
     def as_json() -> Reply:
-        return Reply("application/json", json.dumps(status(), indent=1).encode(), _HEADERS)
+        return Reply(
+            "application/json", json.dumps(versioned(status()), indent=1).encode(), _HEADERS
+        )
 
     return {"/": page, "/status.json": as_json}
 

@@ -5,6 +5,7 @@ A block of a page that begins with such a line is replaced by what the command p
 command ends in `> FILE`, that file is what it prints. So pages and pictures are what one sees.
 """
 
+import json
 import os
 import re
 import shlex
@@ -22,7 +23,6 @@ from topology.model import Topology
 from topology.publication import DEFAULT_NAMESPACE, Publication, node_labels
 from xelink.__main__ import main
 from xelink.outcome import FAILED, WRONG_CALL
-from xelink.show import json_text
 
 PAGES = (Path("docs/cli.md"), Path("README.md"))
 EXAMPLES = Path("xelink/examples")
@@ -91,7 +91,7 @@ def examples(_root: Path) -> Mapping[Path, bytes]:
     given = {
         "four.prom": b"".join(_rows(render(four))),
         "eight.txt": publication.render(Publication(_topology(worn)), DEFAULT_NAMESPACE),
-        "nodes.json": json_text(_list(nodes)).encode(),
+        "nodes.json": f"{json.dumps(_list(nodes), indent=2)}\n".encode(),
     }
     return {EXAMPLES / name: content for name, content in given.items()}
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from service.release import versioned
 from service.streams import say
 from topology.node import Node, State
 from topology.picture import svg
@@ -82,13 +83,13 @@ def exit_code(node: Node) -> int:
 
 
 def json_text(facts: Mapping[str, Any]) -> str:
-    """Write facts as JSON."""
-    return f"{json.dumps(facts, indent=2)}\n"
+    """Return facts as JSON, with the version of their form."""
+    return f"{json.dumps(versioned(facts), indent=2)}\n"
 
 
 def yaml_text(facts: Mapping[str, Any]) -> str:
-    """Write facts as YAML."""
-    return yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)
+    """Return facts as YAML, with the version of their form."""
+    return yaml.safe_dump(versioned(facts), sort_keys=False, allow_unicode=True)
 
 
 def _only(nodes: Sequence[Node]) -> Node:

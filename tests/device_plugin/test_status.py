@@ -33,17 +33,20 @@ from device_plugin.telemetry import NodeTelemetry
 from service.metrics import Metrics
 from service.page import Status, pages
 from service.probes import Verdict
+from service.release import versioned
 from sidecar.simulator import Blueprint, SimulatedNode
 from tests.device_plugin.happenings import until
 from tests.device_plugin.plugins import I915, Account, Running, directory
 from tests.device_plugin.plugins import node as snapshot_of
 from tests.device_plugin.plugins import running as serving
+from tests.documented import documented, keys
 from tests.processes import address, get, running
 from topology.publication import Publication, render
 
 NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=UTC)
 NAMESPACE = "gpu.intel.com"
 MESH = Blueprint(gpus=8, tiles=2, cards="reversed").build()
+KEYS = documented("xelink-device-plugin")
 READY = Verdict(fine=True, text="links in use")
 NASTY = '<script>alert("x")</script><img src=x>&amp;\'"\udcff\0'
 
@@ -115,6 +118,7 @@ class Scene:
         found = status(parts, NOW)
         page_of(found)
         again: dict[str, Any] = json.loads(json.dumps(found))
+        assert {*keys(versioned(again), KEYS)} <= KEYS
         return again
 
 
@@ -158,6 +162,7 @@ def test_devices_health_allocations_and_preferences_are_told() -> None:
                 tell(here.told(), path)
 
     def tell(told: dict[str, Any], path: Path) -> None:
+        assert {*keys(versioned(told), KEYS)} == KEYS  # docs/json.md has these and no other
         (resource,) = told["resources"]
         assert resource["registered"]
         assert datetime.fromisoformat(resource["since"]).tzinfo

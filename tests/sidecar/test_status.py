@@ -10,14 +10,18 @@ from typing import Any
 
 import pytest
 
+from service.release import versioned
 from service.values import split_address
 from sidecar.settings import SidecarSettings
-from sidecar.simulator import Serving, Simulator
+from sidecar.simulator import Blueprint, Serving, Simulator, render
 from sidecar.status import body, status
+from tests.documented import documented, keys
 from tests.processes import address, get, running
 from tests.sidecar.bodies import body as bytes_of
 from tests.sidecar.bodies import self_rows
 from tests.sidecar.test_loop import CUT, DOWN, FOREIGN, MESH, Scenario
+
+KEYS = documented("xelink-sidecar")
 
 
 def told(scenario: Scenario) -> dict[str, Any]:
@@ -26,6 +30,7 @@ def told(scenario: Scenario) -> dict[str, Any]:
     assert "<section" in page
     assert "Xe Links of here" in page  # drawn even without links: its style is let in from then on
     again: dict[str, Any] = json.loads(json.dumps(found))
+    assert {*keys(versioned(again), KEYS)} <= KEYS
     return again
 
 
@@ -64,6 +69,14 @@ def test_losses_that_wait_are_told(tmp_path: Path) -> None:
     }
     scenario.tick(CUT)
     assert told(scenario)["waiting"] == []
+
+
+def test_every_documented_key_is_told(tmp_path: Path) -> None:
+    scenario = Scenario(tmp_path)
+    node = Blueprint(gpus=2).build()
+    scenario.tick(render(node))
+    scenario.tick(render(node.cut("0.0-1.0")))
+    assert {*keys(versioned(told(scenario)), KEYS)} == KEYS
 
 
 class Texts(HTMLParser):
