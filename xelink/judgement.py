@@ -94,15 +94,15 @@ def judge(facts: tuple[GpuFacts, ...], lanes: frozenset[tuple[tuple[str, str], i
 
 
 def gpu_facts(node: NodeShape) -> tuple[GpuFacts, ...]:
-    """Make a scenario's GPUs: card and PCI address by number, NUMA nodes in equal parts."""
+    """Make a scenario's GPUs: card and PCI address by number."""
     return tuple(
         GpuFacts(
             card=f"card{gpu}",
             bdf=f"0000:{0x10 + gpu:02x}:00.0",
-            numa=gpu * min(node.numa, node.gpus) // node.gpus,
+            numa=numa,
             ports_healthy=True,
         )
-        for gpu in range(node.gpus)
+        for gpu, numa in enumerate(node.numa_nodes)
     )
 
 

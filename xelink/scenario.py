@@ -7,7 +7,7 @@ it is a GPU.
 import re
 from collections.abc import Callable, Mapping
 from itertools import combinations, pairwise
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
 from pydantic import (
@@ -31,6 +31,7 @@ FILE_LIMIT = 1 << 20
 _MOST_PODS = 10_000
 _MOST_NODES = 100
 _MOST_SHARES = 10
+_MOST_NUMA = 1024
 _MONTHS = 10**6  # in minutes, nearly two years
 _RING = 3
 
@@ -60,6 +61,17 @@ def _islands(given: object) -> int | list[list[int]]:
     raise ValueError("neither a number of islands nor lists of their GPUs")
 
 
+def _numa(given: object) -> int | list[int]:
+    match given:
+        case bool():
+            pass
+        case int() if 1 <= given <= MOST_GPUS:
+            return given
+        case list() if all(type(node) is int and 0 <= node < _MOST_NUMA for node in given):
+            return given
+    raise ValueError("neither a number of NUMA nodes nor a list with that of each GPU")
+
+
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Line = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$", max_length=300)]
 PairText = Annotated[str, AfterValidator(_ordered_pair)]
@@ -79,20 +91,30 @@ class NodeShape(_Part):
     """`count` nodes of the same GPUs and links.
 
     `islands` splits the GPUs in equal parts by number, or names the parts; no link joins two of
-    them. `lost` are pairs without their link, `narrow` pairs with other lanes than the rest.
+    them. `linked` are all linked pairs with their lanes, in place of a wiring. `lost` are pairs
+    without their link, `narrow` pairs with other lanes than the rest. `numa` splits the GPUs in
+    equal parts by number, or names the NUMA node of each.
     """
 
     gpus: Size
     wiring: Wiring = "mesh"
     islands: Annotated[int | list[list[int]], PlainValidator(_islands)] = 1
     lanes: Lanes = 8
+    linked: dict[PairText, Lanes] | None = None
     lost: list[PairText] = []
     narrow: dict[PairText, Lanes] = {}
-    numa: Annotated[int, Field(ge=1, le=MOST_GPUS)] = 2
+    numa: Annotated[int | list[int], PlainValidator(_numa)] = 2
     count: Annotated[int, Field(ge=1, le=_MOST_NODES)] = 1
 
     @model_validator(mode="after")
     def _whole(self) -> "NodeShape":
+        if self.linked is not None and self.model_fields_set & {"wiring", "islands", "lanes"}:
+            raise ValueError("linked says it all: leave out wiring, islands and lanes")
+        for pair in self.linked or ():
+            if max(_places(pair)) >= self.gpus:
+                raise ValueError(f"there are no GPUs {pair}")
+        if isinstance(self.numa, list) and len(self.numa) != self.gpus:
+            raise ValueError(f"numa must name {self.gpus} NUMA nodes, one for each GPU")
         parts = self.parts
         if sorted(gpu for part in parts for gpu in part) != list(range(self.gpus)):
             raise ValueError(f"islands must share out {self.gpus} GPUs, each of them once")
@@ -119,9 +141,19 @@ class NodeShape(_Part):
         lost = {_places(pair) for pair in self.lost}
         narrow = {_places(pair): lanes for pair, lanes in self.narrow.items()}
         wired = sorted(self._wired() - lost)
-        return {pair: narrow.get(pair, self.lanes) for pair in wired}
+        whole = {_places(pair): lanes for pair, lanes in (self.linked or {}).items()}
+        return {pair: narrow.get(pair) or whole.get(pair, self.lanes) for pair in wired}
+
+    @property
+    def numa_nodes(self) -> tuple[int, ...]:
+        """The NUMA node of each GPU."""
+        if isinstance(self.numa, list):
+            return tuple(self.numa)
+        return tuple(gpu * min(self.numa, self.gpus) // self.gpus for gpu in range(self.gpus))
 
     def _wired(self) -> set[Pair]:
+        if self.linked is not None:
+            return {_places(pair) for pair in self.linked}
         return {pair for part in self.parts for pair in _WIRINGS[self.wiring](part)}
 
 
@@ -180,18 +212,52 @@ class Scenario(_Part):
         return tuple(node for node in self.nodes for _ in range(node.count))
 
 
-def parse(text: str) -> Scenario:
-    """Read a scenario. Raises `ScenarioError`."""
+RealNode: TypeAlias = Callable[[str, str], dict[str, Any]]
+"""Takes a kind of source and a file, gives the keys of the node that is in it."""
+
+REAL = ("features", "metrics")
+"""Keys of a node that name a file with a real one."""
+
+
+def parse(text: str, real: RealNode | None = None) -> Scenario:
+    """Return a scenario; nodes that name a file are read by `real`. Raises `ScenarioError`."""
     try:
         found = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ScenarioError(f"no YAML: {_one_line(error)}") from error
     if not isinstance(found, dict):
         raise ScenarioError("no YAML mapping with nodes and pods")
+    if real:
+        found = {**found, "nodes": _real_nodes(found.get("nodes"), real)}
     try:
         return Scenario.model_validate(found)
     except ValidationError as error:
         raise ScenarioError(_first(error)) from error
+
+
+def _real_nodes(nodes: object, real: RealNode) -> object:
+    if not isinstance(nodes, list) or len(nodes) > _MOST_NODES:
+        return nodes
+    return [
+        _real_node(number, node, real) if isinstance(node, dict) else node
+        for number, node in enumerate(nodes)
+    ]
+
+
+def _real_node(number: int, node: dict[str, Any], real: RealNode) -> dict[str, Any]:
+    named = [kind for kind in REAL if kind in node]
+    if not named:
+        return node
+    (kind, *others), where = named, f"nodes.{number}.{named[0]}"
+    given = {key: value for key, value in node.items() if key != kind}
+    if others or given.keys() & {"gpus", "linked", "numa"}:
+        raise ScenarioError(f"{where}: it says all of the node but count, lost and narrow")
+    if not isinstance(node[kind], str):
+        raise ScenarioError(f"{where}: not the name of a file")
+    try:
+        return real(kind, node[kind]) | given
+    except ValueError as error:
+        raise ScenarioError(_one_line(f"{where}: {error}")) from error
 
 
 def render(scenario: Scenario) -> str:

@@ -7,19 +7,20 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import track
 from shtab import FILE
 
 from service.streams import say
-from xelink import chance
+from xelink import chance, sources
 from xelink.bars import bars
 from xelink.helptext import HelpFormatter
+from xelink.matrix import lanes_between
 from xelink.outcome import OK, FailedError, WrongCallError
 from xelink.report import Report
-from xelink.scenario import FILE_LIMIT, Scenario, ScenarioError, parse, render
+from xelink.scenario import FILE_LIMIT, MOST_GPUS, Scenario, ScenarioError, parse, render
 from xelink.show import json_text
 from xelink.simulation import simulate
 from xelink.simulation_page import page
@@ -168,11 +169,42 @@ def _watched(series: _Series) -> Iterable[Scenario]:
 def _read(name: str) -> Scenario:
     """Read a scenario: from standard input, a file, or one that is there. Raises `FailedError`."""
     try:
-        return parse(_text(name))
+        return parse(_text(name), partial(_real_node, Path(name).parent))
     except ScenarioError as error:
         raise FailedError(f"{_printable(name)}: {error}") from error
     except UnicodeDecodeError as error:
         raise FailedError(f"{_printable(name)}: no text in UTF-8") from error
+
+
+def _real_node(directory: Path, kind: str, name: str) -> dict[str, Any]:
+    """Return the keys of a real node: its GPUs by PCI address, its links, its NUMA nodes.
+
+    `directory` is the scenario's. Raises `ValueError`.
+    """
+    try:
+        node = sources.read(kind, str(directory / name))
+    except FailedError as error:
+        raise ValueError(error) from error
+    topology = node.topology
+    if topology is None:
+        raise ValueError(f"nothing is known of its links: {node.reason}")
+    if len(node.devices) > MOST_GPUS:
+        raise ValueError(f"{len(node.devices)} GPUs, and a scenario has {MOST_GPUS} at most")
+    addresses = {gpu.id: gpu.bdf for gpu in topology.gpus}
+    order = sorted(node.devices, key=lambda device: (addresses.get(device, ""), device))
+    place = {device: number for number, device in enumerate(order)}
+    numa = [gpu.numa if (gpu := node.gpu(device)) else None for device in order]
+    linked = {
+        tuple(sorted((place[one], place[other]))): sum(widths)
+        for (one, other), widths in lanes_between(topology).items()
+    }
+    return {
+        "gpus": len(order),
+        "linked": {
+            f"{one}-{other}": max(1, lanes) for (one, other), lanes in sorted(linked.items())
+        },
+        "numa": 1 if None in numa else numa,
+    }
 
 
 def _text(name: str) -> str:

@@ -52,6 +52,8 @@ def node_line(node: NodeShape, shares: int = 1) -> str:
     """Tell in a line what a node is."""
     several = f"{node.count} nodes, each: " if node.count > 1 else "1 node: "
     kind = {"mesh": "all linked", "ring": "linked in a ring", "none": "without links"}[node.wiring]
+    if node.linked is not None:
+        kind = f"{len(node.linked)} of {node.gpus * (node.gpus - 1) // 2} pairs linked"
     parts = [f"{several}{node.gpus} GPUs"]
     if len(node.parts) > 1:
         parts.append(f"in {len(node.parts)} islands ({' '.join(map(_numbers, node.parts))})")

@@ -123,6 +123,15 @@ def load(options: argparse.Namespace) -> tuple[Node, ...]:
     return source.read(options)
 
 
+def read(kind: str, path: str) -> Node:
+    """Return the node of a file of one kind, `metrics` or `features`. Raises `FailedError`."""
+    options = argparse.Namespace(lane_count=None, allow_subdeviceless_links=None)
+    setattr(options, kind, path)
+    options.label_namespace = None
+    (node,) = _SOURCES[kind].read(options)
+    return node
+
+
 def _takes_file(option: argparse.Action) -> None:
     option.complete = FILE  # type: ignore[attr-defined]  # where shtab looks for it
 

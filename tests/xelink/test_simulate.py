@@ -13,7 +13,11 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from tests.xelink.commands import Xelink
+from sidecar.simulator import Blueprint
+from tests.xelink.commands import Xelink, topology
+from topology import publication
+from topology.publication import DEFAULT_NAMESPACE, Publication
+from xelink.scenario import parse
 
 DOCS = Path(__file__).parents[2] / "docs" / "simulate.md"
 SHIPPED = sorted(
@@ -75,6 +79,44 @@ def test_times_are_told_unless_they_are_left_out(xelink: Xelink) -> None:
     told = json.loads(xelink("simulate", path, "--output", "json").out)
     for found in told["policies"].values():
         assert 0 < found["decision_seconds"]["median"] <= found["decision_seconds"]["longest"]
+
+
+@pytest.mark.parametrize("kind", ["metrics", "features"])
+def test_a_scenario_takes_a_real_node_which_can_lose_links(xelink: Xelink, kind: str) -> None:
+    node = Blueprint(gpus=4, wiring="mesh", lanes=8, cards="shuffled").build().cut("0.0-1.0")
+    file = xelink.body(node) if kind == "metrics" else xelink.features(topology(node))
+    mine = xelink.file(
+        "mine.yaml", f"nodes: [{{{kind}: {Path(file).name}, lost: [2-3]}}]\npods: [{{gpus: 4}}]\n"
+    )
+    assert "4 GPUs, 6 of 6 pairs linked, lost 2-3" in xelink("simulate", mine).out
+    written = xelink("simulate", mine, "--output=scenario").out
+    (shape,) = parse(written).nodes
+    assert shape.numa_nodes == tuple(gpu.numa for gpu in node.topology.gpus)
+    assert shape.links == {(0, 1): 8, (0, 2): 16, (0, 3): 16, (1, 2): 16, (1, 3): 16}
+
+
+@pytest.mark.parametrize(
+    ("node", "why"),
+    [
+        ("metrics: nowhere.prom", "nodes.0.metrics: --metrics "),
+        ("features: 7", "nodes.0.features: not the name of a file"),
+        ("features: labels.txt, gpus: 2", "nodes.0.features: it says all of the node but count"),
+        ("features: labels.txt, lost: [0-3]", "nodes.0: GPUs 0-3 have no link to begin with"),
+        ("features: silent.txt", "nodes.0.features: nothing is known of its links: "),
+        ("features: many.txt", "nodes.0.features: 20 GPUs, and a scenario has 16 at most"),
+    ],
+)
+def test_a_real_node_that_cannot_be_taken_is_refused_in_one_line(
+    xelink: Xelink, node: str, why: str
+) -> None:
+    xelink.file("silent.txt", publication.render(Publication(None), DEFAULT_NAMESPACE))
+    many = Blueprint(gpus=20, wiring="ring").build().topology
+    xelink.file("many.txt", publication.render(Publication(many), DEFAULT_NAMESPACE))
+    xelink.features(Blueprint(gpus=3, wiring="mesh").build().topology)
+    mine = xelink.file("mine.yaml", f"nodes: [{{{node}}}]\npods: [{{gpus: 1}}]\n")
+    said = xelink("simulate", mine)
+    assert (said.code, said.out, said.err.count("\n")) == (1, "", 1)
+    assert f"mine.yaml: {why}" in said.err
 
 
 def test_what_was_drawn_can_be_written_and_run_again(xelink: Xelink) -> None:
