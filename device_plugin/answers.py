@@ -37,6 +37,10 @@ class UnusableError(Exception):
     """
 
 
+class NotLinkedError(UnusableError):
+    """The GPUs of this request are not all linked, and the node gives several only if they are."""
+
+
 class Told(NamedTuple):
     """One device as ListAndWatch tells it; `numa` None tells nothing of NUMA."""
 
@@ -170,6 +174,21 @@ def how_linked(snapshot: Snapshot, gpus: Sequence[str]) -> Linked:
     if all(pairs):
         return Linked.ALL
     return Linked.SOME if any(pairs) else Linked.NONE
+
+
+def require_links(snapshot: Snapshot, gpus: Sequence[str]) -> None:
+    """Raise `NotLinkedError`, with the first pair, for GPUs that are known not to be all linked.
+
+    What is not known refuses nobody: an outage would fail every Pod of the node.
+    """
+    if how_linked(snapshot, gpus) not in {Linked.SOME, Linked.NONE}:
+        return
+    pairs = list(combinations(gpus, 2))
+    apart = [pair for pair in pairs if snapshot.linked(*pair) is None]
+    raise NotLinkedError(
+        f"{len(pairs) - len(apart)} of {len(pairs)} pairs of these GPUs are linked"
+        f" ({' and '.join(apart[0])} are not), and -require-links is set"
+    )
 
 
 def facts(snapshot: Snapshot, gpus: Sequence[str]) -> Facts:

@@ -71,6 +71,7 @@ async def _serve(settings: "PluginSettings", log: FilteringBoundLogger) -> None:
         suffix=sockets.unique_suffix() if settings.socket_name is SocketName.UNIQUE else "",
         manners=Manners(
             allocate_env=settings.allocate_env,
+            require_links=settings.require_links,
             # Later than the search's own limit: what it has found by then is worth more than none.
             patience=settings.allocation_timeout / 1000 + _PREFERENCE_MARGIN,
         ),

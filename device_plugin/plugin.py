@@ -31,6 +31,7 @@ from device_plugin.answers import (
     fault,
     listing,
     offered,
+    require_links,
 )
 from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.api.deviceplugin_pb2_grpc import DevicePluginServicer
@@ -59,7 +60,8 @@ class Manners:
     """How a resource is served.
 
     `prefers` offers kubelet a preference, for resources of single GPUs. `allocate_env` gives the
-    workload its facts as environment variables, too. A vanished device is unhealthy for `farewell`
+    workload its facts as environment variables, too. `require_links` refuses a container several
+    GPUs that are known not to be all linked. A vanished device is unhealthy for `farewell`
     seconds, or until the next change, before it is left out. kubelet follows a preference at once:
     what it allocates more than `memory` seconds later has nothing to do with it.
 
@@ -71,6 +73,7 @@ class Manners:
 
     prefers: bool = True
     allocate_env: bool = True
+    require_links: bool = False
     farewell: float = 10.0
     memory: float = 10.0
     patience: float = 2.0
@@ -301,12 +304,14 @@ class Plugin(DevicePluginServicer):
     def _give(self, ids: frozenset[str]) -> _Given:
         """Give devices to a container; those that were given before are given as they were.
 
-        Raises as `answers.container` does.
+        Raises as `answers.container` and `answers.require_links` do.
         """
         snapshot, known = self._look()
         if ids in self._given:
             return self._given[ids]
         one = container(snapshot, self.resource, (*ids,), known)
+        if self._manners.require_links:
+            require_links(snapshot, one.gpus)
         given = _Given(one, Facts(), messages.allocation(one))
         with self._spared("facts"):
             told = facts(snapshot, one.gpus)

@@ -72,6 +72,11 @@ class PluginSettings(KlogSettings):
     allocation_timeout: int = Field(
         50, ge=1, le=5000, description="milliseconds to look for the best set beyond 16 GPUs"
     )
+    require_links: bool = Field(
+        default=False,
+        description="refuse a container several GPUs that are known not to be all linked: its Pod"
+        " fails, and whatever made it must try again",
+    )
     shared_dev_num: int = Field(
         1, ge=1, le=1000, description="containers that may use one GPU at the same time"
     )

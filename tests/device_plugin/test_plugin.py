@@ -814,6 +814,41 @@ def test_nothing_is_claimed_of_gpus_whose_links_are_not_known(
     meet(snapshot, story)
 
 
+@pytest.mark.parametrize(
+    ("lanes", "ids", "reason"),
+    [
+        ({(1, 2): 4, (1, 3): 4, (2, 3): 4}, (1, 2, 3), ""),
+        ({(1, 2): 4, (2, 3): 4}, (1, 2, 3), f"2 of 3 pairs of these GPUs are linked ({bdf(1)} and"),
+        ({}, (2, 3), f"0 of 1 pairs of these GPUs are linked ({bdf(2)} and {bdf(3)} are not)"),
+        ({}, (2,), ""),
+        (None, (1, 2), ""),
+    ],
+    ids=["all", "some", "none", "single", "links unknown"],
+)
+def test_where_links_are_required_several_gpus_are_given_linked_or_not_at_all(
+    lanes: dict[tuple[int, int], int] | None, ids: tuple[int, ...], reason: str
+) -> None:
+    devices = [f"card{number}-0" for number in ids]
+
+    async def strict(plugin: Served) -> None:
+        for _ in range(2):  # what was refused is not remembered as given
+            if reason:
+                code, said = await refusal(allocate(plugin, *devices))
+                assert code is StatusCode.FAILED_PRECONDITION
+                assert said.startswith(reason)
+                assert said.endswith("and -require-links is set")
+            else:
+                await allocate(plugin, *devices)
+        refused = plugin.count("refusals_total", rpc="Allocate", code="FAILED_PRECONDITION")
+        assert refused == (2 if reason else 0)
+
+    async def lenient(plugin: Served) -> None:
+        await allocate(plugin, *devices)
+
+    meet(node(3, lanes=lanes), strict, require_links=True)
+    meet(node(3, lanes=lanes), lenient)
+
+
 def test_an_unknown_device_is_refused_by_name() -> None:
     async def story(plugin: Served) -> None:
         assert await refusal(allocate(plugin, "card1-0", "card7-0")) == (

@@ -19,6 +19,7 @@ PREFIX = "XELINK_DEVICE_PLUGIN_"
 DEFAULTS = {
     "allocation-policy": "topology",
     "allocation-timeout": "50",
+    "require-links": "",
     "shared-dev-num": "1",
     "allow-ids": "",
     "deny-ids": "",
@@ -52,6 +53,7 @@ VALUES: list[tuple[str, tuple[str, object], tuple[str, object]]] = [
         ("packed", AllocationPolicy.PACKED),
     ),
     ("allocation-timeout", ("7", 7), ("5000", 5000)),
+    ("require-links", ("true", True), ("false", False)),
     ("shared-dev-num", ("10", 10), ("1000", 1000)),
     ("allow-ids", ("0x0bd5,0x0bda", {0x0BD5, 0x0BDA}), ("0x56c0,0x56C1", {0x56C0, 0x56C1})),
     ("deny-ids", ("0x0bd5,0x0bda", {0x0BD5, 0x0BDA}), ("0x56c0,0x56C1", {0x56C0, 0x56C1})),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from device_plugin import cdi
-from device_plugin.simulator.kubelet import Kubelet
+from device_plugin.simulator.kubelet import AdmissionError, Kubelet
 from device_plugin.simulator.node import Node
 from sidecar.simulator import Blueprint, SimulatedNode
 from tests.processes import Running, address, get, running
@@ -112,6 +112,17 @@ def test_labels_expire_without_any_change_of_the_file_and_allocations_go_on(scen
         assert scene.pod(2) == {"card2", "card7"}
         process.wait_for("event=links state=expired")
         assert scene.pod(2) == {"card1", "card2"}
+
+
+def test_where_links_are_required_a_pod_gets_linked_gpus_or_none(scene: Scene) -> None:
+    scene.publish(linked("1.0-6.0"))
+    with scene.plugin("-require-links") as process:
+        process.wait_for('state="in use" pairs=1')
+        scene.kubelet.wait_for_capacity(I915, 8)
+        assert scene.pod(2) == {"card2", "card7"}
+        with pytest.raises(AdmissionError, match="1 of 3 pairs of these GPUs are linked"):
+            scene.pod(3)
+        assert scene.pod(1) == {"card1"}
 
 
 @pytest.mark.parametrize("root", ["/", "/var/lib/tree"])
