@@ -166,6 +166,23 @@ def test_the_file_is_left_alone_until_it_differs(directory: Path, inventory: Inv
     assert cdi.refresh(directory, fewer, ByPath.NONE)
 
 
+def test_cards_that_change_their_numbers_are_told_anew(
+    directory: Path, inventory: Inventory
+) -> None:
+    """A name that leads to another GPU than it says would give a container that one."""
+    cdi.refresh(directory, inventory, ByPath.SINGLE)
+    first, second, *others = inventory.cards
+    swapped = replace(
+        inventory,
+        cards=(replace(first, name=second.name), replace(second, name=first.name), *others),
+    )
+    before = (directory / cdi.FILE_NAME).stat().st_size
+    assert cdi.refresh(directory, swapped, ByPath.SINGLE)
+    assert (directory / cdi.FILE_NAME).stat().st_size == before
+    edits = {device["name"]: device["containerEdits"] for device in read(directory)["devices"]}
+    assert edits["card2"]["mounts"][0]["hostPath"].endswith(f"pci-{FIRST}-card")
+
+
 def test_health_that_comes_and_goes_rewrites_nothing(
     directory: Path, node: Node, inventory: Inventory
 ) -> None:
@@ -180,6 +197,10 @@ def test_health_that_comes_and_goes_rewrites_nothing(
     "spoil",
     [
         pytest.param(lambda path: path.write_text("{"), id="half a file"),
+        pytest.param(
+            lambda path: path.write_bytes(path.read_bytes().replace(b"card1", b"card9")),
+            id="as long as it was",
+        ),
         pytest.param(lambda path: path.chmod(0o600), id="not readable by all"),
         pytest.param(lambda path: path.unlink(), id="gone"),
         pytest.param(

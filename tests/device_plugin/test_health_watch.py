@@ -1,7 +1,10 @@
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from contextvars import Context
 from pathlib import Path
+from typing import TypeVarTuple, Unpack
 
 import grpc
 import pytest
@@ -14,6 +17,7 @@ FIRST = "0000:29:00.0"
 SECOND = "0000:3A:00.0"  # as XPU Manager may spell it
 SECOND_BDF = SECOND.lower()
 QUICK = Pace(patience=60.0, first_pause=0.005, longest_pause=0.02, tick=0.002)
+Ts = TypeVarTuple("Ts")
 SOON = 15.0  # seconds: a bound, not a wait
 
 
@@ -176,6 +180,51 @@ def test_a_stream_that_ends_is_told_and_opened_again(
             assert not watcher.health.unhealthy
 
     run(story)
+
+
+class Hourglass(asyncio.SelectorEventLoop):
+    """A loop that knows for how long it was asked to wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pauses: list[float] = []
+
+    def call_later(
+        self,
+        delay: float,
+        callback: Callable[[Unpack[Ts]], object],
+        *args: Unpack[Ts],
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        self.pauses.append(delay)
+        return super().call_later(delay, callback, *args, context=context)
+
+
+def test_an_xpumd_that_is_down_is_asked_less_and_less_often_until_there_is_news(
+    socket: Path,
+) -> None:
+    pace = Pace(patience=60.0, first_pause=0.001, longest_pause=0.016, tick=3600.0)
+
+    async def story() -> None:
+        async with watching(socket, pace=pace) as watcher:
+            await watcher.until(lambda _: watcher.told > 30)
+            pauses = [pause for pause in loop.pauses if pause <= pace.longest_pause]
+            assert all(pause >= pace.first_pause for pause in pauses)
+            assert max(pauses[:2]) <= 2 * pace.first_pause, "at first soon"
+            assert max(pauses) > 2 * pace.first_pause
+            async with Xpumd(socket, [FIRST], every=None) as xpumd:
+                await watcher.until(after(1))
+                loop.pauses.clear()
+                xpumd.hang_up()
+                await watcher.until(after(2))
+                assert pace.first_pause in loop.pauses, "never at once, news or not"
+                loop.pauses.clear()
+            await watcher.until(lambda health: health.trouble)
+            await watcher.until(lambda _: loop.pauses)
+            assert loop.pauses[0] == pace.first_pause, "from the beginning"
+
+    with contextlib.closing(Hourglass()) as loop:
+        loop.run_until_complete(story())
 
 
 def test_a_server_that_knows_no_health_is_asked_again(socket: Path) -> None:

@@ -139,6 +139,49 @@ def test_a_refused_registration_is_tried_again_until_accepted(path: Path) -> Non
     asyncio.run(story())
 
 
+@contextmanager
+def deaf(path: Path) -> Iterator[socket.socket]:
+    """Listen in kubelet's place, accept whoever connects, and say nothing."""
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(str(path / "kubelet.sock"))
+        one.listen()
+        one.settimeout(PATIENCE)
+        yield one
+
+
+def test_a_kubelet_that_never_answers_is_given_up_and_asked_again(path: Path) -> None:
+    async def story() -> None:
+        with deaf(path):
+            async with running(path, pace=replace(FAST, patience=0.05)) as plugin:
+                await until(lambda: plugin.count("registrations_total", outcome="failed") >= 3)
+                (entry,) = plugin.events("cannot register")
+                assert entry["reason"].startswith("DEADLINE_EXCEEDED")
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("what", ["kubelet.sock", "gpu.intel.com-i915.sock"])
+def test_a_registration_that_was_not_answered_before_a_socket_moved_is_none(
+    path: Path, what: str
+) -> None:
+    async def story() -> None:
+        with deaf(path) as kubelet, ExitStack() as connections:
+            async with running(path, pace=replace(FAST, patience=60.0)) as plugin:
+                look, _ = await off(kubelet.accept)  # whether anybody is there
+                look.close()
+                connection, _ = await off(kubelet.accept)
+                connections.callback(connection.close)
+                (path / what).unlink()
+                if what == "kubelet.sock":
+                    await until(lambda: plugin.events("waiting for kubelet"))
+                else:
+                    await until(lambda: len(plugin.events("serving")) == 2)
+                assert not plugin.events("registered")
+                assert plugin.count("registrations_total", outcome="accepted") == 0
+
+    asyncio.run(story())
+
+
 def test_the_end_during_a_backoff_comes_within_a_second(path: Path) -> None:
     async def story() -> None:
         with Kubelet(path) as kubelet:

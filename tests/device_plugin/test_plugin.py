@@ -376,6 +376,20 @@ def test_what_has_just_vanished_or_broken_is_not_preferred_and_not_an_error() ->
     meet(node(prefer=last), story)
 
 
+def test_a_broken_device_that_must_be_included_brings_no_other_broken_one() -> None:
+    async def story(plugin: Served) -> None:
+        ids = [f"card{n}-0" for n in (1, 2, 3, 4)]
+        chosen = await prefer(plugin, ids, ["card3-0"], 3)
+        assert sorted(chosen) == ["card1-0", "card2-0", "card3-0"]
+        assert plugin.count("preferences_total", outcome="plain") == 0
+
+    def with_must(available: Sequence[str], must: Sequence[str], size: int) -> Preference:
+        rest = last([id_ for id_ in available if id_ not in must], [], size - len(must))
+        return Preference((*must, *rest.ids))
+
+    meet(node(4, unhealthy={bdf(3): "hot", bdf(4): "hot"}, prefer=with_must), story)
+
+
 @pytest.mark.parametrize(
     ("available", "must", "chosen"),
     [

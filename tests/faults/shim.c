@@ -2,7 +2,8 @@
  *
  * Preloaded. What is wrong is read at each call from the file named by XELINK_SHIM, one line each:
  *   clock SECONDS        the time of day is that much later, or earlier
- *   CALL ERRNO           open, read, write, fsync or rename below XELINK_SHIM_ROOT fails with it
+ *   CALL ERRNO           open, read, write, fsync or rename below XELINK_SHIM_ROOT fails with it;
+ *                        fsync is that of a file, fsync-directory that of a directory
  * Without the file nothing is wrong.
  */
 #define _GNU_SOURCE
@@ -14,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -74,7 +76,11 @@ ssize_t write(int fd, const void *bytes, size_t size) {
     return fails("write", fd, NULL) ? -1 : REAL(write)(fd, bytes, size);
 }
 
-int fsync(int fd) { return fails("fsync", fd, NULL) ? -1 : REAL(fsync)(fd); }
+int fsync(int fd) {
+    struct stat found;
+    int directory = !fstat(fd, &found) && S_ISDIR(found.st_mode);
+    return fails(directory ? "fsync-directory" : "fsync", fd, NULL) ? -1 : REAL(fsync)(fd);
+}
 
 int renameat(int from, const char *old, int to, const char *new) {
     return fails("rename", to, new) ? -1 : REAL(renameat)(from, old, to, new);
