@@ -193,7 +193,7 @@ class Hourglass(asyncio.SelectorEventLoop):
         self,
         delay: float,
         callback: Callable[[Unpack[Ts]], object],
-        *args: Unpack[Ts],
+        *args: *Ts,
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
         self.pauses.append(delay)
