@@ -26,6 +26,7 @@ from sidecar.settings import SidecarSettings
 from sidecar.simulator import Blueprint
 from sidecar.telemetry import Telemetry as SidecarTelemetry
 from tests.deployment.rendering import OVERLAYS, needs, needs_kustomize, render, tool
+from tests.deployment.variants import variants
 
 pytestmark = needs_kustomize
 needs_promtool = needs("promtool")
@@ -176,11 +177,11 @@ def test_what_does_not_exist_is_found(expression: str, legend: str, fault: str) 
 # Alerts
 
 
-def promtool(directory: Path, verb: str, path: str) -> subprocess.CompletedProcess[str]:
+def promtool(directory: Path, verb: str, *paths: str) -> subprocess.CompletedProcess[str]:
     program = tool("promtool")
     assert program
     return subprocess.run(
-        [program, verb, "rules", path],
+        [program, verb, "rules", *paths],
         cwd=directory,
         capture_output=True,
         text=True,
@@ -202,12 +203,11 @@ def without_prose(change: Callable[[dict[str, Any]], object] | None = None) -> A
     return found
 
 
-def unit_tests(directory: Path) -> list[subprocess.CompletedProcess[str]]:
-    runs = []
-    for case in sorted(CASES.glob("*.yaml")):
-        (directory / case.name).write_text(case.read_text())
-        runs.append(promtool(directory, "test", case.name))
-    return runs
+def unit_tests(directory: Path) -> subprocess.CompletedProcess[str]:
+    names = [path.name for path in sorted(CASES.glob("*.yaml"))]
+    for name in names:
+        (directory / name).write_text((CASES / name).read_text())
+    return promtool(directory, "test", *names)
 
 
 @needs_promtool
@@ -220,8 +220,8 @@ def test_promtool_accepts_the_rules(tmp_path: Path) -> None:
 @needs_promtool
 def test_every_alert_fires_when_it_should_and_is_silent_when_it_should_be(tmp_path: Path) -> None:
     write(tmp_path, without_prose())
-    for done in unit_tests(tmp_path):
-        assert done.returncode == 0, done.stdout + done.stderr
+    done = unit_tests(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -245,13 +245,46 @@ def test_the_cases_notice_when_an_alert_fires_at_once(tmp_path: Path) -> None:
     assert noticed(tmp_path) == {rule["alert"] for rule in alerts() if "for" in rule}
 
 
+@needs_promtool
+@pytest.mark.parametrize("name", NAMES)
+def test_the_cases_notice_a_slip_of_the_hand(name: str, tmp_path: Path) -> None:
+    (rule,) = [rule for rule in alerts() if rule["alert"] == name]
+    del rule["annotations"]["description"]
+    slips = list(variants(rule))
+    files = []
+    for number, (_, slip) in enumerate(slips):
+        group = {"name": "alone", "rules": [slip]}
+        (tmp_path / f"rules{number}.yaml").write_text(yaml.safe_dump({"groups": [group]}))
+        for path in CASES.glob("*.yaml"):
+            if tests := _tests_of(name, path, f"slip {number}"):
+                files.append(f"{number}-{path.name}")
+                content = _texts(path) | {"rule_files": [f"rules{number}.yaml"], "tests": tests}
+                (tmp_path / files[-1]).write_text(yaml.safe_dump(content))
+    done = promtool(tmp_path, "test", *files)
+    caught = set(map(int, re.findall(r"name: slip (\d+),", done.stderr)))
+    assert done.stdout.count("Unit Testing:") == len(files)
+    missed = [what for number, (what, _) in enumerate(slips) if number not in caught]
+    assert not missed, "\n".join(missed)
+
+
+def _texts(path: Path) -> dict[str, Any]:
+    """Read YAML as promtool does, to which `0x30` is no number."""
+    found: dict[str, Any] = yaml.load(path.read_text(), Loader=yaml.BaseLoader)  # noqa: S506 - it makes texts only
+    return found
+
+
+def _tests_of(alert: str, path: Path, name: str) -> list[dict[str, Any]]:
+    """Give the cases that ask for an alert, without what they ask of others."""
+    return [
+        {**case, "name": name, "alert_rule_test": asked}
+        for case in _texts(path)["tests"]
+        if (asked := [one for one in case["alert_rule_test"] if one["alertname"] == alert])
+    ]
+
+
 def noticed(directory: Path) -> set[str]:
     """Name the alerts of which a case fails."""
-    return {
-        name
-        for done in unit_tests(directory)
-        for name in re.findall(r"alertname: (\w+)", done.stderr)
-    }
+    return set(re.findall(r"alertname: (\w+)", unit_tests(directory).stderr))
 
 
 def _tried() -> Iterator[tuple[str, list[dict[str, Any]]]]:

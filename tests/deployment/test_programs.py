@@ -178,9 +178,13 @@ def test_the_paths_that_are_probed_are_served(program: str, tmp_path: Path) -> N
     )
     with running(MODULES[program], "-listen=127.0.0.1:0", *files) as process:
         url = address(process)
-        assert paths
-        assert {path: get(url + path)[0] for path in paths}.keys() == paths
-        assert all(get(url + path)[0] in {200, 503} for path in paths)
+        found = {path: get(url + path) for path in paths}
+        # It lives, and has not published or registered yet.
+        assert {path: code for path, (code, _) in found.items()} == {
+            "/healthz": 200,
+            "/readyz": 503,
+        }
+        assert found["/readyz"][1].strip()
         assert get(f"{url}/nothing")[0] == 404
         process.stop()
 
@@ -272,11 +276,35 @@ def test_a_rollout_overlaps_only_where_two_plugins_can(
         assert strategy["type"] == "RollingUpdate"
         surge, pause = (strategy["rollingUpdate"][key] for key in ("maxSurge", "maxUnavailable"))
         assert (surge == 0) is (pause != 0), "the API server takes exactly one of them"
-        if surge:
-            assert not pod.on_host_network, "the old Pod still has the ports"
-            for plugin in only(daemons, PluginSettings):
-                assert plugin.settings.socket_name is SocketName.UNIQUE
-            assert not only(daemons, SidecarSettings), "two would write one file"
+        plugins = only(daemons, PluginSettings)
+        can = (
+            not pod.on_host_network  # where the old Pod still has the ports
+            and all(each.settings.socket_name is SocketName.UNIQUE for each in plugins)
+            and not only(daemons, SidecarSettings)  # two would write one file
+        )
+        assert bool(surge) is can, "a pause that need not be takes the node's GPUs away"
+        assert surge in {0, 1}
+
+
+@each_overlay
+def test_a_rollout_goes_from_node_to_node(overlay: str) -> None:
+    for pod in pods(overlay):
+        pause = pod.workload["spec"]["updateStrategy"]["rollingUpdate"]["maxUnavailable"]
+        assert pause in ({"100%"} if overlay == "demo" else {0, 1})
+
+
+@each_overlay
+def test_one_bad_scrape_or_a_loss_to_be_confirmed_makes_no_pod_unready(
+    daemons: list[Program],
+) -> None:
+    for sidecar in only(daemons, SidecarSettings):
+        probe = sidecar.container["readinessProbe"]
+        patience = probe.get("periodSeconds", 10) * probe.get("failureThreshold", 3)
+        settings = sidecar.settings
+        looks = settings.confirmations + 1  # one that is bad among those that confirm
+        # By default a scrape takes far less than its timeout; one that does not is the bad one.
+        assert patience >= looks * settings.interval + min(settings.timeout, settings.interval)
+        assert patience <= settings.life / 3, "it is told long before the labels expire"
 
 
 def test_the_plugin_of_its_own_pod_offers_what_xpumd_asks_for() -> None:
