@@ -36,7 +36,7 @@ SETTINGS: dict[str, type[DaemonSettings]] = {
     "xelink-sidecar": SidecarSettings,
     "xelink-device-plugin": PluginSettings,
 }
-BY_PROMETHEUS = {"namespace", "node", "pod", "container"}
+BY_PROMETHEUS = {"namespace", "node", "pod", "container", "instance"}
 SEVERITIES = {"critical", "warning"}
 
 # What a test looks for in PromQL: a metric with its matchers, and what a sum is made by.
@@ -44,6 +44,7 @@ SELECTOR = re.compile(r"\b(xelink_[a-z_]+)(?:\{([^}]*)\})?")
 MATCHER = re.compile(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"')
 GROUPING = re.compile(r"\b(?:by|without|on|ignoring)\s*\(([^)]*)\)")
 TEMPLATE = re.compile(r"\$labels\.(\w+)")
+WHERE = "or $labels.node $labels.instance"
 
 
 def the(kind: str, overlay: str = "monitoring") -> dict[str, Any]:
@@ -306,9 +307,12 @@ def test_an_alert_says_what_is_wrong_what_to_do_and_how_bad_it_is(name: str) -> 
     assert set(rule["annotations"]) == {"summary", "description"}
     # A template names only labels that the alert has when it fires.
     fired = [set(one["exp_labels"]) for tried, found in _tried() if tried == name for one in found]
-    named = set(TEMPLATE.findall(" ".join(rule["annotations"].values())))
+    said = " ".join(rule["annotations"].values())
+    named = set(TEMPLATE.findall(said.replace(WHERE, "")))
     assert fired
     assert all(named <= labels for labels in fired)
+    if WHERE in said:
+        assert all({"node", "instance"} & labels for labels in fired)
 
 
 # Dashboard
