@@ -109,6 +109,8 @@ HERE = {
     f"{PATCH} --patch-file overlays/cert-manager/https.yaml": "https_by_hand",
     f"{PATCH} --patch-file overlays/cert-manager/no-https.yaml": "https_is_taken_out",
     f"{PATCH} -p ": "taken_out_again",
+    "sed -n ": "prometheus_without_the_operator",
+    "promtool check ": "prometheus_without_the_operator",
     "openssl req ": "https_by_hand",
     "openssl verify ": "https_by_hand",
     SECRET: "https_by_hand",

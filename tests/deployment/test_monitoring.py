@@ -373,6 +373,14 @@ def test_promtool_accepts_every_expression_of_the_dashboard(tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
 
 
+def test_the_dashboard_begins_with_a_table_of_nodes() -> None:
+    row, table, *_ = sorted(dashboard()["panels"], key=lambda panel: panel["gridPos"]["y"])
+    assert (row["type"], table["type"], table["gridPos"]["w"]) == ("row", "table", 24)
+    assert all("by (node)" in target["expr"] for target in table["targets"])
+    renamed = table["transformations"][1]["options"]["renameByName"]
+    assert renamed == {f"Value #{each['refId']}": each["legendFormat"] for each in table["targets"]}
+
+
 # What is scraped
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from device_plugin import cdi
-from device_plugin.simulator.kubelet import AdmissionError, Kubelet
+from device_plugin.simulator.admission import AdmissionError
+from device_plugin.simulator.kubelet import Kubelet
 from device_plugin.simulator.node import Node
 from sidecar.simulator import Blueprint, SimulatedNode
 from tests.processes import Running, address, get, running
