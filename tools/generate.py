@@ -82,7 +82,8 @@ def stubs(root: Path) -> Contents:
 
 GENERATORS: tuple[Generator, ...] = (
     Generator("stubs", stubs, ("device_plugin/api/*_pb2*.py", "device_plugin/api/*_pb2*.pyi")),
-    Generator("readme", readme.blocks),
+    Generator("tables", readme.tables),
+    Generator("outputs", readme.outputs),
     Generator("examples", cli.examples),
     Generator("cli", cli.pages),
 )
@@ -110,20 +111,24 @@ def write(root: Path, generators: Iterable[Generator]) -> list[Path]:
     return changed
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(
+    arguments: Sequence[str] | None = None,
+    root: Path = ROOT,
+    generators: Iterable[Generator] = GENERATORS,
+) -> int:
     """Write, or check; give the exit code."""
     parser = argparse.ArgumentParser(description="write the generated files of this tree")
     parser.add_argument("--check", action="store_true", help="write nothing, fail if one is stale")
     options = parser.parse_args(arguments)
     try:
         if options.check:
-            problem = check(ROOT, GENERATORS)
+            problem = check(root, generators)
             if problem:
                 sys.stderr.write(f"{problem}\n")
             return 1 if problem else 0
-        for path in write(ROOT, GENERATORS):
+        for path in write(root, generators):
             sys.stdout.write(f"{path}\n")
-    except (GenerateError, cli.CommandError) as error:
+    except (GenerateError, readme.BlockError, cli.CommandError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0

@@ -24,6 +24,8 @@ def configuration() -> None:
     labels = {name.rpartition(".")[2]: value for name, value in config["Labels"].items()}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     must(config["User"] == USER, f"runs as {config['User']!r} by default, not as {USER}")
+    unbuffered = "PYTHONUNBUFFERED=1" in config.get("Env", ())
+    must(unbuffered, "buffers its output: the last lines of a log would be lost")
     must(not config.get("Entrypoint"), "has an entry point: command: would not be the command")
     must(not found.get("HealthCheck") and "Healthcheck" not in config, "has a health check")
     for name, wanted in (

@@ -65,12 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with storage():
             _import_base(_base(options.mirror))
             _build(options.tool)
-            image_contents.configuration()
-            image_contents.files()
-            _privileges()
-            _oneshot()
-            _daemons()
-            _demo()
+            for look in LOOKS:
+                look()
     except ImageTestError as error:
         sys.stderr.write(f"image-test: {error}\n")
         return 1
@@ -251,6 +247,16 @@ def _demo() -> None:
     must("That is all." in said, "xelink demo did not come to its end")
     say("xelink demo: all of it")
 
+
+LOOKS = (
+    image_contents.configuration,
+    image_contents.files,
+    _privileges,
+    _oneshot,
+    _daemons,
+    _demo,
+)
+"""Each raises `ImageTestError` where the image is not as it must be, else says a line."""
 
 if __name__ == "__main__":
     sys.exit(main())

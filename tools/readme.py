@@ -18,39 +18,60 @@ from xelink import demo
 from xelink.__main__ import main as xelink
 
 
-def blocks(root: Path) -> Mapping[Path, bytes]:
-    """Give the documents with their blocks as they must be."""
+class BlockError(Exception):
+    """A page has not one place for a block: what belongs there would be told nowhere."""
+
+
+def tables(root: Path) -> Mapping[Path, bytes]:
+    """Give the pages of the daemons with their tables of flags and metrics. Raises `BlockError`."""
     plugin = Metrics("xelink_device_plugin")
     PluginTelemetry(plugin)
     NodeTelemetry(plugin)
-    content: dict[Path, dict[str, Iterable[str]]] = {
-        Path("docs/demo.md"): {"demo": _demo()},
-        Path("docs/sidecar.md"): {
-            "flags": _flags(SidecarSettings),
-            "metrics": _metrics(SidecarTelemetry().rows),
+    return _pages(
+        root,
+        {
+            Path("docs/sidecar.md"): {
+                "flags": _flags(SidecarSettings),
+                "metrics": _metrics(SidecarTelemetry().rows),
+            },
+            Path("docs/device-plugin.md"): {
+                "plugin-flags": _flags(PluginSettings),
+                "plugin-metrics": _metrics(plugin.rows),
+            },
         },
-        Path("docs/device-plugin.md"): {
-            "plugin-flags": _flags(PluginSettings),
-            "plugin-metrics": _metrics(plugin.rows),
+    )
+
+
+def outputs(root: Path) -> Mapping[Path, bytes]:
+    """Give the pages with what the demo and the simulation print. Raises `BlockError`."""
+    return _pages(
+        root,
+        {
+            Path("docs/demo.md"): {"demo": _demo()},
+            Path("docs/simulate.md"): {
+                "simulate-islands": _called("simulate islands --no-times"),
+                "simulate-list": _called("simulate --list"),
+                "simulate-thousand": _called("simulate --random 1 --runs 1000 --no-times", 40),
+            },
         },
-        Path("docs/simulate.md"): {
-            "simulate-islands": _called("simulate islands --no-times"),
-            "simulate-list": _called("simulate --list"),
-            "simulate-thousand": _called("simulate --random 1 --runs 1000 --no-times", 40),
-        },
-    }
+    )
+
+
+def _pages(root: Path, content: Mapping[Path, Mapping[str, Iterable[str]]]) -> Mapping[Path, bytes]:
+    """Put lines between the markers of each block of each page."""
     return {
-        path: _replaced((root / path).read_text(encoding="utf-8"), named).encode()
+        path: _replaced(path, (root / path).read_text(encoding="utf-8"), named).encode()
         for path, named in content.items()
     }
 
 
-def _replaced(text: str, named: Mapping[str, Iterable[str]]) -> str:
-    """Put lines between the markers of each block."""
+def _replaced(path: Path, text: str, named: Mapping[str, Iterable[str]]) -> str:
     for name, lines in named.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         body = "\n".join(lines).replace("\\", r"\\")
-        text = pattern.sub(rf"\g<1>{body}\n\g<2>", text)
+        text, times = pattern.subn(rf"\g<1>{body}\n\g<2>", text)
+        if times != 1:
+            raise BlockError(f"{path} has {times} blocks {name}, not one")
     return text
 
 

@@ -144,7 +144,10 @@ def _module(container: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _confined(container: dict[str, Any]) -> tuple[str, ...]:
-    """Drop the capabilities that the container drops, where we may and setpriv is there."""
+    """Drop the capabilities that the container drops, where we may and setpriv is there.
+
+    Where it is not, one test below says so.
+    """
     capabilities = container["securityContext"]["capabilities"]
     assert capabilities["drop"] == ["ALL"]
     kept = "".join(f",+{name.lower()}" for name in capabilities.get("add", ()))
@@ -250,6 +253,23 @@ def test_the_sample_pod_prints_what_it_was_given_and_opens_its_devices(
         "/dev/dri/renderD128 opens\n"
         "/dev/dri/renderD129 opens\n"
     )
+
+
+def test_the_containers_run_with_no_privilege_but_their_own(node: Node) -> None:
+    """Else the other tests here say less than they seem to."""
+    container = demo().container("xelink-sidecar")
+    if not (_confined(container) and can_make_devices()):
+        pytest.skip("to drop capabilities, and to keep CAP_MKNOD, takes root and setpriv")
+    started(node, ACTORS)
+    for name, process in node.running.items():
+        if name == "node":
+            continue
+        lines = Path(f"/proc/{process.process.pid}/status").read_text().splitlines()
+        status = dict(line.split(":\t") for line in lines)
+        assert {int(status[kind], 16) for kind in ("CapEff", "CapPrm", "CapBnd")} == {0}, name
+        assert status["NoNewPrivs"] == "1", name
+    made = [path for path in node.host.rglob("card*") if path.is_char_device()]
+    assert len(made) >= 8, "by the one that has CAP_MKNOD"
 
 
 def test_probes_are_answered_and_what_is_deleted_leaves_no_label_and_no_socket(node: Node) -> None:

@@ -76,6 +76,30 @@ def test_the_image_runs_as_a_numeric_user_that_is_not_root_and_without_shell_or_
     assert not given("HEALTHCHECK", CONTAINERFILE)
 
 
+def test_output_comes_at_once_and_the_commands_are_found_first() -> None:
+    """A log that waits in a buffer is lost with the container."""
+    (environment,) = given("ENV", LAST)
+    assert dict(word.split("=", 1) for word in environment.split()) == {
+        "PATH": "/opt/xelink/bin:/usr/bin",
+        "LANG": "C.UTF-8",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
+def test_both_commands_are_started_in_the_build_from_what_the_image_will_hold() -> None:
+    commands = [
+        command.strip() for rest in given("RUN", CONTAINERFILE) for command in rest.split("&&")
+    ]
+    starts = [command for command in commands if command.startswith("chroot ")]
+    assert starts == [
+        f"chroot /image /opt/xelink/bin/{name} -version"
+        for name in ("xelink-sidecar", "xelink-device-plugin")
+    ]
+    moved = commands.index("mkdir --parents /venv/opt")
+    assert all(commands.index(start) < moved for start in starts)
+
+
 def test_the_labels_say_what_the_project_says() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (labels,) = given("LABEL", LAST)
@@ -179,3 +203,64 @@ def test_the_image_test_names_the_tools_that_are_missing(tmp_path: Path) -> None
         "image-test: needs debootstrap, buildah, podman, runc, make, git; "
     )
     assert done.stderr.count("\n") == 1
+
+
+# What `make image-test` looks at, with a podman that runs on this machine whatever it is asked to.
+PODMAN = """#!/bin/sh
+for word; do case $word in --user=*) uid=${word#--user=}; uid=${uid%%:*};; esac; done
+echo "PRINTED"
+echo "SAID" >&2
+"""
+CALL = "import image_test; image_test._privileges()"
+READ_ONLY = "OSError: [Errno 30] Read-only file system: '/written'"
+
+
+@pytest.mark.parametrize(
+    ("printed", "said", "fault"),
+    [
+        pytest.param("$uid 0 1 2", READ_ONLY, "", id="confined"),
+        pytest.param("$uid 0 1 2", "", "the root is not read-only", id="a root that is writable"),
+        pytest.param("$uid 1024 1 2", READ_ONLY, "privileges are", id="a capability"),
+        pytest.param("$uid 0 0 2", READ_ONLY, "privileges are", id="new privileges"),
+        pytest.param("$uid 0 1 0", READ_ONLY, "privileges are", id="no seccomp"),
+        pytest.param("0 0 1 2", READ_ONLY, "privileges are", id="always root"),
+    ],
+)
+def test_the_image_test_finds_a_container_that_is_not_confined(
+    tmp_path: Path, printed: str, said: str, fault: str
+) -> None:
+    podman = tmp_path / "podman"
+    podman.write_text(PODMAN.replace("PRINTED", printed).replace("SAID", said))
+    podman.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-c", CALL],
+        cwd=ROOT / "tools",
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode == 0) is (not fault), done.stderr
+    assert fault in done.stderr
+    assert done.stdout.startswith("confined: read-only root") is (not fault)
+
+
+def test_the_image_test_takes_every_look_that_it_has() -> None:
+    program = (
+        "import image_test; print(*(f'{look.__module__}.{look.__name__}' for look in"
+        " image_test.LOOKS))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT / "tools",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == [
+        "image_contents.configuration",
+        "image_contents.files",
+        *(f"image_test.{name}" for name in ("_privileges", "_oneshot", "_daemons", "_demo")),
+    ]
+    text = (ROOT / "tools" / "image_test.py").read_text()
+    assert text.count("for look in LOOKS:\n                look()\n") == 1

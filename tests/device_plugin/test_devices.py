@@ -1,3 +1,4 @@
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -742,6 +743,18 @@ def test_what_the_simulator_built_is_what_the_scan_finds(
             assert all(Path(entry.host_path).exists() for entry in (*card.nodes, *card.mei))
 
 
+@pytest.mark.parametrize("damage", Damage, ids=lambda damage: damage.value)
+@pytest.mark.parametrize("name", DAMAGED)
+def test_each_damage_can_be_done_to_a_gpu_that_is_whole(
+    tmp_path: Path, name: str, damage: Damage
+) -> None:
+    """Else the next test would pass over it."""
+    node = Node.eight_max_1550(tmp_path)
+    path = node.damage("0000:29:00.0", name, damage)
+    there = os.path.lexists(path)
+    assert there is (damage is not Damage.MISSING)
+
+
 @ANY_NODE
 @given(
     built=gpus(),
@@ -759,7 +772,7 @@ def test_no_node_is_too_broken_to_be_looked_at(
         for gpu in built:
             node.add(gpu)
         before = {card.bdf: card for card in look(node).cards}
-        hurt, forged = set(), set()
+        hurt, forged, done = set(), set(), set()
         for index, name, damage in damages:
             if built:
                 bdf = built[index % len(built)].bdf
@@ -768,8 +781,9 @@ def test_no_node_is_too_broken_to_be_looked_at(
                     forged.add(bdf)  # the file says Intel, whosever GPU it was
                 try:
                     node.damage(bdf, name, damage)
-                except OSError:  # earlier damage is in the way of this one
-                    continue
+                except OSError:
+                    assert bdf in done, "only earlier damage may be in the way"
+                done.add(bdf)
         inventory = look(node)
         whole = {bdf: card for bdf, card in before.items() if bdf not in hurt}
         assert {card.bdf: card for card in inventory.cards} | whole == {

@@ -567,6 +567,22 @@ def test_a_fault_is_named_in_its_line_and_in_no_other(
     assert said.code == (1 if "fail" in worst else 3)
 
 
+@pytest.mark.parametrize("output", ["text", "json"])
+def test_no_control_character_of_others_reaches_the_terminal(
+    xelink: Xelink, scene: Scene, output: str
+) -> None:
+    said = "\x1b[2J\x1b]0;owned\x07 no scrape\r\x9b31m yet"
+    with contextmanager(probed)("--sidecar", "xelink_sidecar", said) as options:
+        told = xelink("doctor", *scene.arguments, *options, "--only=sidecar", f"--output={output}")
+    assert told.code == 1
+    lines = told.out.splitlines()
+    assert "no scrape" in told.out
+    assert all(line.isprintable() for line in lines), lines
+    if output == "json":
+        (check,) = json.loads(told.out)["checks"]
+        assert check["reason"].isprintable()
+
+
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """Mount a file system of 64 KiB."""

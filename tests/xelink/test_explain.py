@@ -287,17 +287,27 @@ def test_with_time_enough_every_single_swap_is_weighed() -> None:
 
 
 def test_whatever_64_gpus_are_linked_it_answers_in_seconds(xelink: Xelink) -> None:
-    path = xelink.features(_at_random(64, 0.85))
+    shape = _at_random(64, 0.85)
+    path = xelink.features(shape)
+    linked = {}
     for policy in ("topology", "none"):
-        subprocess.run(
+        done = subprocess.run(
             [
-                *(sys.executable, "-m", "xelink", "explain", "--want=8"),
+                *(sys.executable, "-m", "xelink", "explain", "--want=8", "--output=json"),
                 *(f"--policy={policy}", f"--features={path}"),
             ],
-            stdout=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
             check=True,
             timeout=60,  # some seconds, on a machine with much else to do
         )
+        told = json.loads(done.stdout)
+        assert (told["policy"], told["want"], done.stderr) == (policy, 8, "")
+        chosen = {*told["cards"]}
+        assert len(chosen) == 8 <= len(chosen & {gpu.card for gpu in shape.gpus})
+        linked[policy] = sum(pair["lanes"] is not None for pair in told["pairs"])
+        assert len(told["pairs"]) == 8 * 7 / 2
+    assert linked["none"] <= linked["topology"] == 8 * 7 / 2, "a group of eight is easily found"
 
 
 @settings(deadline=None, max_examples=60)

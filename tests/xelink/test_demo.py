@@ -1,0 +1,80 @@
+"""What the demo says of its programs is what they do."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from sidecar.simulator import Blueprint
+from tests.xelink.commands import topology
+from topology.publication import DEFAULT_NAMESPACE, Publication, render
+from xelink import demo, stage
+from xelink.stage import Daemon, StageError
+
+EVENTS = (
+    {"event": "links", "state": "in use"},
+    {"event": "registered", "resource": "gpu.intel.com/i915"},
+)
+# Logs what is waited for, and ends with the code that it is given once it is told to.
+DAEMON = """
+import signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(int(sys.argv[1])))
+print(*sys.argv[2:], sep="\\n", file=sys.stderr, flush=True)
+signal.pause()
+"""
+
+
+@contextmanager
+def ending(code: int) -> Iterator[Daemon]:
+    """Run something that logs as a daemon does, and ends with this code."""
+    with subprocess.Popen(
+        [sys.executable, "-c", DAEMON, str(code), *map(json.dumps, EVENTS)],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr
+        daemon = Daemon(process, process.stderr)
+        try:
+            yield daemon
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    shape = topology(Blueprint(gpus=8, tiles=2).build())
+    path = tmp_path / "labels.txt"
+    until = datetime.now(UTC) + timedelta(minutes=5, seconds=20)
+    path.write_bytes(render(Publication(shape, until), DEFAULT_NAMESPACE))
+    return path
+
+
+@pytest.mark.parametrize("code", [0, 7])
+def test_the_exit_code_that_is_told_is_that_of_the_sidecar(labels: Path, code: int) -> None:
+    said: list[str] = []
+    with ending(code) as daemon:
+        daemon.wait_for("registered")  # it hears signals by now
+        demo._the_sidecar_stops(said.append, daemon, labels)  # noqa: SLF001 - one scene of the story
+    assert said[-1] == f"   exit code {code}, 56 links, gone in 5 minutes unless renewed"
+
+
+def test_a_plugin_that_ends_badly_ends_the_demo(
+    labels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pods are given GPUs by a real plugin; what ends is another process."""
+    real = stage.device_plugin
+
+    @contextmanager
+    def plugin(node: Path, sockets: Path, labels: Path, policy: str) -> Iterator[Daemon]:
+        with real(node, sockets, labels, policy), ending(3) as daemon:
+            yield daemon
+
+    monkeypatch.setattr(stage, "device_plugin", plugin)
+    shape = demo._topology(labels)  # noqa: SLF001 - as above
+    with pytest.raises(StageError, match="the device plugin did not end well"):
+        demo._given(labels, shape, "topology")  # noqa: SLF001 - as above
