@@ -2,9 +2,10 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from socket import gethostname
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from service.streams import forget_stdout
 from sidecar.classification import Outcome, Rules, Unknown
 from sidecar.loop import Policy, Sidecar
 from sidecar.publisher import OnExit, Publisher, PublishError
+from sidecar.pulse import Pulse, ticks
 from sidecar.scrape import Credentials, Scraper
 from sidecar.scrape import Target as ScrapeTarget
 from sidecar.status import body, status
@@ -33,9 +35,6 @@ if TYPE_CHECKING:
 NO_LINKS = 3
 UNKNOWN = 4
 NOT_PUBLISHED = 5
-
-# The loop is dead, and kubelet should restart us, after so many intervals without a tick.
-_MISSED_INTERVALS = 3
 
 
 class Printer:
@@ -85,10 +84,8 @@ def run(loaded: "Loaded[SidecarSettings]") -> int:
         publisher = Publisher(settings.dst_file_path, settings.tmp_dir_prefix)
         target = Printer(publisher) if settings.dry_run else publisher
         sidecar = Sidecar(source, target, _policy(settings), telemetry, log)
-        alive = _Alive(
-            _MISSED_INTERVALS * settings.interval + settings.timeout, settings.startup_delay
-        )
-        probes = {"/healthz": alive.problem, "/readyz": sidecar.not_ready}
+        pulse = Pulse(settings, time.monotonic)
+        probes = {"/healthz": pulse.problem, "/readyz": sidecar.not_ready}
         listen = "" if settings.oneshot else settings.listen
         shown = _pages(settings, sidecar, source)
         address = cleanup.enter_context(serving(listen, telemetry.registry, probes, shown))
@@ -96,7 +93,8 @@ def run(loaded: "Loaded[SidecarSettings]") -> int:
         _prepare(settings, publisher, log)
         sidecar.resume(_now())
         try:
-            outcome = _loop(settings, sidecar, stop, alive.beat, log)
+            tick = partial(sidecar.tick, _now, time.monotonic)
+            outcome = ticks(settings, tick, stop.wait, pulse.beat, log)
         except Stopped:
             outcome = None
         if settings.oneshot:
@@ -110,46 +108,6 @@ def _pages(settings: "SidecarSettings", sidecar: Sidecar, source: Scraper) -> Ma
     host = gethostname()
     title = f"{settings.PROGRAM} {VERSION} on {host}"
     return pages(title, lambda: status(sidecar, source.url, file, _now(), host=host), body)
-
-
-def _loop(
-    settings: "SidecarSettings",
-    sidecar: Sidecar,
-    stop: Stop,
-    beat: Callable[[], None],
-    log: FilteringBoundLogger,
-) -> Outcome | None:
-    delay = 0 if settings.oneshot else settings.startup_delay
-    while not stop.wait(delay):
-        try:
-            outcome = sidecar.tick(_now, time.monotonic)
-        except Exception:
-            # A fault of ours must not end the daemon: what stands still stands. But without a
-            # beat /healthz fails before long, and kubelet starts us anew.
-            if settings.oneshot:
-                raise
-            log.exception("a tick failed: what is published stands")
-        else:
-            beat()
-            if settings.oneshot:
-                return outcome
-        delay = settings.interval
-    return None
-
-
-class _Alive:
-    """The loop's pulse, for /healthz."""
-
-    def __init__(self, patience: float, startup_delay: float) -> None:
-        self._patience = patience
-        self._last = time.monotonic() + startup_delay
-
-    def beat(self) -> None:
-        self._last = time.monotonic()
-
-    def problem(self) -> str | None:
-        silence = time.monotonic() - self._last
-        return f"the loop has not ticked for {silence:.0f} s" if silence > self._patience else None
 
 
 def _scraper(settings: "SidecarSettings", stop: Stop) -> Scraper:

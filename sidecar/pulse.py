@@ -1,0 +1,62 @@
+"""The ticks of the daemon, one after the other, and their pulse, for /healthz."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from structlog.typing import FilteringBoundLogger
+
+from sidecar.classification import Outcome
+
+if TYPE_CHECKING:
+    from sidecar.settings import SidecarSettings
+
+# The loop is dead, and kubelet should restart us, after so many intervals without a tick.
+_MISSED_INTERVALS = 3
+
+
+class Pulse:
+    """Tells whether the loop still ticks; only a tick that went well is a beat."""
+
+    def __init__(self, settings: "SidecarSettings", monotonic: Callable[[], float]) -> None:
+        """Allow for the delay before the first tick, and for a scrape that takes its whole time."""
+        self._monotonic = monotonic
+        self._patience = _MISSED_INTERVALS * settings.interval + settings.timeout
+        self._last = monotonic() + settings.startup_delay
+
+    def beat(self) -> None:
+        """Note that a tick went well."""
+        self._last = self._monotonic()
+
+    def problem(self) -> str | None:
+        """Say for how long there was no beat, where that is too long."""
+        silence = self._monotonic() - self._last
+        return f"the loop has not ticked for {silence:.0f} s" if silence > self._patience else None
+
+
+def ticks(
+    settings: "SidecarSettings",
+    tick: Callable[[], Outcome],
+    wait: Callable[[float], bool],
+    beat: Callable[[], None],
+    log: FilteringBoundLogger,
+) -> Outcome | None:
+    """Tick until `wait` says that the end is asked for, or once with -oneshot.
+
+    Gives the outcome of that one tick; what it raises is raised then.
+    """
+    delay = 0 if settings.oneshot else settings.startup_delay
+    while not wait(delay):
+        try:
+            outcome = tick()
+        except Exception:
+            # A fault of ours must not end the daemon: what stands still stands. But without a
+            # beat /healthz fails before long, and kubelet starts us anew.
+            if settings.oneshot:
+                raise
+            log.exception("a tick failed: what is published stands")
+        else:
+            beat()
+            if settings.oneshot:
+                return outcome
+        delay = settings.interval
+    return None
