@@ -47,6 +47,19 @@ def test_lanes_of_both_directions_are_kept() -> None:
     assert topology.links == (Link(Tile(0, 0), Tile(1, 0), lanes=8, lanes_back=3),)
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param([*both("0.0", "1.0", 8, 12), *both("0.0", "1.0", 4, 4)], id="wide first"),
+        pytest.param([*both("0.0", "1.0", 4, 4), *both("0.0", "1.0", 8, 12)], id="wide last"),
+        pytest.param([row("0.0", "1.0", lanes=8), *both("0.0", "1.0", 4, 12)], id="mixed"),
+    ],
+)
+def test_of_rows_that_disagree_on_lanes_the_most_count_in_any_order(rows: list[str]) -> None:
+    topology = seen([*self_rows(*TILES), *rows])
+    assert topology.links == (Link(Tile(0, 0), Tile(1, 0), lanes=8, lanes_back=12),)
+
+
 def test_links_of_one_tile_gpus_count_when_asked_for() -> None:
     rows = [row("0.0", "0.0", "0.0", 0), row("0.0", "1.0", on_subdevice="false")]
     assert texts(judge(rows, SUBDEVICELESS)) == "0.0-1.0"
@@ -101,7 +114,15 @@ def test_what_rows_disagree_on_is_left_out_of_the_id_map(rows: list[str]) -> Non
 
 
 @given(
-    st.permutations([*self_rows(*TILES), *both("0.0", "1.0", 4, 8), *both("0.1", "1.1")]), st.data()
+    st.permutations(
+        [
+            *self_rows(*TILES),
+            *both("0.0", "1.0", 4, 8),
+            *both("0.0", "1.0", 12, 4),
+            *both("0.1", "1.1"),
+        ]
+    ),
+    st.data(),
 )
 def test_order_and_duplicates_change_nothing(rows: list[str], data: st.DataObject) -> None:
     again = data.draw(st.lists(st.sampled_from(rows), max_size=10))

@@ -178,6 +178,31 @@ def test_a_scrape_that_does_not_tell_neither_confirms_nor_forgets_a_loss() -> No
     assert believe(belief, saw(CUT), 2).topology == CUT
 
 
+@pytest.mark.parametrize("directions", ["forth", "back", "both"])
+def test_a_cut_that_is_told_is_a_loss_whatever_else_could_not_be_understood(
+    directions: str,
+) -> None:
+    pair = {"forth": (Tile(1, 0), Tile(2, 0)), "back": (Tile(2, 0), Tile(1, 0))}
+    belief = Belief(TRIANGLE)
+    for links in ("0.0-1.0_0.0-2.0_1.0-2.0", "0.0-1.0_0.0-2.0"):
+        scrape = saw(topology("0.0-2.0", tiles=TRIANGLE.tiles), "0.0-1.0")
+        if directions != "both":
+            scrape = replace(scrape, told=scrape.told - {*pair.values()} | {pair[directions]})
+        belief = believe(belief, scrape, 2)
+        assert links_text(belief.topology.links) == links
+
+
+def test_lanes_of_a_direction_that_is_told_are_lost_whatever_else_could_not_be_understood() -> None:
+    def lanes(forth: int, back: int) -> Topology:
+        return Topology((*parse_links("2.0-3.0"), Link(Tile(0, 0), Tile(1, 0), forth, back)))
+
+    belief = Belief(lanes(16, 16))
+    scrape = replace(saw(lanes(8, 0), "2.0-3.0"), told=frozenset({(Tile(0, 0), Tile(1, 0))}))
+    for believed in (lanes(16, 16), lanes(8, 16)):
+        belief = believe(belief, scrape, 2)
+        assert belief.topology == believed
+
+
 def test_an_id_that_rows_disagree_on_leaves_the_id_map_at_once() -> None:
     standing = Belief(topology("0.0-1.0", [gpu(0), gpu(1)]))
     seen = replace(saw(topology("0.0-1.0", [gpu(0)])), ambiguous=frozenset({1}))

@@ -179,6 +179,26 @@ def test_an_unchanged_topology_is_the_same_reading_and_one_that_returns_is_read_
     assert scrape(SIMULATED) == first
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param(b"", b"hw_status 1\n", id="XPU Manager 2 came"),
+        pytest.param(b"hw_status 1\n", b"", id="XPU Manager 2 went"),
+        pytest.param(b"", b"x" * 100_000 + b"\n", id="an overlong line came"),
+        pytest.param(b"x" * 100_000 + b"\n", b"", id="an overlong line went"),
+    ],
+)
+def test_equal_rows_are_no_equal_reading_where_the_rest_tells_more(
+    before: bytes, after: bytes
+) -> None:
+    for rows in (b"", body(self_rows("0.0")) + b"\n"):
+        reader = Reader()
+        for content in (before + rows, after + rows):
+            sieve = reader.sieve()
+            sieve.feed(content)
+            assert reader.read(sieve) == read_body(content)
+
+
 # Labels that look like those that differ among rows; without one, the next is misspelt
 NASTY = [
     'dev_name="GPU"',
