@@ -207,7 +207,8 @@ class Sidecar:
             else:
                 self._keep(content, now)
         except (PublishError, UnusableError) as error:
-            self._log.error("stopped", labels="as they were", reason=str(error))
+            labels = "as they were" if self._target.read() == content else "not certain"
+            self._log.error("stopped", labels=labels, reason=str(error))
 
     def _keep(self, content: bytes, now: datetime) -> None:
         """Take the expiry away; but what has expired is not brought back to life."""
@@ -253,9 +254,14 @@ class Sidecar:
         self._say_other_writer(content)
         standing = features.parse(content, now).expiry if content is not None else None
         try:
-            same = content is not None and (
-                self._written == (wanted, content)  # the usual case: nothing to render
-                or content == self._render(wanted.until(standing))
+            # After a failure it is not certain that what is there will last: it is written again.
+            same = (
+                content is not None
+                and self.published
+                and (
+                    self._written == (wanted, content)  # the usual case: nothing to render
+                    or content == self._render(wanted.until(standing))
+                )
             )
             if same and not self._due(standing, now):
                 self._believed_until = standing

@@ -13,7 +13,7 @@ from structlog.testing import LogCapture
 from sidecar.classification import Outcome, Reason
 from sidecar.exposition import Reading
 from sidecar.loop import Policy, Sidecar
-from sidecar.publisher import OnExit, Publisher
+from sidecar.publisher import OnExit, Publisher, PublishError
 from sidecar.scrape import ScrapeError
 from sidecar.telemetry import Telemetry
 from tests.sidecar.bodies import body, both, read_body, row, self_rows
@@ -53,6 +53,9 @@ class Scenario:
 
     def break_source(self) -> None:
         self._broken = True
+
+    def mend_source(self) -> None:
+        self._broken = False
 
     def scrape(self) -> Reading:
         if self._broken:
@@ -244,6 +247,15 @@ def test_a_file_of_the_reference_counts_as_the_last_publication(scene: Scenario)
     assert scene.links == LESS
 
 
+def test_a_file_of_the_reference_binds_no_longer_than_labels_live(scene: Scenario) -> None:
+    scene.path.write_text(f"{NS}/xe-links={ALL}\n")
+    scene.restart()
+    scene.tick(DOWN, seconds=300)
+    scene.tick(DOWN, seconds=1)
+    scene.tick(CUT)
+    assert scene.links == LESS
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"garbage\n", b"gpu.intel.com/xe-links=0.0-1\n", b"\xff" * 70000]
 )
@@ -346,6 +358,54 @@ def test_what_cannot_be_written_is_said_once_counted_and_tried_again(
     assert list((tmp_path / ".stage").iterdir()) == []
 
 
+def test_what_was_never_written_is_believed_no_longer_than_labels_live(scene: Scenario) -> None:
+    scene.path.mkdir()
+    scene.tick(MESH)
+    scene.tick(DOWN, seconds=300)
+    assert scene.metric("links") == len(MESH) / 2
+    scene.tick(DOWN, seconds=1)
+    assert scene.metric("links") == 0
+    scene.path.rmdir()
+    scene.tick(CUT)
+    assert scene.links == LESS
+
+
+class Uncertain(Publisher):
+    """Puts the file in its place, and cannot say that it will last."""
+
+    certain = False
+
+    def publish(self, content: bytes) -> None:
+        super().publish(content)
+        if not self.certain:
+            raise PublishError("Input/output error")
+
+
+def test_what_may_not_last_is_written_again_until_it_does(scene: Scenario, tmp_path: Path) -> None:
+    scene.publisher = target = Uncertain(scene.path, tmp_path)
+    scene.restart()
+    for _ in range(2):
+        scene.tick(MESH)
+        assert "not published" in str(scene.sidecar.not_ready())
+    assert scene.metric('publications_total{outcome="failed"}') == 2
+    target.certain = True
+    scene.tick(MESH)
+    assert scene.events("info")[-2:] == ["labels can be published again", "labels published"]
+    assert scene.metric('publications_total{outcome="changed"}') == 1
+    scene.tick(MESH)
+    assert scene.metric('publications_total{outcome="changed"}') == 1
+
+
+def test_failed_writes_do_not_prolong_what_is_believed(scene: Scenario) -> None:
+    scene.tick(MESH)
+    scene.path.unlink()
+    scene.path.mkdir()
+    for _ in range(10):
+        scene.tick(MESH, seconds=29)
+    scene.tick(DOWN, seconds=11)
+    assert scene.metric("links") == 0
+
+
 def test_quiet_ticks_say_nothing(scene: Scenario) -> None:
     scene.tick(MESH)
     said = len(scene.events("info", "warning", "error"))
@@ -393,6 +453,16 @@ def test_rows_that_are_not_understood_are_no_loss(scene: Scenario) -> None:
     assert scene.links == LESS
 
 
+def test_a_cut_is_published_though_a_row_elsewhere_is_never_understood(scene: Scenario) -> None:
+    broken = row("0.0", "1.0").replace("lane_count", "lanes")
+    scene.tick(MESH)
+    told = [row("1.0", "2.0", "3.0", 0), row("2.0", "1.0", "3.0", 0)]
+    scene.tick([*CUT, *told, broken])
+    assert scene.links == ALL
+    scene.tick([*CUT, *told, broken])
+    assert scene.links == LESS
+
+
 def test_a_second_writer_is_told(scene: Scenario) -> None:
     scene.tick(MESH)
     for _ in range(3):
@@ -402,12 +472,15 @@ def test_a_second_writer_is_told(scene: Scenario) -> None:
     assert len([event for event in scene.events("warning") if "somebody else" in event]) == 1
 
 
-def test_a_tick_that_fails_is_not_ready(scene: Scenario) -> None:
+def test_a_tick_that_fails_is_not_ready_until_one_goes_well(scene: Scenario) -> None:
     scene.tick(MESH)
     scene.break_source()
     with pytest.raises(ZeroDivisionError):
         scene.tick(MESH)
     assert "the last tick failed" in str(scene.sidecar.not_ready())
+    scene.mend_source()
+    scene.tick(MESH)
+    assert scene.sidecar.not_ready() is None
 
 
 def test_a_file_that_vanished_is_not_ready(scene: Scenario) -> None:
