@@ -278,6 +278,38 @@ def test_a_length_over_the_limit_is_refused_without_reading() -> None:
     assert str(error) == "too-large: the body is longer than 67108864 bytes (-max-body)"
 
 
+@pytest.mark.parametrize("code", [500, 401, 204])
+def test_after_an_answer_that_is_no_good_the_next_scrape_has_a_connection_of_its_own(
+    code: int,
+) -> None:
+    now = [0.0]
+    with Simulator(NODE) as xpum, scraping(xpum.port, monotonic=lambda: now[0]) as scraper:
+        assert outcome(scraper) == "links"
+        xpum.misbehave("status", code=code, times=1)
+        refusal(scraper)
+        now[0] += 3600
+        assert outcome(scraper) == "links"
+        assert xpum.connections == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        pytest.param(b"a\x1b[31mb", "a?[31mb", id="an escape sequence"),
+        pytest.param(b"a\x00b\x7fc", "a?b?c", id="controls"),
+        pytest.param(b"a\tb\rc\x0b\x0cd", "a?b?c??d", id="blanks of one line"),
+        pytest.param("a\u2028b\u202ec\u200bd\x85e".encode(), "a?b?c?d?e", id="of Unicode"),
+        pytest.param(b"a\xff\xfeb", "a\ufffd\ufffdb", id="no UTF-8"),
+        pytest.param(b"\r\n a \nb", "a", id="only the first line"),
+        pytest.param(b"x" * 1000, "x" * 160, id="too long"),
+    ],
+)
+def test_what_an_error_says_is_told_as_one_line_that_does_nothing(said: bytes, told: str) -> None:
+    head = b"HTTP/1.1 500 No\r\nContent-Length: %d\r\n\r\n" % len(said)
+    with Answering([head, said]) as server, scraping(server.port) as scraper:
+        assert str(refusal(scraper)) == f"http-status: 500 {told}"
+
+
 @pytest.mark.parametrize("length", [b"-1", b"1_0", b"+10", b"ten", b"10, 11", b"\xb9"])
 def test_a_length_that_is_none_makes_no_body(length: bytes) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %s\r\n\r\n" % length
