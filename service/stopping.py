@@ -15,7 +15,9 @@ from service.signals import STOPPING, release_signals
 # signal that comes just before a system call blocks does not interrupt it: its handler would only
 # run at the call's end, which may be far.
 _REPEAT = 0.1
-_SOON = 1e-6
+_LEAST = 1e-6
+# After the signal's handler has been left: while it runs, the timer raises nothing.
+_SOON = 1e-3
 _MANY = 4096
 
 # Functions that enter and leave a block, or may interrupt one that does: an exception there would
@@ -36,7 +38,9 @@ class Stop:
     the handler would only run at the call's end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, repeat: float = _REPEAT) -> None:
+        """Let the timer of a block fire again every `repeat` seconds."""
+        self._repeat = repeat
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)  # noqa: FBT003 - it has no name
         self._writer.setblocking(False)  # noqa: FBT003 - as above
@@ -91,7 +95,7 @@ class Stop:
         """
         self._bounded = True
         self._until = time.monotonic() + seconds
-        signal.setitimer(signal.ITIMER_REAL, min(max(_SOON, seconds), _REPEAT), _REPEAT)
+        signal.setitimer(signal.ITIMER_REAL, min(max(_LEAST, seconds), self._repeat), self._repeat)
         try:
             if self._stopped:
                 raise Stopped
@@ -103,7 +107,7 @@ class Stop:
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.set()
         if self._bounded:
-            signal.setitimer(signal.ITIMER_REAL, _SOON, _REPEAT)
+            signal.setitimer(signal.ITIMER_REAL, _SOON, self._repeat)
 
     def _on_timer(self, _number: int, frame: FrameType | None) -> None:
         if self._bounded and frame and frame.f_code.co_name not in _EDGES:

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -21,10 +21,9 @@ OFF = (0.0, 0.0)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
 
 
-@pytest.fixture
-def stop() -> Iterator[Stop]:
+@contextmanager
+def installed(stop: Stop) -> Iterator[Stop]:
     before = [signal.getsignal(number) for number in SIGNALS]
-    stop = Stop()
     stop.install()
     try:
         yield stop
@@ -34,6 +33,12 @@ def stop() -> Iterator[Stop]:
         stop.close()
         for number, handler in zip(SIGNALS, before, strict=True):
             signal.signal(number, handler)
+
+
+@pytest.fixture
+def stop() -> Iterator[Stop]:
+    with installed(Stop()) as stop:
+        yield stop
 
 
 class Silence:
@@ -167,6 +172,22 @@ def test_a_signal_ends_what_a_block_waits_for(
         silence.wait()
     assert signal.getitimer(signal.ITIMER_REAL) == OFF
     assert stop.wait(PATIENCE)
+
+
+def test_a_signal_ends_a_block_before_its_timer_would_fire_again() -> None:
+    def be_told() -> None:
+        for _ in range(50):  # once is enough, unless the machine pauses in the signal's handler
+            signal.raise_signal(signal.SIGTERM)
+            end = time.monotonic() + 0.1
+            while time.monotonic() < end:
+                pass
+
+    with (
+        installed(Stop(repeat=PATIENCE)) as stop,
+        pytest.raises(Stopped),
+        stop.bounded(PATIENCE),
+    ):
+        be_told()
 
 
 def test_a_signal_that_interrupts_nobody_ends_a_block_all_the_same(
