@@ -17,7 +17,13 @@ from typing import Annotated, Any, ClassVar, get_args, get_origin
 
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from service.loaded import Loaded, S
 from service.values import LogFormat, split_address
@@ -61,6 +67,15 @@ class DaemonSettings(BaseSettings):
         default=False, description="print the settings in force and where each comes from, and end"
     )
     version: bool = Field(default=False, description="print the version and end")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        *_: Any,  # noqa: ANN401 - as the base
+        **sources: Any,  # noqa: ANN401 - as the base
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take what `load` has read: pydantic would read the variables that it left out, too."""
+        return (sources["init_settings"],)
 
 
 def listen_address(value: str) -> str:

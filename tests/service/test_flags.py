@@ -1,7 +1,6 @@
 """The flags of a daemon, on the sidecar's own settings: the reference's arguments must work."""
 
 import os
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -184,6 +183,8 @@ def test_what_is_printed_is_a_configuration_file(tmp_path: Path) -> None:
         ("[1, 2]\n", "flag: value"),
         ("a: b: c\n", "mapping values"),
         ("interval: soon\n", "file"),
+        ("lane-count: 4\nlane_count: 5\n", "a setting is given twice"),
+        ("lane_count: 4\ninterval: 5\nlane-count: 4\n", "a setting is given twice"),
     ],
 )
 def test_a_wrong_file_is_one_line(tmp_path: Path, content: str, part: str) -> None:
@@ -212,6 +213,57 @@ def test_variables_that_are_no_setting_are_told_but_not_those_of_kubernetes(
     )
 
 
+@pytest.mark.parametrize("value", ["1.2.3", "true", "", "v0.9-rc1"])
+@pytest.mark.parametrize("name", ["VERSION", "PRINT_CONFIG"])
+def test_what_an_image_may_have_set_neither_ends_nor_refuses_a_daemon(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(f"XELINK_SIDECAR_{name}", value)
+    loaded = answer(SidecarSettings, ["-interval=7"])
+    assert not isinstance(loaded, int)
+    assert loaded.settings.interval == 7
+    assert loaded.warnings == ()
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        ("0x10", 16),
+        ("0X1f", 31),
+        ("0b101", 5),
+        ("0B11", 3),
+        ("0o17", 15),
+        ("0O7", 7),
+        ("+0x10", 16),
+        ("+12", 12),
+        ("10", 10),
+    ],
+)
+def test_numbers_are_read_as_go_reads_them(
+    monkeypatch: pytest.MonkeyPatch, value: str, number: int
+) -> None:
+    assert settings("-interval", value).interval == number
+    assert settings(f"-expiry={value}").expiry == number
+    monkeypatch.setenv("XELINK_SIDECAR_INTERVAL", value)
+    assert settings().interval == number
+
+
+@pytest.mark.parametrize(
+    "value", ["0x", "0xg", "0b2", "0o8", "x10", "0x1.0", "0d10", "\u0661\u0662x"]
+)
+def test_what_only_looks_like_a_number_of_go_s_is_refused(value: str) -> None:
+    assert f"-interval: {value!r} should be a whole number" in usage_error(f"-interval={value}")
+
+
+def test_a_negative_number_is_negative_in_any_base() -> None:
+    assert "greater than or equal to 0" in usage_error("-lane-count=-0x1")
+
+
+def test_a_number_in_another_base_is_none_where_a_text_is_wanted() -> None:
+    assert settings("-username=0x10", "-password-file=0x11").username == "0x10"
+
+
 def test_empty_paths_are_none() -> None:
     assert settings("-cert=", "-password-file=").cert is None
 
@@ -230,10 +282,27 @@ def test_a_life_that_is_too_short_to_be_renewed_is_told() -> None:
     assert settings("-expiry=0").doubts == ()
 
 
-@given(st.lists(st.text(max_size=12), max_size=5))
+FLAGS = [f"-{name}" for name in SidecarSettings.model_fields if name != "config_file"]
+WORDS = (
+    st.text(max_size=12)
+    | st.sampled_from(FLAGS)
+    | st.builds("{}={}".format, st.sampled_from(FLAGS), st.text(max_size=12))
+)
+
+
+def lines(arguments: list[str]) -> list[str]:
+    """What is said of arguments: one line where they are refused."""
+    try:
+        return [*load(SidecarSettings, arguments).warnings]
+    except HelpWanted:
+        return [help_text(SidecarSettings).splitlines()[0]]
+    except UsageError as error:
+        return [str(error)]
+
+
+@given(st.lists(WORDS, max_size=5))
 def test_any_arguments_give_settings_or_one_line(arguments: list[str]) -> None:
-    with suppress(HelpWanted, UsageError):
-        parse(arguments, SidecarSettings)
+    assert all(line and line.isprintable() for line in lines(arguments))
 
 
 def test_what_cannot_be_printed_does_not_break_the_line() -> None:
