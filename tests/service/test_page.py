@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.request import urlopen
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from prometheus_client import CollectorRegistry
 from service.page import Html, Status, badge, code, instant, iso, pages, section, table, tag, words
 from service.probes import serving
 from tests.browser import CHROMIUM, needs_browser
-from tests.processes import get
+from tests.processes import PATIENCE, get
 
 NASTY = '<script>alert("x")</script>&amp;\'"'
 
@@ -78,6 +79,18 @@ def test_a_page_shows_what_is_told_and_runs_nothing_but_its_own_script() -> None
         assert sorted(f"'sha256-{digest}'" for digest in digests) == sorted(allowed[1].split())
     links = [value for name, value in seen.attributes if name in ("src", "href")]
     assert links == ["status.json", "metrics", "readyz"]
+
+
+def test_what_is_shown_is_kept_nowhere_told_nobody_and_taken_for_nothing_else() -> None:
+    shows = pages("a title", lambda: {"state": "fine", "expires": None}, shown)
+    with serving("127.0.0.1:0", CollectorRegistry(), {}, shows) as address:
+        for path, kind in (("/", "text/html; charset=utf-8"), ("/status.json", "application/json")):
+            with urlopen(f"http://{address}{path}", timeout=PATIENCE) as answer:
+                headers = answer.headers
+            assert headers["Content-Type"] == kind
+            assert headers["Cache-Control"] == "no-store"
+            assert headers["Referrer-Policy"] == "no-referrer"
+            assert headers["X-Content-Type-Options"] == "nosniff"
 
 
 def test_every_part_has_a_heading_that_names_it_and_every_table_says_what_it_is() -> None:
