@@ -2,6 +2,7 @@
  *
  * Preloaded. What is wrong is read at each call from the file named by XELINK_SHIM, one line each:
  *   clock SECONDS        the time of day is that much later, or earlier
+ *   monotonic SECONDS    so is the clock that nobody sets, as after a pause of the whole machine
  *   CALL ERRNO           open, read, write, fsync or rename below XELINK_SHIM_ROOT fails with it;
  *                        fsync is that of a file, fsync-directory that of a directory
  * Without the file nothing is wrong.
@@ -60,9 +61,9 @@ static int fails(const char *call, int fd, const char *name) {
 
 int clock_gettime(clockid_t clock, struct timespec *now) {
     long status = syscall(SYS_clock_gettime, clock, now);
-    if (!status && clock == CLOCK_REALTIME) {
+    if (!status && (clock == CLOCK_REALTIME || clock == CLOCK_MONOTONIC)) {
         int saved = errno;
-        now->tv_sec += told("clock");
+        now->tv_sec += told(clock == CLOCK_REALTIME ? "clock" : "monotonic");
         errno = saved;
     }
     return (int)status;

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from sidecar.simulator import Simulator
-from tests.faults.rig import NS, sidecar, truth
+from tests.faults.rig import NS, arguments, sidecar, truth
 from tests.faults.shim import LackingError, Shim
+from tests.processes import Running, address, get
 from topology.publication import ExpiredError, read
 
 LIFE = timedelta(seconds=3600)  # as the rig has it
@@ -87,3 +88,21 @@ def test_what_a_jump_made_expire_is_not_brought_back(tmp_path: Path, shim: Shim)
         said = daemon.publication(datetime.now(UTC) + timedelta(seconds=DAY))
         assert said.topology == xpum.node.topology
         assert daemon.metrics()['xelink_sidecar_publications_total{outcome="renewed"}'] == 0
+
+
+def test_a_loop_that_does_not_tick_is_told_at_healthz_whatever_the_time_of_day(
+    tmp_path: Path, shim: Shim
+) -> None:
+    flags = (*arguments(1, tmp_path), f"-startup-delay={DAY}")
+    with Running("sidecar", *flags, env=dict(shim.environment)) as process:
+        url = address(process)
+        assert get(f"{url}/healthz") == (200, "ok\n")
+        shim.say("clock", 2 * DAY)
+        assert get(f"{url}/healthz")[0] == 200
+        shim.say("monotonic", DAY // 2)
+        assert get(f"{url}/healthz")[0] == 200
+        shim.say("monotonic", 2 * DAY)
+        code, text = get(f"{url}/healthz")
+        assert code == 503
+        assert "the loop has not ticked for" in text
+        assert process.stop() == 0

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise, product
 
 import pytest
@@ -37,7 +38,7 @@ SIMULATED = render(Blueprint(gpus=3, tiles=2).build())
         pytest.param(PLAIN.replace('"4"', '"4e0"'), id="lanes with an exponent"),
         pytest.param(PLAIN.replace("lane_count", "lan_count"), id="the old spelling"),
         pytest.param(PLAIN.replace('_id="0"', '_id="0.0"'), id="ids as floats"),
-        pytest.param(PLAIN.replace("0000:10", "0000:10".upper()), id="an upper-case address"),
+        pytest.param(PLAIN.replace('device="true"', 'device="True"'), id="true as Python says it"),
         pytest.param(
             PLAIN.replace('dev_name="GPU"', r'dev_name="a \"GPU\", {big} \\"'), id="escapes"
         ),
@@ -87,6 +88,9 @@ def test_labels_come_in_any_order() -> None:
         pytest.param(
             PLAIN.replace('local_device_id="0"', f'local_device_id="{"1" * 99}"'), id="a huge id"
         ),
+        pytest.param(PLAIN.replace('l_device_id="0"', f'l_device_id="{10**9}"'), id="a large id"),
+        pytest.param(PLAIN.replace('e_device_id="1"', f'e_device_id="{10**9}"'), id="a large one"),
+        pytest.param(PLAIN.replace('"4"', f'"{10**9}"'), id="more lanes than fit a label"),
         pytest.param(PLAIN.replace('remote_device_id="1",', ""), id="no remote"),
         pytest.param(PLAIN.replace("dev_file=", "dev_file"), id="no equals sign"),
         pytest.param(PLAIN.replace('="0"', '="\\x00"'), id="no digits"),
@@ -106,8 +110,10 @@ def test_a_row_that_does_not_parse_is_counted_and_spoils_no_other(line: str) -> 
         (('pci_bdf="0000:10:00.0"', 'pci_bdf="../../etc"'), None),
         (('dev_file="card1"', 'dev_file=""'), Gpu(0, GPU.bdf, None, "00-0", 0)),
         (('dev_file="card1"', 'dev_file="sda"'), Gpu(0, GPU.bdf, None, "00-0", 0)),
-        (('uuid="00-0"', r'uuid="a\nb=c"'), Gpu(0, GPU.bdf, "card1", None, 0)),
+        (('uuid="00-0"', r'uuid="a\nb"'), Gpu(0, GPU.bdf, "card1", None, 0)),
         (('_index="0"', '_index="4294967295"'), Gpu(0, GPU.bdf, "card1", "00-0", None)),
+        (('_index="0"', '_index="-1"'), Gpu(0, GPU.bdf, "card1", "00-0", None)),
+        (('pci_bdf="0000:10:00.0"', 'pci_bdf="000A:BC:0D.0"'), replace(GPU, bdf="000a:bc:0d.0")),
         (('_index="0"', '_index=""'), Gpu(0, GPU.bdf, "card1", "00-0", None)),
     ],
 )
@@ -154,7 +160,7 @@ def test_the_state_of_the_ports_is_the_worst_that_is_told() -> None:
             [
                 ports("0000:29:00.0", "0.0"),
                 ports("0000:3a:00.0", 2.0),
-                ports("0000:3a:00.0", 1),
+                ports("0000:3A:00.0", 1),
                 ports("0000:4d:00.0", "-1.0"),
                 ports("0000:5c:00.0", "x"),
             ]
