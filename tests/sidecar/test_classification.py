@@ -99,6 +99,22 @@ def test_the_id_map_has_every_gpu_with_the_state_of_its_ports() -> None:
     )
 
 
+def test_of_rows_that_tell_more_and_less_of_a_gpu_the_most_is_known() -> None:
+    devices = range(16)
+    whole = self_rows(*(f"{device}.0" for device in devices))
+    bare = [
+        line.replace(f'dev_file="card{device + 1}"', 'dev_file=""')
+        .replace(f'uuid="00-{device}"', 'uuid=""')
+        .replace('local_numa_index="0"', 'local_numa_index="4294967295"')
+        for device, line in zip(devices, whole, strict=True)
+    ]
+    for rows in (whole + bare, bare + whole):
+        assert seen(rows).gpus == tuple(
+            Gpu(device, f"0000:{device + 16:02x}:00.0", f"card{device + 1}", f"00-{device}", 0)
+            for device in devices
+        )
+
+
 @pytest.mark.parametrize(
     "rows",
     [

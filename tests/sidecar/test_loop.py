@@ -1,8 +1,10 @@
 """Whole ticks: a source that says what the test wants, a real file, a clock of the test's own."""
 
 import json
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -406,6 +408,103 @@ def test_failed_writes_do_not_prolong_what_is_believed(scene: Scenario) -> None:
     assert scene.metric("links") == 0
 
 
+def published(scene: Scenario) -> dict[str, object]:
+    """What the log says of the last publication."""
+    (*_, entry) = [e for e in scene.logs.entries if e["event"] == "labels published"]
+    return {name: entry.get(name) for name in ("links", "gpus", "gained", "lost", "also")}
+
+
+def test_a_publication_says_what_was_gained_and_lost(scene: Scenario) -> None:
+    scene.tick(CUT)
+    assert published(scene) == {"links": 2, "gpus": 3, "gained": None, "lost": None, "also": None}
+    scene.tick([*both("0.0", "1.0"), *both("1.0", "2.0")])
+    scene.tick([*both("0.0", "1.0"), *both("1.0", "2.0")])
+    assert published(scene) == {
+        "links": 2,
+        "gpus": 3,
+        "gained": "none",
+        "lost": "0.0-2.0",
+        "also": "nothing",
+    }
+    scene.tick(MESH)
+    assert published(scene) == {
+        "links": 3,
+        "gpus": 3,
+        "gained": "0.0-2.0",
+        "lost": "none",
+        "also": "nothing",
+    }
+
+
+def test_a_publication_says_what_else_changed(scene: Scenario) -> None:
+    scene.tick(CUT)
+    scene.tick([*both("0.0", "1.0", 16), *both("0.0", "2.0")])
+    assert published(scene)["also"] == "lanes"
+    scene.tick([*both("0.0", "1.0", 16), *both("0.0", "2.0"), *self_rows("3.0")])
+    assert published(scene)["also"] == "tiles id map"
+
+
+def test_of_many_links_a_few_are_named_and_the_rest_counted(scene: Scenario) -> None:
+    tiles = [f"{device}.0" for device in range(6)]
+    mesh = [line for one, other in combinations(tiles, 2) for line in both(one, other)]
+    scene.tick(self_rows(*tiles))
+    scene.tick([*self_rows(*tiles), *mesh])
+    names = " ".join(f"{one}-{other}" for one, other in [*combinations(tiles, 2)][:8])
+    assert published(scene)["gained"] == f"{names} and 7 more"
+
+
+def test_a_restart_tells_until_when_the_labels_live(scene: Scenario) -> None:
+    scene.tick(MESH)
+    expiry = (scene.now + timedelta(seconds=300)).timestamp()
+    scene.now += timedelta(seconds=30)
+    scene.restart()
+    assert scene.metric("expiry_timestamp_seconds") == expiry
+    assert scene.metric("last_publication_timestamp_seconds") == 0
+
+
+def test_a_failed_publication_is_none_in_the_metrics(scene: Scenario) -> None:
+    scene.tick(MESH)
+    told = {
+        name: scene.metric(name)
+        for name in ("expiry_timestamp_seconds", "last_publication_timestamp_seconds")
+    }
+    scene.path.unlink()
+    scene.path.mkdir()
+    scene.tick(MESH)
+    assert {name: scene.metric(name) for name in told} == told
+
+
+def test_a_gpu_that_is_gone_leaves_no_metric(scene: Scenario) -> None:
+    def ports(*buses: int) -> list[str]:
+        return [f'xpum_xelink_port_status{{pci_bdf="0000:{bus}:00.0"}} 0.0' for bus in buses]
+
+    def series() -> set[str]:
+        text = generate_latest(scene.telemetry.registry).decode()
+        return set(re.findall(r'port_state\{pci_bdf="0000:(\d+):', text))
+
+    scene.tick(body([*self_rows("0.0", "1.0"), *ports(10, 11)]))
+    assert series() == {"10", "11"}
+    for _ in range(2):
+        scene.tick(body([*self_rows("0.0"), *ports(10)]))
+    assert series() == {"10"}
+
+
+def test_what_expired_waits_for_no_confirmation_in_the_metrics(scene: Scenario) -> None:
+    scene.tick(MESH)
+    scene.tick(CUT)
+    assert scene.metric('pending_losses{kind="link"}') == 1
+    scene.tick(DOWN, seconds=301)
+    assert scene.metric('pending_losses{kind="link"}') == 0
+
+
+def test_only_a_good_scrape_is_the_last_good_one(scene: Scenario) -> None:
+    scene.tick(MESH)
+    good = scene.now.timestamp()
+    for answer in (DOWN, FOREIGN, b""):
+        scene.tick(answer)
+        assert scene.metric("last_good_scrape_timestamp_seconds") == good
+
+
 def test_quiet_ticks_say_nothing(scene: Scenario) -> None:
     scene.tick(MESH)
     said = len(scene.events("info", "warning", "error"))
@@ -436,6 +535,8 @@ def test_rows_that_are_not_understood_are_counted_and_said(scene: Scenario) -> N
     scene.tick([*MESH, "xpum_topology_link{}"])
     assert scene.metric("rows_skipped_total") == 1
     assert scene.metric("rows_total") == len(TILES) + len(MESH) + 1
+    scene.tick([*MESH, "xpum_topology_link{}", "xpum_xelink_port_status{} 0.0"])
+    assert scene.metric("rows_skipped_total") == 3
     assert any("could not be understood" in event for event in scene.events("warning"))
 
 

@@ -221,6 +221,19 @@ def test_dry_run_prints_the_file_and_writes_nothing(xpum: Simulator, labels: Pat
     assert f"{NS}/xe-links={LINKS}\n" in printed
 
 
+@pytest.mark.parametrize("on_exit", ["remove", "keep"])
+def test_a_dry_run_does_nothing_at_its_end(xpum: Simulator, labels: Path, on_exit: str) -> None:
+    labels.write_text(f"{NS}/xe-links=0.0-1.0\n")
+    more = ("-dry-run", f"-on-exit={on_exit}")
+    with running("sidecar", *arguments(xpum, labels, *more)) as process:
+        process.wait_for("-on-exit has no effect with -dry-run")
+        process.wait_for("labels published")
+        assert process.stop() == 0
+        assert "labels=removed" not in process.lines[-1]
+        assert process.output.count("+expiry-time=") == 1
+    assert labels.read_text() == f"{NS}/xe-links=0.0-1.0\n"
+
+
 def test_flags_environment_and_file_reach_the_labels(xpum: Simulator, labels: Path) -> None:
     config = labels.parent / "config.yaml"
     config.write_text("label-namespace: from.file\nsummary-labels: false\n")

@@ -108,6 +108,21 @@ def test_what_one_lost_gpu_takes_with_it_is_told_in_a_few_rows(tmp_path: Path) -
     assert rows[7:14] == ["Xe Links", "0.0-1.0", " ", "0.0-2.0", " ", "1.0-2.0", "1 of 2"]
 
 
+def test_what_is_good_and_what_is_not_is_marked(tmp_path: Path) -> None:
+    ports = [
+        f'xpum_xelink_port_status{{pci_bdf="0000:1{bus}:00.0"}} {state}.0'
+        for bus, state in ((0, 0), (1, 2))
+    ]
+    scenario = Scenario(tmp_path)
+    scenario.tick([*MESH, *ports])
+    scenario.tick(DOWN)
+    page = shown(scenario)
+    marks = [text for text in page if text.startswith(("✓", "✗"))]
+    assert marks == ["✗ not ready", "✗ unknown", "✓ links", "✓ healthy", "✗ failed"]
+    scenario.tick([*MESH, *ports])
+    assert "✓ ready" in shown(scenario)
+
+
 def test_labels_that_have_expired_are_told_as_such(tmp_path: Path) -> None:
     scenario = Scenario(tmp_path)
     scenario.tick(MESH)
