@@ -131,6 +131,9 @@ def test_klog_s_verbosity_is_ours_and_the_rest_of_it_is_told() -> None:
         (["-username=x"], ["-username and -password-file"]),
         (["stray"], ["'stray'", "flags"]),
         (["--", "stray"], ["'stray'"]),
+        (["--", "-interval=5"], ["unexpected argument '-interval=5'"]),
+        (["-listen", "::1:80"], ["-listen", "[host]:port"]),
+        (["-listen", "[::1:80"], ["-listen", "[host]:port"]),
         (["-"], ["'-'"]),
         (["---interval=1"], ["--interval"]),
         (["-=1"], ["there is no flag -"]),
@@ -194,6 +197,8 @@ def test_what_is_printed_is_a_configuration_file(tmp_path: Path) -> None:
         ("[1, 2]\n", "flag: value"),
         ("a: b: c\n", "mapping values"),
         ("interval: soon\n", "file"),
+        ("interval: true\n", "'true' should be a whole number"),
+        ("timeout: false\n", "'false' should be a number"),
         ("lane-count: 4\nlane_count: 5\n", "a setting is given twice"),
         ("lane_count: 4\ninterval: 5\nlane-count: 4\n", "a setting is given twice"),
     ],
@@ -208,6 +213,25 @@ def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     assert "No such file" in usage_error("-config-file", str(tmp_path / "nothing"))
 
 
+def test_a_setting_is_one_line_however_long_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "a name with blanks in it" / ("and another, which is longer " * 5).strip()
+    loaded = load(SidecarSettings, [f"-dst-file-path={path}"])
+    printed = print_config(loaded).splitlines()
+    assert len(printed) == len(print_config(load(SidecarSettings, [])).splitlines())
+    file = tmp_path / "config.yaml"
+    file.write_text("\n".join(printed))
+    assert settings("-config-file", str(file)).dst_file_path == path
+
+
+def test_what_has_no_effect_is_told_beside_the_printed_settings(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert answer(SidecarSettings, ["-print-config", "-logtostderr"]) == 0
+    told = capsys.readouterr()
+    assert told.err.startswith("xelink-sidecar: -logtostderr has no effect: ")
+    assert "logtostderr" not in told.out
+
+
 def test_a_wrong_variable_is_one_line_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XELINK_SIDECAR_INTERVAL", "0")
     assert "XELINK_SIDECAR_INTERVAL" in usage_error()
@@ -217,8 +241,15 @@ def test_variables_that_are_no_setting_are_told_but_not_those_of_kubernetes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("XELINK_SIDECAR_LANES", "3")
-    monkeypatch.setenv("XELINK_SIDECAR_SERVICE_HOST", "10.0.0.1")
-    monkeypatch.setenv("XELINK_SIDECAR_PORT", "tcp://10.0.0.1:80")
+    for name, value in {
+        "SERVICE_HOST": "10.0.0.1",
+        "SERVICE_PORT": "80",
+        "SERVICE_PORT_METRICS": "80",
+        "PORT": "tcp://10.0.0.1:80",
+        "PORT_80_TCP": "tcp://10.0.0.1:80",
+        "PORT_80_TCP_ADDR": "10.0.0.1",
+    }.items():
+        monkeypatch.setenv(f"XELINK_SIDECAR_{name}", value)
     assert load(SidecarSettings, []).warnings == (
         "the environment variable XELINK_SIDECAR_LANES is no setting: ignored",
     )

@@ -70,7 +70,10 @@ def test_a_page_shows_what_is_told_and_runs_nothing_but_its_own_script() -> None
     assert seen.tags.count("script") == 1
     assert any(NASTY in part for part in seen.texts)
     policy = headers["Content-Security-Policy"]
-    assert "default-src 'none'" in policy
+    assert re.sub("'sha256-[^']*'", "DIGEST", policy) == (
+        "default-src 'none'; connect-src 'self'; base-uri 'none'; form-action 'none';"
+        " frame-ancestors 'none'; script-src DIGEST; style-src DIGEST DIGEST"
+    )
     for element in ("script", "style"):
         found = re.findall(f"<{element}>(.*?)</{element}>", text, re.DOTALL)
         allowed = re.search(f"{element}-src ([^;]*)", policy)
@@ -91,6 +94,14 @@ def test_what_is_shown_is_kept_nowhere_told_nobody_and_taken_for_nothing_else() 
             assert headers["Cache-Control"] == "no-store"
             assert headers["Referrer-Policy"] == "no-referrer"
             assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_without_a_script_the_page_is_loaded_again_by_itself() -> None:
+    text, _ = page_of({"state": "fine", "expires": None})
+    assert (
+        '<noscript><meta http-equiv="refresh" content="10"></noscript>'
+        in text.partition("<body")[0]
+    )
 
 
 def test_every_part_has_a_heading_that_names_it_and_every_table_says_what_it_is() -> None:

@@ -205,6 +205,14 @@ def test_a_dry_run_sees_what_really_stands(xpum: Simulator, labels: Path) -> Non
         assert process.output == ""
 
 
+def test_flags_that_mean_nothing_for_one_tick_are_told(xpum: Simulator, labels: Path) -> None:
+    more = ("-oneshot", "-confirmations=3", "-on-exit=keep", "-timeout=20")
+    with running("sidecar", *arguments(xpum, labels, *more)) as process:
+        assert process.wait() == 0
+        idle = re.findall(r"(-\S+) has no effect with -oneshot", "\n".join(process.lines))
+    assert idle == ["-confirmations", "-interval", "-listen", "-on-exit", "-startup-delay"]
+
+
 def test_oneshot_publishes_a_loss_at_once(xpum: Simulator, labels: Path) -> None:
     for node, links in [(NODE, LINKS), (NODE.cut("0.0-1.0"), LINKS.removeprefix("0.0-1.0_"))]:
         xpum.node = node
@@ -253,7 +261,9 @@ def test_probes_and_metrics_tell_what_happens(xpum: Simulator, labels: Path) -> 
         xpum.wait_for_answer(xpum.answers + 1)
         assert get(f"{url}/healthz") == (200, "ok\n")
         assert get(f"{url}/readyz") == (200, "ok\n")
-        assert "xelink_sidecar_links 6.0" in get(f"{url}/metrics")[1]
+        metrics = get(f"{url}/metrics")[1]
+        assert "xelink_sidecar_links 6.0" in metrics
+        assert "_created" not in metrics  # each counter once, not again with the time of its birth
         assert "0.0-1.0_0.0-2.0" in re.sub("<[^>]*>", "", get(f"{url}/")[1])  # may wrap at "_"
         assert len(json.loads(get(f"{url}/status.json")[1])["topology"]["links"]) == 6
         xpum.misbehave("daemon-down")
@@ -277,9 +287,14 @@ def test_an_address_that_is_taken_is_one_line(xpum: Simulator, labels: Path) -> 
 
 
 def test_logs_are_json_when_asked_for(xpum: Simulator, labels: Path) -> None:
-    with running("sidecar", *arguments(xpum, labels, "-log-format=json", "-oneshot")) as process:
+    flags = arguments(xpum, labels, "-log-format=json", "-oneshot")
+    before = datetime.now(UTC)
+    with running("sidecar", *flags, TZ="Asia/Tokyo") as process:
         assert process.wait() == 0
         entries = [json.loads(line) for line in process.lines]
+    for entry in entries:  # wherever the node is
+        assert entry["timestamp"].endswith("Z")
+        assert before <= datetime.fromisoformat(entry["timestamp"]) <= datetime.now(UTC)
     assert [entry["event"] for entry in entries if entry["level"] == "info"] == [
         "started",
         "XPU Manager seen",

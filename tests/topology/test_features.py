@@ -76,6 +76,12 @@ def test_an_expiry_that_cannot_be_read_means_never(directive: str) -> None:
     assert file.problems
 
 
+def test_bytes_that_are_no_text_are_no_part_of_a_value_and_are_not_passed_over() -> None:
+    (label,) = parse(b"vendor.io/a=1\xff\n", NOW).labels.items()
+    assert label != ("vendor.io/a", "1")
+    assert label_problem(*label)
+
+
 def test_a_raw_feature_never_becomes_a_label() -> None:
     file = parse(f"{format_raw('vendor.io/a', '{any: =value}')}\nvendor.io/b=1\n".encode(), NOW)
     assert file.labels == {"vendor.io/b": "1"}

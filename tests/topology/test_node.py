@@ -12,7 +12,7 @@ from tests.data import BODIES, needs_data
 from tests.strategies import topologies
 from tests.xelink.commands import reading, topology
 from topology.groups import largest_group
-from topology.model import Link, Tile, Topology
+from topology.model import Gpu, Link, Tile, Topology
 from topology.node import Mark, Node
 from xelink.readings import of_rows
 
@@ -78,6 +78,19 @@ def test_a_link_with_fewer_lanes_than_most_is_degraded_in_either_direction() -> 
         "0.0-1.0": (Mark.DEGRADED,),
         "2.0-3.0": (Mark.DEGRADED,),
     }
+
+
+def test_where_as_many_links_have_fewer_lanes_as_more_the_more_are_usual() -> None:
+    links = [Link(Tile(0, 0), Tile(gpu, 0), lanes, lanes) for gpu, lanes in ((1, 4), (2, 8))]
+    assert Node.of(Topology(tuple(links))).marks == {links[0]: (Mark.DEGRADED,)}
+
+
+def test_a_gpu_that_only_the_id_map_knows_counts_as_one_tile() -> None:
+    gpus = (Gpu(0, "0000:10:00.0"), Gpu(3, "0000:13:00.0"))
+    node = Node.of(Topology((Link(Tile(0, 0), Tile(0, 1), 4, 4),), gpus))
+    assert node.tiles == (Tile(0, 0), Tile(0, 1), Tile(3, 0))
+    assert node.devices == (0, 3)
+    assert node.pairs == 1
 
 
 def test_a_sound_node_has_no_marks() -> None:

@@ -35,6 +35,9 @@ PAIR = Topology(
 )
 
 
+HASH = "579a8f20c282aceb"
+
+
 def test_the_file_in_full() -> None:
     assert render(Publication(PAIR, LATER), NS).decode() == (
         "# +expiry-time=2026-11-20T10:05:00Z\n"
@@ -43,7 +46,7 @@ def test_the_file_in_full() -> None:
         "gpu.intel.com/xe-links.gpus=2\n"
         "gpu.intel.com/xe-links.group=2\n"
         "gpu.intel.com/xe-links.state=links\n"
-        f"gpu.intel.com/xe-links.hash={links_hash(PAIR.links)}\n"
+        f"gpu.intel.com/xe-links.hash={HASH}\n"
         "# +no-label\n"
         'gpu.intel.com/xe-links.topology={"tiles":["0.0","0.1","1.0","1.1"],'
         '"links":[["0.0","1.0",4,8],["0.1","1.1",4,4]]}\n'
@@ -74,6 +77,12 @@ def test_no_raw_feature_could_pass_for_a_label(topology: Topology) -> None:
     raw = [name for name in file.labels if name.endswith((".topology", ".id-map"))]
     assert len(raw) == 2
     assert all(features.label_problem(name, file.labels[name]) for name in raw)
+
+
+def test_the_digest_is_the_same_in_every_version() -> None:
+    """Nodes are compared by it while some of them run another version."""
+    assert links_hash(PAIR.links) == HASH
+    assert links_hash(()) == "e3b0c44298fc1c14"
 
 
 def test_no_links_are_said_and_no_fabric_data_is_not_no_links() -> None:
@@ -109,6 +118,13 @@ def without(part: str) -> Callable[[bytes], bytes]:
     [
         pytest.param(without("gpu.intel.com"), AbsentError, id="nothing of ours"),
         pytest.param(replaced("10:05:00Z", "09:59:59Z"), ExpiredError, id="expired"),
+        pytest.param(
+            lambda content: (
+                b"gpu.intel.com/xe-links=0.0-1.0\n" + content.replace(b"10:05:00Z", b"09:59:59Z")
+            ),
+            ExpiredError,
+            id="expired but for its beginning",
+        ),
         pytest.param(without("xe-links="), InconsistentError, id="no link labels"),
         pytest.param(without(".topology="), InconsistentError, id="no raw topology"),
         pytest.param(without(".id-map="), InconsistentError, id="no id map"),

@@ -94,6 +94,20 @@ def test_degraded_and_one_sided_links_are_dashed_and_explained(xelink: Xelink) -
     assert not any(path.get("stroke-dasharray") for path in sound)
 
 
+def test_a_one_sided_link_is_as_wide_as_the_side_that_is_told_and_lies_above_the_others() -> None:
+    node = Blueprint(gpus=3, lanes=16).build().one_direction("0.0-1.0")
+    root = _parsed(svg(Node.of(topology(node))))
+    drawn = [path for path in _of_class(root, "link") if path.find(f"{_SVG}title") is not None]
+    assert len({path.get("stroke-width") for path in drawn}) == 1
+    assert "one-sided" in str(drawn[-1].get("class"))
+    assert all("sound" in str(path.get("class")) for path in drawn[:-1])
+
+
+def test_control_characters_are_question_marks_in_the_picture() -> None:
+    root = _parsed(svg(Node("a\x1b[31mb\0c\u2028d")))
+    assert "a?[31mb?c?d" in [text.text for text in root.iter(f"{_SVG}text")]
+
+
 def test_a_picture_is_for_light_and_dark_and_for_screen_readers() -> None:
     text = svg(_node(4))
     assert "@media (prefers-color-scheme: dark)" in text
