@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The image of this tree for the end-to-end tests, as .cache/e2e/xelink.tar; built when what goes
-# into it has changed. Debian's packages come by debootstrap: no registry is asked.
+# into it has changed. Debian's packages come by debootstrap: no registry is asked. What the builders
+# keep on a machine is not kept on this one (tools/apart.sh).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 archive=$PWD/.cache/e2e/xelink.tar
@@ -23,16 +24,21 @@ key=$(sources | sha256sum)
 if [ -f "$archive" ] && [ "$(cat "$archive.stamp" 2>/dev/null)" = "$key" ]; then
   exit 0
 fi
-rm -f "$archive" "$archive.stamp"
+if [ "${1:-}" != --apart ]; then
+  rm -f "$archive" "$archive.stamp"
+  scratch=$(mktemp -d /tmp/xelink-e2e-image.XXXXXX)
+  trap 'rm -rf --one-file-system "$scratch"' EXIT
+  unshare --mount tools/apart.sh "$scratch" true 2>/dev/null || {
+    echo "e2e: no image, as this machine does not give root mounts of its own"
+    exit 0
+  }
+  echo "e2e: building the image"
+  unshare --mount tools/apart.sh "$scratch" "$0" --apart "$scratch"
+  exit
+fi
+scratch=$2
 
-scratch=$(mktemp -d /tmp/xelink-e2e-image.XXXXXX)
-cleanup() {
-  # Interrupted: what was being built may hold it a moment longer.
-  if mountpoint -q "$scratch/graph/overlay"; then umount --lazy "$scratch/graph/overlay"; fi
-  rm -rf --one-file-system "$scratch"
-}
-trap cleanup EXIT
-# A storage of its own, so that nothing is left in the machine's; no container within a container.
+# A storage on a real disk; no container within a container.
 printf '[storage]\ndriver = "overlay"\ngraphroot = "%s/graph"\nrunroot = "%s/run"\n' \
   "$scratch" "$scratch" >"$scratch/storage.conf"
 export CONTAINERS_STORAGE_CONF=$scratch/storage.conf BUILDAH_ISOLATION=chroot
@@ -59,7 +65,6 @@ build() {
   buildah push --quiet localhost/xelink:e2e \
     "docker-archive:$archive.new:docker.io/library/xelink:$version"
 }
-echo "e2e: building the image"
 if [ ! -f "$base" ] && ! debian >"$scratch/log" 2>&1; then
   tail -n 3 "$scratch/log"
   echo "e2e: no image, as Debian's packages for its base could not be had (DEBIAN_MIRROR=URL names another mirror)"

@@ -23,6 +23,7 @@ give() {
 }
 
 probe() {
+  local tree=$PWD
   cd "$E2E_WORK"
   mkdir -p lower upper work merged
   give "mounts of its own" mount --make-rprivate /
@@ -40,18 +41,12 @@ probe() {
   if [ "$(stat -fc %T /sys/fs/cgroup)" = cgroup2fs ]; then
     give "the controllers of cgroup v2" sh -c 'echo "+cpu +memory +pids" >/sys/fs/cgroup/cgroup.subtree_control'
   fi
+  cd "$tree"
+  give "layers above its directories" tools/apart.sh "$E2E_WORK" true
 }
 
 tell() {
-  # Nothing mounted here is seen outside; among ourselves it is, as kubelet wants it.
-  mount --make-rprivate /
-  mount --make-rshared /
-  mount -t tmpfs -o mode=0755 run /run
   local each
-  for each in /var/lib/kubelet /var/lib/xelink-demo /etc/kubernetes /var/log; do
-    mkdir -p "$E2E_WORK/host$each"
-    mount --bind "$E2E_WORK/host$each" "$each"
-  done
   for each in "${tunables[@]}"; do
     mkdir -p "$E2E_WORK/tunables/$(dirname "$each")"
     cat "/proc/sys/$each" >"$E2E_WORK/tunables/$each"
@@ -66,12 +61,13 @@ tell() {
   ip route add default via 192.0.2.2 dev node0
   hostname xelink-e2e
   # Names are asked of nobody, and nobody is waited for.
-  echo "nameserver 127.0.0.1" >"$E2E_WORK/resolv.conf"
-  mount --bind "$E2E_WORK/resolv.conf" /etc/resolv.conf
+  rm -f /etc/resolv.conf
+  echo "nameserver 127.0.0.1" >/etc/resolv.conf
   readlink /proc/self/ns/{ipc,mnt,net,pid,uts} >"$E2E_WORK/namespaces"
   # Not exec: as the first process of its namespace, this shell reaps what the others leave.
   local status=0
-  .venv/bin/python -m pytest -p no:cacheprovider -q "$@" || status=$?
+  # A story waits for many things in turn, each with a limit of its own.
+  .venv/bin/python -m pytest -p no:cacheprovider -q -o faulthandler_timeout=1800 "$@" || status=$?
   return $status
 }
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # tests/e2e on nodes of real programs, in namespaces of their own (mounts, processes, network): what
-# the programs start, mount or listen on is gone with them, however the run ends. What a namespace
-# does not hold (cgroups, mount points, the temporary directory) is removed here at the end. A run
-# that leaves anything behind has failed.
+# the programs start, mount, write or listen on is gone with them, however the run ends. What a
+# namespace does not hold (cgroups, the temporary directory) is removed here at the end. A run that
+# leaves anything behind has failed.
 #
 #   tools/e2e-run.sh [PYTEST ARGUMENTS]    without any, the stories are told on three nodes at once
 #   tools/e2e-run.sh --prepare             build what is told with, and nothing else
@@ -15,12 +15,20 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 cache=$PWD/.cache/e2e
-mounted=(/var/lib/kubelet /var/lib/xelink-demo /etc/kubernetes /var/log)
 
 skip() {
+  if [ -n "${E2E_REQUIRED:-}" ]; then
+    echo "e2e: FAILED, nothing was run: $*" >&2
+    exit 1
+  fi
   echo "e2e: skipped: $*"
-  [ -z "${E2E_REQUIRED:-}" ] || exit 1
   exit 0
+}
+
+# lack WHAT: some stories need it, and are skipped
+lack() {
+  [ -z "${E2E_REQUIRED:-}" ] || skip "$*"
+  echo "e2e: some stories will be skipped: $*"
 }
 
 own_namespaces=(unshare --mount --pid --net --uts --ipc --fork --kill-child --mount-proc)
@@ -43,12 +51,16 @@ bin=$(realpath -m "${E2E_BIN:-$cache/bin}")
 export PATH=$bin:$PATH:/usr/sbin:/sbin
 image=
 [ -n "${E2E_IMAGE:-}" ] || { tools/e2e-image.sh & image=$!; }
-[ -n "${E2E_BIN:-}" ] || tools/e2e-build.sh || skip "kubelet and its like could not be built (see above)"
+built=yes
+[ -n "${E2E_BIN:-}" ] || tools/e2e-build.sh || built=
 [ -z "$image" ] || wait "$image"
-if ! ls .cache/tools/crds/*.yaml >/dev/null 2>&1; then
-  tools/deployment-tools.sh || true # the stories that need them skip, and say so
-fi
+[ -n "$built" ] || skip "kubelet and its like could not be built (see above)"
+definitions() { ls .cache/tools/crds/*.yaml >/dev/null 2>&1; }
+definitions || tools/deployment-tools.sh || true
 [ "${1:-}" != --prepare ] || exit 0
+definitions || lack "no definitions of custom resources (make deployment-tools)"
+export E2E_IMAGE=${E2E_IMAGE:-$cache/xelink.tar}
+[ -f "$E2E_IMAGE" ] || lack "no image $E2E_IMAGE (Debian: apt-get install buildah debootstrap)"
 
 missing=()
 for program in kubelet kube-apiserver kube-controller-manager kube-scheduler kubectl nfd-worker \
@@ -65,7 +77,6 @@ exec 8</var/lib # one run at a time has the machine's cgroups
 flock --nonblock 8 || { echo "e2e: waiting for another run on this machine" && flock 8; }
 export XELINK_E2E=1 E2E_DATA=$cache
 [ -z "${E2E_BIN:-}" ] || E2E_DATA=$bin
-[ -n "${E2E_IMAGE:-}" ] || export E2E_IMAGE=$cache/xelink.tar
 scratch=$(mktemp -d /tmp/xelink-e2e.XXXXXX)
 chmod 0711 "$scratch" # NFD's worker, which is nobody, reads its kubeconfig there
 trap 'rm -rf --one-file-system "$scratch"' EXIT
@@ -76,17 +87,22 @@ why=$(E2E_WORK=$scratch/probe "${own_namespaces[@]}" tools/e2e-node.sh probe 2>&
 # containerd puts its containers below k8s.io, at the root of each hierarchy
 cgroups() { find /sys/fs/cgroup -type d -path '*/k8s.io*' 2>/dev/null | sort; }
 
+# Where the programs keep what they make; not on this machine (tools/apart.sh).
+homes=(/etc/{cdi,cni,kubernetes} /opt/{cni,containerd} /run/{cdi,containerd,e2e-networks,kubelet,netns}
+  /run/xtables.lock /usr/libexec/kubernetes /var/lib/{cni,containerd,containers,etcd,kubelet}
+  /var/lib/xelink-demo /var/log/{containers,pods} "${HOME:-/root}/.kube")
+
 # traces: what a run could leave on this machine, a line for each; others may work here meanwhile
 traces() {
-  local ours=" ($scratch|/run/(containerd|netns)|/var/lib/(cni|containerd|kubelet|xelink-demo))"
+  local ours
+  ours=" ($scratch|/run/(layers|machine)|$(IFS='|' && echo "${homes[*]}"))"
   cgroups | sed 's/^/cgroup /' || true
   awk '{ print "mount", $5 }' /proc/self/mountinfo | grep -E "$ours" || true
   awk 'NF > 7 { print "socket", $8 }' /proc/net/unix | grep -E "$ours" || true
   ls /sys/class/net | sed 's/^/network interface /'
   { grep -s . /proc/sys/vm/* /proc/sys/kernel/* /proc/sys/kernel/keys/* || true; } |
     grep -Ev 'ns_last_pid|perf_event' | sed 's/^/kernel setting /'
-  { find "$scratch" "${mounted[@]}" /run/{containerd,netns,kubelet} /var/lib/{cni,containerd,etcd} \
-    /etc/cni /opt/cni -maxdepth 1 2>/dev/null || true; } | grep -v ^/var/log/ | sed 's/^/file /'
+  { find "$scratch" "${homes[@]}" -maxdepth 1 2>/dev/null || true; } | sed 's/^/file /'
 }
 
 # processes NAMESPACES: those that still live in a namespace of a node
@@ -96,14 +112,13 @@ processes() {
 }
 
 nodes=()
-made=()
 before=$(mktemp)
 after=$(mktemp)
 
 # cleanup: take everything away, and tell what would not go; fails when there is something
 cleanup() {
   trap - EXIT
-  local each i try left=
+  local each try left=
   # Interrupted: a node ends with the process that made its namespaces.
   for each in "${nodes[@]}"; do
     pkill -KILL -P "$each" || true
@@ -119,9 +134,6 @@ cleanup() {
     sleep 0.2
   done
   rm -rf --one-file-system "$scratch"
-  for ((i = ${#made[@]} - 1; i >= 0; i--)); do
-    rmdir "${made[i]}" 2>/dev/null || true
-  done
   traces | sort >"$after"
   left+=${left:+$'\n'}$(comm -13 "$before" "$after")
   left=${left%$'\n'}
@@ -131,12 +143,6 @@ cleanup() {
 }
 traces | grep -v "$scratch" | sort >"$before"
 trap cleanup EXIT
-for directory in "${mounted[@]}"; do
-  if [ ! -d "$directory" ]; then
-    mkdir -p "$directory"
-    made+=("$directory")
-  fi
-done
 kept=${E2E_LOGS:-$cache/logs}
 rm -rf "$kept"
 
@@ -145,7 +151,8 @@ node() {
   local name=$1 status=0
   shift
   mkdir -m 0711 "$scratch/$name"
-  E2E_WORK=$scratch/$name "${own_namespaces[@]}" tools/e2e-node.sh tell "$@" || status=$?
+  E2E_WORK=$scratch/$name "${own_namespaces[@]}" tools/apart.sh "$scratch/$name" \
+    tools/e2e-node.sh tell "$@" || status=$?
   if [ "$status" != 0 ]; then
     mkdir -p "$kept/$name"
     cp -r "$scratch/$name/logs/." "$kept/$name/" 2>/dev/null || true

@@ -4,7 +4,7 @@ Nothing is collected here unless `make e2e` runs it: it enters namespaces first 
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker("e2e")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where nothing may be missing, a story that is skipped has failed."""
+    report = yield
+    if report.skipped and os.environ.get("E2E_REQUIRED"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, and E2E_REQUIRED is set: {summary.why_skipped(report)}"
+    return report
 
 
 class Tell:

@@ -66,7 +66,13 @@ def _why(report: pytest.TestReport) -> str:
     """Tell in one line why a story failed or was skipped."""
     if report.passed:
         return ""
-    if isinstance(report.longrepr, tuple):
-        return f": {report.longrepr[2]}"
-    lines = [line for line in report.longreprtext.splitlines() if line.startswith("E ")]
-    return f": {lines[0][1:].strip()[:_WIDEST]}" if lines else ""
+    if report.skipped:
+        return f": {why_skipped(report)}"
+    lines = report.longreprtext.splitlines()
+    errors = [line[1:] for line in lines if line.startswith("E ")]
+    return f": {line.strip()[:_WIDEST]}" if (line := next(iter(errors or lines), "")) else ""
+
+
+def why_skipped(report: pytest.TestReport) -> str:
+    """Return the reason of a skip."""
+    return str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else report.longreprtext
