@@ -25,6 +25,10 @@ class NotThereError(AssertionError):
     """The API server knows no such object."""
 
 
+class NotYetError(AssertionError):
+    """What was waited for has not come."""
+
+
 @dataclass(frozen=True)
 class Seen:
     """An object, and when the watch told of it, by the monotonic clock."""
@@ -97,7 +101,7 @@ class Api:
                     last = event.object
                     if true(last):
                         return event
-        raise AssertionError(f"not within {patience:.0f} s: {what}; last seen: {_brief(last)}")
+        raise NotYetError(f"not within {patience:.0f} s: {what}; last seen: {_brief(last)}")
 
     @contextmanager
     def watching(self, path: str, since: Object, patience: float) -> Iterator[Iterator[Seen]]:

@@ -1,15 +1,17 @@
 """Pods created all the time, as a busy cluster does, and what became of each."""
 
+import math
 import time
 from dataclasses import dataclass, field
+from datetime import datetime
 from threading import Event, Thread
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from tests.e2e.api import Api, Object
 from tests.e2e.kubelet import NODE_PATH, PODS, RESOURCE
 from tests.e2e.pods import manifest, why
-from tests.e2e.programs import PATIENCE, until
+from tests.e2e.programs import PATIENCE, monotonic, until
 
 
 @dataclass
@@ -90,14 +92,28 @@ class Load:
         fate.reason = why(seen.object) if fate.phase == "Failed" else ""
 
 
+class Status(NamedTuple):
+    """How many GPUs kubelet reported, and when, by the monotonic clock: its own is in seconds."""
+
+    earliest: float
+    allocatable: int
+
+    @property
+    def latest(self) -> float:
+        """The end of the second in which it was made."""
+        return self.earliest + 1.0
+
+
 class Timeline:
-    """What the node says of its allocatable GPUs, each change with its instant."""
+    """What kubelet reports of its allocatable GPUs; and each change with its instant."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
         self._stop = Event()
         self._thread = Thread(target=self._follow, daemon=True)
+        self._heartbeat = ""
         self.changes: list[tuple[float, int]] = []
+        self.statuses: list[Status] = []
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -112,9 +128,9 @@ class Timeline:
         self._stop.set()
         self._thread.join(PATIENCE)
 
-    def at(self, instant: float) -> int:
-        """Give what was said last at an instant."""
-        return next(number for when, number in reversed(self.changes) if when <= instant)
+    def between(self, begin: float, end: float = math.inf) -> list[Status]:
+        """Give the statuses that were certainly made between two instants."""
+        return [each for each in self.statuses if begin <= each.earliest and each.latest <= end]
 
     def lowest(self) -> int:
         """Give the least that was ever said."""
@@ -139,5 +155,10 @@ class Timeline:
 
     def _note(self, at: float, node: Object) -> None:
         number = int(node["status"].get("allocatable", {}).get(RESOURCE, 0))
-        if not self.changes or self.changes[-1][1] != number:
+        changed = not self.changes or self.changes[-1][1] != number
+        if changed:
             self.changes.append((at, number))
+        heartbeat = max(each["lastHeartbeatTime"] for each in node["status"]["conditions"])
+        if changed or heartbeat != self._heartbeat:
+            self._heartbeat = heartbeat
+            self.statuses.append(Status(monotonic(datetime.fromisoformat(heartbeat)), number))

@@ -5,11 +5,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
 from typing import TypeVar
 
-PATIENCE = 60.0  # seconds until a condition that should hold soon is given up
+PATIENCE = (
+    180.0  # seconds until a condition that should hold soon is given up; no story measures it
+)
 _LOOK = 0.05
 _TAIL = 15
 
@@ -28,6 +31,11 @@ def until(
             raise AssertionError(f"not within {patience:.0f} s: {told}")
         never.wait(_LOOK)
     return value
+
+
+def monotonic(instant: datetime) -> float:
+    """Give an instant by the monotonic clock."""
+    return time.monotonic() - (datetime.now(UTC) - instant).total_seconds()
 
 
 class Program:
@@ -76,6 +84,10 @@ class Program:
 
         return until(found, lambda: f"{text!r} from {self.name}; {self.tail()}", patience)
 
+    def said(self, text: str) -> int:
+        """Count the lines with this text, over all its lives."""
+        return sum(text in line for line in self.log.read_text(errors="replace").splitlines())
+
     def forget(self) -> None:
         """Wait, from now on, for what is yet to be said."""
         self._read_from = self.log.stat().st_size
@@ -90,7 +102,7 @@ class Program:
         assert self.process, f"{self.name} was not started"
         assert self.process.poll() is None, f"{self.name} has ended; {self.tail()}"
 
-    def stop(self, number: signal.Signals = signal.SIGTERM, patience: float = 20.0) -> int:
+    def stop(self, number: signal.Signals = signal.SIGTERM, patience: float = PATIENCE) -> int:
         """End it with a signal, at last with SIGKILL; give its exit code. Twice is fine."""
         if self.process is None:
             return 0

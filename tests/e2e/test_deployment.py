@@ -99,7 +99,7 @@ def test_the_demo_runs_and_leaves_no_trace(
     namespaced = ("--namespace=xelink-demo",)
     cluster.kubectl("apply", f"--kustomize={DEMO}")
     try:
-        cluster.kubectl(*namespaced, "rollout", "status", "daemonset/xelink-demo", "--timeout=100s")
+        cluster.kubectl(*namespaced, "rollout", "status", "daemonset/xelink-demo", "--timeout=170s")
         labeled(nfd, "56")
         kubelet.await_allocatable(8)
         nodes = cluster.kubectl(
@@ -118,7 +118,7 @@ def test_the_demo_runs_and_leaves_no_trace(
             "wait",
             "--for=jsonpath={.status.phase}=Succeeded",
             "pod/two-gpus",
-            "--timeout=60s",
+            "--timeout=170s",
         )
         told = cluster.kubectl(*namespaced, "logs", "two-gpus")
         assert "XELINK_LINKED=all" in told
@@ -126,7 +126,7 @@ def test_the_demo_runs_and_leaves_no_trace(
         tell(" ".join(told.split()))
         assert root_is_read_only(cluster)
     finally:
-        cluster.kubectl("delete", f"--kustomize={DEMO}", "--timeout=100s")
+        cluster.kubectl("delete", f"--kustomize={DEMO}", "--timeout=170s")
     labeled(nfd, None)
     until(lambda: leftovers() == before, lambda: f"no trace, but {leftovers()}")
     assert "xelink" not in cluster.kubectl("get", "namespaces,daemonsets,pods", "-A", "-o=name")
@@ -170,11 +170,11 @@ def xpumanager(cluster: Cluster, image: None, monitoring: str) -> Iterator[str]:
     )
     rolled_out(cluster)
     yield monitoring
-    cluster.kubectl(f"--namespace={monitoring}", "delete", XPUMANAGER, "--timeout=60s")
+    cluster.kubectl(f"--namespace={monitoring}", "delete", XPUMANAGER, "--timeout=170s")
 
 
 def rolled_out(cluster: Cluster) -> None:
-    cluster.kubectl("--namespace=monitoring", "rollout", "status", XPUMANAGER, "--timeout=120s")
+    cluster.kubectl("--namespace=monitoring", "rollout", "status", XPUMANAGER, "--timeout=170s")
 
 
 def containers(cluster: Cluster) -> list[str]:

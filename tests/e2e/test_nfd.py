@@ -5,6 +5,7 @@ import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -13,19 +14,21 @@ import trustme
 
 from sidecar.publisher import Publisher
 from sidecar.simulator import Blueprint, Serving, Simulator
-from tests.e2e.api import Object
+from tests.e2e.api import NotYetError, Object
 from tests.e2e.cluster import NFD_NAMESPACE, NODE
 from tests.e2e.conftest import Tell
 from tests.e2e.gpus import FILE, Gpus, published, sidecar
 from tests.e2e.kubelet import NODE_PATH
 from tests.e2e.nfd import FEATURES, Nfd, ours
-from tests.e2e.programs import Program
+from tests.e2e.programs import PATIENCE, Program
 
 LINKS = "gpu.intel.com/xe-links"
 COUNT = f"{LINKS}.count"
 NODE_FEATURE = f"/apis/nfd.k8s-sigs.io/v1alpha1/namespaces/{NFD_NAMESPACE}/nodefeatures/{NODE}"
 TIMES = 20
-PACE = 1.2  # seconds from one publication to the next
+# Seconds. NFD's worker drops what comes within one tick of a second after an event that it has
+# taken: after two ticks it is certain to take the next one.
+PACE = 2.2
 
 
 def unchanged_while(nfd: Nfd, act: Callable[[], None], seconds: float = 3.0) -> None:
@@ -134,7 +137,7 @@ def test_a_rollout_of_the_sidecar_changes_nothing(
 
 
 def test_expiry_removes_the_labels(nfd: Nfd, gpus: Gpus, logs: Path, tell: Tell) -> None:
-    life, period = 4, 2
+    life, period = 10, 2
     nfd.read_every(period)
     program = sidecar(logs, gpus.xpum.port, f"-expiry={life}").start()
     try:
@@ -163,54 +166,53 @@ def plain_rename(path: Path, content: bytes) -> None:
     draft.rename(path)
 
 
-def test_nfd_sees_each_of_our_publications_at_once_and_a_plain_rename_seldom(
+def test_nfd_sees_each_of_our_publications_without_waiting_for_its_next_read(
     nfd: Nfd, tell: Tell
 ) -> None:
+    # So seldom does the worker read by itself that it never does here: it has to be told.
+    nfd.read_every(24 * 3600)
     nfd.cluster.api.wait(NODE_FEATURE, bool, "the worker has told of the node")
     publisher = Publisher(FILE, FEATURES)
     publisher.prepare()
-    taken = {"publisher": publisher.publish, "plain rename": lambda c: plain_rename(FILE, c)}
-    seen: dict[str, list[float]] = {}
-    for name, publish in taken.items():
-        seen[name] = [
-            took
-            for number in range(TIMES)
-            if (took := latency(nfd, publish, f"{name.split()[0]}-{number}")) is not None
-        ]
-        tell(f"{name}: {len(seen[name])} of {TIMES} seen at once{spread(seen[name])}")
-    assert len(seen["publisher"]) == TIMES
-    assert len(seen["plain rename"]) < TIMES
+    took = [latency(nfd, publisher.publish, f"ours-{n}", PATIENCE) for n in range(TIMES)]
+    missed = [number for number, seconds in enumerate(took) if seconds is None]
+    tell(f"publisher: {TIMES - len(missed)} of {TIMES} seen at once{spread(took)}")
+    assert not missed
+    # For comparison. How many of these are seen hangs on who is faster, NFD or the writer.
+    took = [latency(nfd, partial(plain_rename, FILE), f"plain-{n}", PACE) for n in range(TIMES)]
+    tell(f"plain rename: {TIMES - took.count(None)} of {TIMES} seen at once{spread(took)}")
 
 
-def latency(nfd: Nfd, publish: Callable[[bytes], None], value: str) -> float | None:
+def latency(
+    nfd: Nfd, publish: Callable[[bytes], None], value: str, patience: float
+) -> float | None:
     """Publish one value; give the seconds until the node has it, None if the worker missed it.
 
     The worker passes on what it sees at once; the master collects changes once a second.
     """
     api = nfd.cluster.api
-    node, before = api.get(NODE_PATH), api.get(NODE_FEATURE)
 
-    def told(feature: Object) -> bool:
+    def noticed(feature: Object) -> bool:
         labels: dict[str, str] = feature["spec"]["labels"]
         return labels.get("gpu.intel.com/e2e") == value
 
+    def labeled(node: Object) -> bool:
+        return ours(node).get("gpu.intel.com/e2e") == value
+
+    # The last event has long been taken when this one comes.
+    Event().wait(PACE)
     published_at = time.monotonic()
     publish(f"gpu.intel.com/e2e={value}\n".encode())
-    with api.watching(NODE_FEATURE, before, PACE) as events:
-        noticed = any(told(each.object) for each in events)
-    arrived = None
-    if noticed:
-        with api.watching(NODE_PATH, node, 10) as events:
-            arrived = next(
-                each.at for each in events if ours(each.object).get("gpu.intel.com/e2e") == value
-            )
-    # NFD forgets the last event once a second: the next one shall not fall into its shadow.
-    Event().wait(max(0.0, published_at + PACE - time.monotonic()))
-    return arrived - published_at if arrived else None
+    try:
+        api.wait(NODE_FEATURE, noticed, f"the worker sees {value}", patience)
+    except NotYetError:
+        return None
+    return api.wait(NODE_PATH, labeled, f"the node has {value}").at - published_at
 
 
-def spread(times: list[float]) -> str:
-    """Tell the least, the middle and the most, in milliseconds."""
+def spread(took: list[float | None]) -> str:
+    """Tell the least, the middle and the most, in milliseconds, of those that were seen."""
+    times = [seconds for seconds in took if seconds is not None]
     if not times:
         return ""
     least, middle, most = min(times), statistics.median(times), max(times)
