@@ -222,6 +222,25 @@ def test_building_the_image_leaves_nothing_but_the_image(tree: Tree) -> None:
     assert [path for path in kept if Path(path).exists()] == []
 
 
+@needs_root
+def test_the_image_test_leaves_nothing_that_its_tools_keep(tree: Tree) -> None:
+    kept = Path(f"/var/lib/containers/xelink-{uuid4()}")
+    for name in ("debootstrap", "buildah", "podman", "runc", "make", "git"):
+        tree.program(f"bin/{name}", f"mkdir -p {kept}; test -d {kept} && echo kept >&2; exit 1")
+    (tree.bin / "unshare").unlink()
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools" / "image_test.py"],
+        env={**os.environ, "PATH": f"{tree.bin}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout
+    assert done.stderr.endswith(": exit code 1: kept\n")
+    assert not kept.exists()
+
+
 def no_root(tree: Tree) -> None:
     tree.program("bin/id", "echo 1000")
 

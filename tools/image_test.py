@@ -6,8 +6,9 @@ podman and runc with a read-only root, no capabilities, no new privileges and a 
 `xelink-sidecar` against the simulated XPU Manager of the same image, `xelink-device-plugin` against
 a simulated kubelet, `xelink demo`. One line for each step; exit code 1 and one line when one fails.
 
-Everything but the cached base is in a temporary directory that goes at the end. Files named by
-PIP_CONFIG_FILE (or /etc/pip.conf) and SSL_CERT_FILE are given to the build as secrets.
+Everything but the cached base is in a temporary directory that goes at the end, or in layers above
+the machine's directories (tools/apart.sh): the builders keep caches and locks of their own. Files
+named by PIP_CONFIG_FILE (or /etc/pip.conf) and SSL_CERT_FILE are given to the build as secrets.
 """
 
 import argparse
@@ -59,9 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--tool", choices=("buildah", "podman"), default="buildah")
     parser.add_argument("--mirror", default="http://deb.debian.org/debian", help="of Debian")
+    parser.add_argument("--apart", action="store_true", help=argparse.SUPPRESS)
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments)
     try:
         _require()
+        if not options.apart:
+            return _apart("--apart", *arguments)
         with storage():
             _import_base(_base(options.mirror))
             _build(options.tool)
@@ -87,6 +92,17 @@ def _require() -> None:
         f" {' '.join(missing)}",
     )
     must(os.geteuid() == 0, "needs root, for debootstrap and to run the image")
+
+
+def _apart(*arguments: str) -> int:
+    """Run this program where it changes no file outside the tree; give its exit code."""
+    with tempfile.TemporaryDirectory(prefix="xelink-image-") as name:
+        command = ("unshare", "--mount", ROOT / "tools" / "apart.sh", name)
+        return subprocess.run(  # noqa: S603 - our own argument lists
+            [*command, sys.executable, __file__, *arguments],
+            env={**os.environ, "TMPDIR": name},
+            check=False,
+        ).returncode
 
 
 # The build
