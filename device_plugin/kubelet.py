@@ -12,7 +12,7 @@ see every kind of mount, and cannot miss an event. The end of a stream is heard 
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -84,6 +84,7 @@ class Endpoint:
         telemetry: Telemetry,
         log: FilteringBoundLogger,
         pace: Pace,
+        clock: Callable[[], float],
     ) -> None:
         self.plugin = plugin
         self.path = path
@@ -95,6 +96,7 @@ class Endpoint:
         self._telemetry = telemetry
         self._log = log.bind(resource=plugin.resource)
         self._pace = pace
+        self._clock = clock
         self._own: Identity | None = None
         self._registered_at = 0.0
         self._begun_before = 0  # streams, when we registered
@@ -187,7 +189,7 @@ class Endpoint:
             sockets.identity(self._kubelet) != kubelet
             or sockets.identity(self.path) != self._own
             or (kubelet is not None and (kubelet != registered or self._is_lost()))
-            or (due is not None and time.monotonic() >= due)
+            or (due is not None and self._clock() >= due)
         )
 
     def _stands(self) -> bool:
@@ -204,7 +206,7 @@ class Endpoint:
         if self.plugin.streams:
             return False
         since = max(self._registered_at, self.plugin.silent_since)
-        return time.monotonic() - since >= self._pace.lost
+        return self._clock() - since >= self._pace.lost
 
     def _is_hung_up(self) -> bool:
         """Tell whether kubelet has hung up, and we shall register again with it, as it lives.
@@ -212,7 +214,7 @@ class Endpoint:
         When it ends, its streams end, too: then nobody answers at its socket, and a new one comes.
         """
         due = self._due()
-        return due is not None and time.monotonic() >= due and sockets.is_answered(self._kubelet)
+        return due is not None and self._clock() >= due and sockets.is_answered(self._kubelet)
 
     def _due(self) -> float | None:
         """Tell when a hang-up makes us register again; None while kubelet listens or never did."""
@@ -230,7 +232,7 @@ class Endpoint:
     def _until_look(self) -> float:
         if self.plugin.streams:
             return self._pace.calm
-        left = (self._due() or 0.0) - time.monotonic()
+        left = (self._due() or 0.0) - self._clock()
         return min(left, self._pace.look) if left > 0 else self._pace.look
 
     async def _register(self, stop: asyncio.Event) -> Identity | None:
@@ -271,7 +273,7 @@ class Endpoint:
         )
         if stop.is_set() or moved():
             return None
-        self._registered_at = time.monotonic()
+        self._registered_at = self._clock()
         self._telemetry.attempted(self.plugin.resource, accepted=True)
         self._set_known(known=True)
         self.trouble = ""
@@ -314,6 +316,7 @@ class Endpoints:
         suffix: str = "",
         manners: Manners | None = None,
         pace: Pace | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._watch = watch
         self._telemetry = telemetry
@@ -322,6 +325,7 @@ class Endpoints:
         self._suffix = suffix
         self._manners = manners or Manners()
         self._pace = pace or Pace()
+        self._clock = clock
         self._endpoints: dict[str, Endpoint] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -366,8 +370,10 @@ class Endpoints:
         return "; ".join(missing) or None
 
     def _endpoint(self, resource: str) -> Endpoint:
-        plugin = Plugin(resource, self._watch, self._telemetry, self._log, self._manners)
+        plugin = Plugin(
+            resource, self._watch, self._telemetry, self._log, self._manners, self._clock
+        )
         path = self._directory / sockets.socket_name(resource, self._suffix)
-        endpoint = Endpoint(plugin, path, self._telemetry, self._log, self._pace)
+        endpoint = Endpoint(plugin, path, self._telemetry, self._log, self._pace, self._clock)
         endpoint.served = any(other.served for other in self._endpoints.values())
         return endpoint

@@ -132,8 +132,8 @@ def _plainly(*_request: object) -> Decision:
 class Plugin(DevicePluginServicer):
     """Serves one resource from the snapshots of `watch`, to any number of streams.
 
-    `begun` counts the streams that ever were. `silent_since` is when the last stream ended, by the
-    clock of the loop. `silent` is set when none is left; who waits for that clears it. `history` is
+    `begun` counts the streams that ever were. `silent_since` is when the last stream ended, by
+    `clock`. `silent` is set when none is left; who waits for that clears it. `history` is
     what it did last.
     """
 
@@ -144,12 +144,14 @@ class Plugin(DevicePluginServicer):
         telemetry: Telemetry,
         log: FilteringBoundLogger,
         manners: Manners | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.resource = resource
         self._watch = watch
         self._telemetry = telemetry
         self._log = log.bind(resource=resource)
         self._manners = manners or Manners()
+        self._clock = clock
         self._seen: Snapshot | None = None
         self._known: set[str] = set()
         self._given: dict[frozenset[str], _Given] = {}  # in the snapshot that was seen last
@@ -271,7 +273,7 @@ class Plugin(DevicePluginServicer):
             yield
         finally:
             self._streams.discard(context)
-            self.silent_since = asyncio.get_running_loop().time()
+            self.silent_since = self._clock()
             if not self._streams:
                 self.silent.set()
             self._telemetry.streaming(self.resource, self.streams)
@@ -393,7 +395,7 @@ class Plugin(DevicePluginServicer):
             self._telemetry.lost(self.resource, what)
 
     def _note(self, chosen: Sequence[_Preferred]) -> None:
-        at, until = time.time(), asyncio.get_running_loop().time() + self._manners.memory
+        at, until = time.time(), self._clock() + self._manners.memory
         for one in chosen:
             one.at, one.until = at, until
             with self._spared("decision"):
@@ -441,7 +443,7 @@ class Plugin(DevicePluginServicer):
 
     def _choice(self, ids: frozenset[str]) -> tuple[Choice, _Preferred | None]:
         """Tell what became of a preference, and of which."""
-        now = asyncio.get_running_loop().time()
+        now = self._clock()
         while self._preferred and self._preferred[0].until <= now:
             self._preferred.popleft()
         asked = [one for one in self._preferred if one.could_be(ids)]

@@ -4,7 +4,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
@@ -15,7 +15,6 @@ from service.signals import STOPPING, release_signals
 # signal that comes just before a system call blocks does not interrupt it: its handler would only
 # run at the call's end, which may be far.
 _REPEAT = 0.1
-_LEAST = 1e-6
 # After the signal's handler has been left: while it runs, the timer raises nothing.
 _SOON = 1e-3
 _MANY = 4096
@@ -38,8 +37,14 @@ class Stop:
     the handler would only run at the call's end.
     """
 
-    def __init__(self, repeat: float = _REPEAT) -> None:
-        """Let the timer of a block fire again every `repeat` seconds."""
+    def __init__(
+        self, monotonic: Callable[[], float] = time.monotonic, repeat: float = _REPEAT
+    ) -> None:
+        """Take the clock by which the time of a bounded block is up.
+
+        The timer of such a block fires again every `repeat` seconds.
+        """
+        self._monotonic = monotonic
         self._repeat = repeat
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)  # noqa: FBT003 - it has no name
@@ -94,8 +99,8 @@ class Stop:
         asked for. Only for blocks that may be left anywhere: a scrape, never a publication.
         """
         self._bounded = True
-        self._until = time.monotonic() + seconds
-        signal.setitimer(signal.ITIMER_REAL, min(max(_LEAST, seconds), self._repeat), self._repeat)
+        self._until = self._monotonic() + seconds
+        signal.setitimer(signal.ITIMER_REAL, min(max(_SOON, seconds), self._repeat), self._repeat)
         try:
             if self._stopped:
                 raise Stopped
@@ -113,5 +118,5 @@ class Stop:
         if self._bounded and frame and frame.f_code.co_name not in _EDGES:
             if self._stopped:
                 raise Stopped
-            if time.monotonic() >= self._until:
+            if self._monotonic() >= self._until:
                 raise TimeoutError

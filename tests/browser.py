@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.processes import PATIENCE
+from tests.patience import PATIENCE
 
 CHROMIUM = shutil.which("chromium")
 

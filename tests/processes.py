@@ -15,7 +15,7 @@ from threading import Thread
 from types import TracebackType
 from typing import Self
 
-PATIENCE = 20.0
+from tests.patience import PATIENCE
 
 
 class Running:

@@ -11,6 +11,8 @@ from device_plugin.simulator.admission import Devices, Pod
 if TYPE_CHECKING:
     from device_plugin.simulator.dialed import Dialed
 
+PATIENCE = 120.0  # seconds: what takes longer never comes, however busy a machine is
+
 
 @dataclass(frozen=True)
 class Registered:
@@ -73,21 +75,21 @@ class Ledger:
 
     # Waiting
 
-    def wait_for_capacity(self, resource: str, devices: int, timeout: float = 10.0) -> None:
+    def wait_for_capacity(self, resource: str, devices: int, timeout: float = PATIENCE) -> None:
         """Wait until a resource has so many devices. Raises `TimeoutError`."""
         self._wait(lambda: self._of(resource).capacity, devices, f"devices of {resource}", timeout)
 
-    def wait_for_allocatable(self, resource: str, devices: int, timeout: float = 10.0) -> None:
+    def wait_for_allocatable(self, resource: str, devices: int, timeout: float = PATIENCE) -> None:
         """Wait until so many devices of a resource are healthy. Raises `TimeoutError`."""
         self._wait(
             lambda: len(self._of(resource).healthy), devices, f"healthy ones of {resource}", timeout
         )
 
-    def wait_for_streams(self, streams: int, timeout: float = 10.0) -> None:
+    def wait_for_streams(self, streams: int, timeout: float = PATIENCE) -> None:
         """Wait until so many streams are open. Raises `TimeoutError`."""
         self._wait(self._open_streams, streams, "streams", timeout)
 
-    def wait_for_registrations(self, total: int, timeout: float = 10.0) -> None:
+    def wait_for_registrations(self, total: int, timeout: float = PATIENCE) -> None:
         """Wait until so many registrations have come, accepted or not. Raises `TimeoutError`."""
         self._wait(lambda: min(len(self._registered), total), total, "registrations", timeout)
 

@@ -38,6 +38,7 @@ _LONGEST_LINE = 65_536
 _LONGEST_BODY = 1_000_000
 _MOST_DOUBLINGS = 7  # 2, 4, ... 256 s where the first sleep is 2 s
 _REMEMBERED = 1000
+_LONG = 120.0  # seconds: what takes longer never comes, however busy a machine is
 
 
 Act: TypeAlias = Callable[[Exchange], None]
@@ -236,14 +237,14 @@ class Simulator:
         with self._changed:
             return tuple(self._seen)
 
-    def wait_for_request(self, total: int | None = None, timeout: float = 10.0) -> None:
+    def wait_for_request(self, total: int | None = None, timeout: float = _LONG) -> None:
         """Wait until workers have taken so many requests for the metrics in all; or one more.
 
         Raises `TimeoutError`.
         """
         self._wait_for(lambda: self._requests, total, timeout)
 
-    def wait_for_answer(self, total: int | None = None, timeout: float = 10.0) -> None:
+    def wait_for_answer(self, total: int | None = None, timeout: float = _LONG) -> None:
         """Wait until so many requests for the metrics are done with in all; or one more."""
         self._wait_for(lambda: self._answers, total, timeout)
 

@@ -11,7 +11,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from tests.processes import PATIENCE, Running, address, get, running
+from tests.patience import PATIENCE
+from tests.processes import Running, address, get, running
 from topology import features
 
 # Holds the module that gunicorn is told to serve; stands for the container's working directory.

@@ -32,7 +32,8 @@ from service.flags import DaemonSettings, load
 from sidecar.settings import SidecarSettings
 from sidecar.simulator import Blueprint
 from tests.deployment.rendering import OVERLAYS, Pod, needs_kustomize, pods, render
-from tests.processes import PATIENCE, Running, address, get
+from tests.patience import PATIENCE
+from tests.processes import Running, address, get
 
 pytestmark = needs_kustomize
 

@@ -26,7 +26,8 @@ from tests.deployment.chain import (
 )
 from tests.deployment.issuing import Issued, issue
 from tests.deployment.rendering import render
-from tests.processes import PATIENCE, get
+from tests.patience import PATIENCE
+from tests.processes import get
 
 LINKS = "0.0-1.0_0.0-2.0_0.1-1.1_0.1-2.1_1.0-2.0_1.1-2.1"
 EXPIRY = "xelink_sidecar_certificate_expiry_timestamp_seconds"

@@ -27,7 +27,8 @@ from tests.deployment.rendering import (
     pods,
     words,
 )
-from tests.processes import PATIENCE, address, get, running
+from tests.patience import PATIENCE
+from tests.processes import address, get, running
 
 pytestmark = needs_kustomize
 

@@ -15,8 +15,7 @@ from structlog.testing import LogCapture
 from structlog.typing import EventDict
 
 from device_plugin.telemetry import NodeTelemetry, Telemetry
-
-PATIENCE = 10.0  # seconds until a test gives up
+from tests.patience import PATIENCE
 
 _waiting: set[Callable[[], object]] = set()
 

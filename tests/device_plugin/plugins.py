@@ -2,7 +2,8 @@
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,14 +25,22 @@ from device_plugin.plugin import Manners, Plugin
 from device_plugin.snapshot import Prefer, Snapshot, Watch
 from device_plugin.telemetry import Telemetry
 from service.metrics import Metrics
-from tests.device_plugin.happenings import PATIENCE, HeardLogs, HeardTelemetry
+from tests.device_plugin.happenings import HeardLogs, HeardTelemetry
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from device_plugin.api.deviceplugin_pb2_grpc import DevicePluginAsyncStub
 
 I915 = "gpu.intel.com/i915"
 MONITORING = "gpu.intel.com/monitoring"
-FAST = Pace(look=0.02, calm=0.02, lost=0.3, patience=5.0, longest=0.1, grace=0.5)
+# A look is soon over; whatever else has a time is told apart from what takes long by never coming.
+FAST = Pace(look=0.02, calm=0.02, lost=3600.0, patience=PATIENCE, longest=0.1, grace=0.5)
+
+
+def quicken(pace: Pace | Manners, **changes: float) -> None:
+    """Let a plugin that runs at this pace go on at another."""
+    for name, seconds in changes.items():
+        object.__setattr__(pace, name, seconds)  # frozen, and read anew each time
 
 
 def bdf(number: int) -> str:
@@ -131,7 +140,7 @@ class Running(Account):
 
 
 @asynccontextmanager
-async def running(
+async def running(  # noqa: PLR0913 - what differs between two plugins has names
     path: Path,
     snapshot: Snapshot | None = None,
     *,
@@ -139,6 +148,7 @@ async def running(
     manners: Manners | None = None,
     pace: Pace = FAST,
     telemetry: type[Telemetry] = HeardTelemetry,
+    clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Running]:
     """Run the endpoints of a snapshot until the block ends."""
     run = Running(telemetry_type=telemetry, watch=Watch(snapshot or node()))
@@ -150,6 +160,7 @@ async def running(
         suffix=suffix,
         manners=manners,
         pace=pace,
+        clock=clock,
     )
     run.task = asyncio.create_task(run.endpoints.run(run.stop))
     try:
@@ -166,14 +177,19 @@ class Served(Account):
     watch: Watch[Snapshot] = field(default_factory=lambda: Watch(Snapshot()))
     stub: "DevicePluginAsyncStub" = field(init=False)
     address: str = ""
+    manners: Manners = field(default_factory=Manners)
 
 
 @asynccontextmanager
 async def served(snapshot: Snapshot, manners: Manners | None = None) -> AsyncIterator[Served]:
     """Serve one resource of a snapshot on a socket, and dial it."""
     with directory() as path:
-        given = Served(watch=Watch(snapshot), address=f"unix:{path}/plugin.sock")
-        given.plugin = Plugin(I915, given.watch, given.telemetry, given.log, manners)
+        given = Served(
+            watch=Watch(snapshot),
+            address=f"unix:{path}/plugin.sock",
+            manners=manners or Manners(),
+        )
+        given.plugin = Plugin(I915, given.watch, given.telemetry, given.log, given.manners)
         server = grpc.aio.server()
         add_DevicePluginServicer_to_server(given.plugin, server)
         server.add_insecure_port(given.address)

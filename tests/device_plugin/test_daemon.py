@@ -23,7 +23,8 @@ from device_plugin.daemon import stalled
 from device_plugin.simulator.kubelet import Kubelet
 from device_plugin.simulator.node import Node
 from sidecar.simulator import Blueprint
-from tests.processes import PATIENCE, Running, address, children, get, mapped, running
+from tests.patience import PATIENCE
+from tests.processes import Running, address, children, get, mapped, running
 from topology.publication import Publication, render
 
 I915 = "gpu.intel.com/i915"

@@ -12,13 +12,13 @@ import pytest
 from device_plugin.health import Health, Severity
 from device_plugin.simulator.xpumd import Xpumd
 from device_plugin.xpumd import Pace, Rule, target, watch
+from tests.patience import NEVER, PATIENCE
 
 FIRST = "0000:29:00.0"
 SECOND = "0000:3A:00.0"  # as XPU Manager may spell it
 SECOND_BDF = SECOND.lower()
-QUICK = Pace(patience=60.0, first_pause=0.005, longest_pause=0.02, tick=0.002)
+QUICK = Pace(patience=NEVER, first_pause=0.005, longest_pause=0.02, tick=0.002)
 Ts = TypeVarTuple("Ts")
-SOON = 15.0  # seconds: a bound, not a wait
 
 
 class Watcher:
@@ -36,7 +36,7 @@ class Watcher:
         self._news.set()
 
     async def until(self, condition: Callable[[Health], object]) -> Health:
-        async with asyncio.timeout(SOON):
+        async with asyncio.timeout(PATIENCE):
             while not condition(self.health):
                 self._news.clear()
                 await self._news.wait()
@@ -48,7 +48,7 @@ async def watching(
     endpoint: Path | str, rule: Rule | None = None, pace: Pace = QUICK
 ) -> AsyncIterator[Watcher]:
     watcher, stop = Watcher(), asyncio.Event()
-    async with asyncio.timeout(SOON):
+    async with asyncio.timeout(PATIENCE):
         task = asyncio.create_task(
             watch(
                 str(endpoint),
@@ -247,9 +247,9 @@ def test_silence_is_unknown_and_no_verdict(socket: Path) -> None:
             xpumd.say(FIRST, "memory", Severity.FAILED)
             async with watching(socket, Rule(confirmations=1)) as watcher:
                 before = await watcher.until(after(1))
-                watcher.clock = 60.5
+                watcher.clock = NEVER + 0.5
                 silent = await watcher.until(lambda health: health.trouble)
-                assert silent.trouble == "no news for 60 s"
+                assert silent.trouble == "no news for 3600 s"
                 assert silent.unhealthy == before.unhealthy
                 assert not any(gpu.known for gpu in silent.gpus.values())
                 xpumd.push()
@@ -360,7 +360,7 @@ def test_what_the_callback_raises_ends_it(socket: Path) -> None:
 
     async def story() -> None:
         with pytest.raises(ExceptionGroup) as caught:
-            await asyncio.wait_for(watch(str(socket), Rule(), fail, asyncio.Event()), SOON)
+            await asyncio.wait_for(watch(str(socket), Rule(), fail, asyncio.Event()), PATIENCE)
         assert caught.group_contains(LookupError)
 
     run(story)

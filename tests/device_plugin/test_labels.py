@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from device_plugin.labels import SETTLED, Look, Reading, State, follow, look, read
 from tests import strategies
+from tests.patience import PATIENCE
 from topology.features import FILE_LIMIT
 from topology.model import Gpu, Link, Tile, Topology
 from topology.publication import DEFAULT_NAMESPACE, Publication, node_labels, render
@@ -275,17 +276,17 @@ class Follower:
 
     async def __aexit__(self, *_: object) -> None:
         self._stop.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             await self._task
         assert self._told.empty()
 
     async def next(self) -> Reading:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             return await self._told.get()
 
     async def nothing_new(self, looks: int = 3) -> None:
         """Wait for a few more looks, in which nothing is told."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             for _ in range(looks):
                 self._looked.clear()
                 await self._looked.wait()
@@ -362,16 +363,21 @@ def test_half_of_a_file_is_never_told(tmp_path: Path) -> None:
     async def story() -> None:
         path = tmp_path / "labels"
         whole = as_the_reference_writes()
+
+        def written(content: bytes) -> None:
+            """Let the file be as one that is written in place, at this instant of our clock."""
+            staged = tmp_path / "staged"
+            staged.write_bytes(content)
+            os.utime(staged, (NOW.timestamp(),) * 2)
+            staged.rename(path)
+
         publish(path, file(OTHER))
         async with Follower(path) as follower:
             before = await follower.next()
-            path.write_bytes(whole.replace(b"_0.1-1.1", b""))  # looks valid and is wrong
-            half = read(look(path), NS, NOW)
-            assert half.state is State.IN_USE
-            assert half.published is not None
-            follower.now = half.published
+            written(whole.replace(b"_0.1-1.1", b""))  # looks valid and is wrong
+            assert read(look(path), NS, NOW).state is State.IN_USE
             await follower.nothing_new()
-            path.write_bytes(whole)
+            written(whole)
             await follower.nothing_new()
             follower.now += timedelta(seconds=10)
             told = await follower.next()
@@ -391,7 +397,7 @@ def test_a_stop_ends_it_at_once(tmp_path: Path) -> None:
     async def story() -> None:
         stop = asyncio.Event()
         told: asyncio.Queue[Reading] = asyncio.Queue()
-        async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as tasks:
             tasks.create_task(follow(tmp_path / "labels", NS, told.put_nowait, stop, every=3600))
             await told.get()
             stop.set()

@@ -28,13 +28,13 @@ from device_plugin.snapshot import Snapshot, Watch
 from service.metrics import Metrics
 from sidecar.simulator import Blueprint
 from tests.device_plugin.happenings import (
-    PATIENCE,
     HeardLogs,
     HeardNodeTelemetry,
     hang_until,
     until,
 )
 from tests.device_plugin.plugins import I915, directory
+from tests.patience import NEVER, PATIENCE
 from topology.publication import Publication, render
 
 FIRST, SECOND = "0000:29:00.0", "0000:3a:00.0"
@@ -42,22 +42,29 @@ MESH = Blueprint(gpus=8, tiles=2).build()
 
 
 class SlowSysfs(PosixPath):
-    """A sysfs that holds a scan, which asks for its path alone, and no look at its fingerprint."""
+    """A sysfs that holds a scan, which asks for its path alone, or a look at its fingerprint."""
 
     held: ClassVar[threading.Event] = threading.Event()
     go_on: ClassVar[threading.Event] = threading.Event()
+    holds_looks: ClassVar[bool] = False
 
     def __str__(self) -> str:
-        if not self.go_on.is_set():
-            self.held.set()
-            self.go_on.wait(PATIENCE)
+        self._wait()
         return super().__str__()
 
     def __format__(self, _: str) -> str:
+        if self.holds_looks:
+            self._wait()
         return super().__str__()
 
+    def _wait(self) -> None:
+        if not self.go_on.is_set():
+            self.held.set()
+            self.go_on.wait(PATIENCE)
+
     @classmethod
-    def hold(cls) -> None:
+    def hold(cls, *, looks: bool = False) -> None:
+        cls.holds_looks = looks
         cls.held.clear()
         cls.go_on.clear()
 
@@ -129,8 +136,8 @@ async def following(scene: Scene) -> AsyncIterator[Node]:
     try:
         yield scene.node
     finally:
-        SlowSysfs.go_on.set()
         stop.set()
+        SlowSysfs.go_on.set()
         await asyncio.wait_for(task, PATIENCE)
         # A scan that was left alone may still write what is about to be removed.
         for scan in {*threading.enumerate()} - before:
@@ -160,6 +167,25 @@ def tell(story: Callable[[Scene], Awaitable[None]], gpus: int = 8, **changes: An
 # Scans
 
 
+async def hold_a_look() -> None:
+    """Hold the next look for a change, while there is no scan."""
+    SlowSysfs.hold(looks=True)
+    await asyncio.to_thread(SlowSysfs.held.wait, PATIENCE)
+
+
+async def hold_a_scan() -> None:
+    SlowSysfs.hold()
+    await asyncio.to_thread(SlowSysfs.held.wait, PATIENCE)
+
+
+@asynccontextmanager
+async def between_scans() -> AsyncIterator[None]:
+    """Let no scan see half of a change."""
+    await hold_a_scan()
+    yield
+    SlowSysfs.go_on.set()
+
+
 @pytest.mark.parametrize(
     ("lost", "reason"),
     [("sys", "no sysfs at"), ("sys/class/drm", "cannot list")],
@@ -176,7 +202,8 @@ def test_a_scan_that_fails_keeps_the_last_good_one_and_is_said_once_and_counted(
         async with following(scene):
             before = await scene.until(lambda snapshot: snapshot.resources)
             gone.write_text("no directory")
-            gone.replace(place)
+            async with between_scans():
+                gone.replace(place)
             await scene.scanned("failed", 5)
             assert scene.watch.current == before
             (entry,) = scene.said("scan failed: the last good one stands")
@@ -184,7 +211,8 @@ def test_a_scan_that_fails_keeps_the_last_good_one_and_is_said_once_and_counted(
             assert entry["reason"].startswith(reason)
             assert not scene.said("scans are good again")
             gone.symlink_to(there.name)
-            gone.replace(place)
+            async with between_scans():
+                gone.replace(place)
             await scene.scanned("good")
             assert len(scene.said("scans are good again")) == 1
             assert scene.watch.current == before
@@ -212,10 +240,12 @@ def test_a_second_failure_of_another_kind_is_said_too() -> None:
         async with following(scene):
             await scene.until(lambda snapshot: snapshot.resources)
             drm = scene.tree.root / "sys/class/drm"
-            shutil.rmtree(drm)
-            drm.touch()
+            async with between_scans():
+                shutil.rmtree(drm)
+                drm.touch()
             await until(lambda: len(scene.said(failures)) == 1)
-            shutil.rmtree(scene.tree.root / "sys")
+            async with between_scans():
+                shutil.rmtree(scene.tree.root / "sys")
             await until(lambda: len(scene.said(failures)) == 2)
             await scene.scanned("failed")
             assert len(scene.said(failures)) == 2
@@ -240,11 +270,13 @@ def test_a_card_that_comes_is_seen_before_the_next_scan_is_due() -> None:
     async def story(scene: Scene) -> None:
         async with following(scene):
             await scene.until(lambda snapshot: len(snapshot.devices(I915)) == 2)
+            await hold_a_look()
             scene.tree.add(SimulatedGpu("0000:9a:00.0", 5, numa=1, render=140))
+            SlowSysfs.go_on.set()
             await scene.until(lambda snapshot: len(snapshot.devices(I915)) == 3)
             assert [entry["cards"].count("=") for entry in scene.said("GPUs of this node")][-1] == 3
 
-    tell(story, gpus=2, scan_seconds=3600.0)
+    tell(story, gpus=2, scan_seconds=NEVER)
 
 
 def test_while_nothing_changes_nothing_is_said_and_the_snapshot_stays_equal() -> None:
@@ -264,7 +296,8 @@ def test_a_card_that_breaks_stays_as_unhealthy() -> None:
     async def story(scene: Scene) -> None:
         async with following(scene):
             await scene.until(lambda snapshot: len(snapshot.devices(I915)) == 2)
-            scene.tree.damage(FIRST, "device", Damage.NONSENSE)
+            async with between_scans():
+                scene.tree.damage(FIRST, "device", Damage.NONSENSE)
             broken = await scene.until(
                 lambda snapshot: not all(device.healthy for device in snapshot.devices(I915))
             )
@@ -294,18 +327,14 @@ def test_no_scan_begins_after_the_end() -> None:
         async with following(scene):
             await scene.until(lambda snapshot: len(snapshot.devices(I915)) == 2)
             scans = scene.scans("good")
-            scene.tree.remove(FIRST)  # a sign for the look that is next
+            await hold_a_look()
+            scene.tree.remove(FIRST)  # a sign for the look that is under way when the end comes
         assert scene.scans("good") == scans
 
-    tell(story, gpus=2, scan_seconds=3600.0, look_seconds=0.5)
+    tell(story, gpus=2, scan_seconds=NEVER)
 
 
 # What is learned while a scan is under way
-
-
-async def hold_a_scan() -> None:
-    SlowSysfs.hold()
-    await asyncio.to_thread(SlowSysfs.held.wait, PATIENCE)
 
 
 def test_health_that_arrives_during_a_slow_scan_is_not_lost() -> None:
@@ -442,13 +471,16 @@ def test_the_cdi_spec_follows_the_node() -> None:
         async with following(scene):
             assert named(await scene.until(lambda snapshot: snapshot.cdi)) == CARD1
             assert devices() == ["card1", "card2"]
-            scene.tree.remove(SECOND)
+            async with between_scans():
+                scene.tree.remove(SECOND)
             await scene.until(lambda snapshot: len(snapshot.devices(I915)) == 1)
             assert devices() == ["card1"]
-            (directory / SPEC).write_text("{}")
+            async with between_scans():
+                (directory / SPEC).write_text("{}")
             await until(lambda: len(scene.said("CDI spec refreshed")) == 3)
             assert devices() == ["card1"]
-            scene.tree.remove(FIRST)
+            async with between_scans():
+                scene.tree.remove(FIRST)
             await scene.until(lambda snapshot: not snapshot.cdi)
             assert [*directory.iterdir()] == []
 

@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_plugin.waiting import beat, first_of, looking_for, until
+from tests.patience import PATIENCE
 
 
 def test_one_looks_after_each_pause_until_it_holds() -> None:
     async def story() -> None:
         told = iter((False, False, True))
-        await asyncio.wait_for(until(lambda: next(told), lambda: 0.001), 5.0)
+        await asyncio.wait_for(until(lambda: next(told), lambda: 0.001), PATIENCE)
         assert next(told, None) is None, "looked at just as often"
 
     asyncio.run(story())
@@ -32,7 +33,7 @@ def test_who_waits_longer_does_not_keep_others_waiting() -> None:
     async def story() -> None:
         long = asyncio.create_task(until(lambda: True, lambda: 1e6))
         await asyncio.sleep(0)
-        await asyncio.wait_for(until(lambda: True, lambda: 0.001), 5.0)
+        await asyncio.wait_for(until(lambda: True, lambda: 0.001), PATIENCE)
         assert not long.done()
         long.cancel()
 
@@ -61,7 +62,7 @@ def test_a_look_that_hangs_is_told() -> None:
 
         def look() -> bool:
             loop.call_soon_threadsafe(held.set)
-            return go_on.wait(20)
+            return go_on.wait(PATIENCE)
 
         task = asyncio.create_task(until(look, lambda: 0.001))
         await held.wait()
@@ -70,7 +71,7 @@ def test_a_look_that_hangs_is_told() -> None:
         assert looking_for() > before
         go_on.set()
         await task
-        await asyncio.wait_for(until(lambda: looking_for() > 0, lambda: 0.001), 5.0)
+        await asyncio.wait_for(until(lambda: looking_for() > 0, lambda: 0.001), PATIENCE)
 
     asyncio.run(story())
 
@@ -79,7 +80,7 @@ def test_a_condition_may_raise_anything_and_others_are_looked_for_on() -> None:
     async def story() -> None:
         with pytest.raises(GeneratorExit):
             await until(_leave, lambda: 0.001)
-        await asyncio.wait_for(until(lambda: True, lambda: 0.001), 5.0)
+        await asyncio.wait_for(until(lambda: True, lambda: 0.001), PATIENCE)
 
     asyncio.run(story())
 
@@ -102,14 +103,14 @@ def test_there_is_one_thread_for_all_and_none_for_nobody() -> None:
     asyncio.run(story())
     for thread in threading.enumerate():
         if thread.name == "lookout":
-            thread.join(5.0)
+            thread.join(PATIENCE)
             assert not thread.is_alive()
 
 
 def test_what_the_condition_raises_is_raised() -> None:
     async def story() -> None:
         with pytest.raises(ZeroDivisionError):
-            await asyncio.wait_for(until(lambda: 1 // 0 > 0, lambda: 0.0), 5.0)
+            await asyncio.wait_for(until(lambda: 1 // 0 > 0, lambda: 0.0), PATIENCE)
 
     asyncio.run(story())
 

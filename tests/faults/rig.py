@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sidecar.simulator import Blueprint, SimulatedNode, Simulator
-from tests.processes import PATIENCE, Running, address, get
+from tests.patience import PATIENCE
+from tests.processes import Running, address, get
 from topology.publication import Publication, read
 
 NS = "gpu.intel.com"

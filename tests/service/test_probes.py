@@ -12,8 +12,8 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from service.probes import ListenError, Probe, serving
 from service.values import split_address
+from tests.patience import PATIENCE
 
-PATIENCE = 30.0
 MOST = 16
 LISTEN = "127.0.0.1:0"
 

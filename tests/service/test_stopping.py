@@ -14,11 +14,22 @@ from pathlib import Path
 import pytest
 
 from service.stopping import Stop, Stopped
+from tests.patience import PATIENCE, Clock
 
-PATIENCE = 30.0
-SOON = 10.0  # far above what anything here takes, far below PATIENCE
 OFF = (0.0, 0.0)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
+
+
+class Leaping(Clock):
+    """Time that goes by, and leaps to the end of every limit when a test has it run out."""
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Leaping()
 
 
 @contextmanager
@@ -36,8 +47,8 @@ def installed(stop: Stop) -> Iterator[Stop]:
 
 
 @pytest.fixture
-def stop() -> Iterator[Stop]:
-    with installed(Stop()) as stop:
+def stop(clock: Clock) -> Iterator[Stop]:
+    with installed(Stop(clock)) as stop:
         yield stop
 
 
@@ -71,10 +82,10 @@ def silence() -> Iterator[Silence]:
 
 
 @pytest.fixture(autouse=True)
-def in_time() -> Iterator[None]:
+def no_wait_was_waited_out() -> Iterator[None]:
     started = time.monotonic()
     yield
-    assert time.monotonic() - started < SOON
+    assert time.monotonic() - started < PATIENCE
 
 
 class Soon:
@@ -203,10 +214,10 @@ def test_a_signal_that_interrupts_nobody_ends_a_block_all_the_same(
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
-def test_a_stop_set_in_a_thread_is_noticed_when_the_time_of_the_block_is_up(
+def test_a_stop_set_in_a_thread_is_noticed_when_the_timer_fires_next(
     stop: Stop, silence: Silence
 ) -> None:
-    with Soon(silence.then(stop.set)), pytest.raises(Stopped), stop.bounded(0.5):
+    with Soon(silence.then(stop.set)), pytest.raises(Stopped), stop.bounded(PATIENCE):
         silence.wait()
 
 
@@ -227,7 +238,7 @@ def test_an_error_leaves_a_block_as_it_is_and_disarms_the_timer(
 
 def test_a_block_that_ends_in_time_is_not_interrupted_later(stop: Stop) -> None:
     for _ in range(3):
-        with stop.bounded(0.01):
+        with suppress(TimeoutError), stop.bounded(0.01):
             pass
         assert signal.getitimer(signal.ITIMER_REAL) == OFF
         assert not stop.wait(0.02)
@@ -275,7 +286,12 @@ class Swallows:
 
 @pytest.mark.parametrize("stopping", [False, True])
 def test_what_a_finalizer_swallows_is_raised_again(
-    stop: Stop, silence: Silence, monkeypatch: pytest.MonkeyPatch, *, stopping: bool
+    stop: Stop,
+    silence: Silence,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    stopping: bool,
 ) -> None:
     swallowed: list[type[BaseException]] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda told: swallowed.append(told.exc_type))
@@ -286,21 +302,27 @@ def test_what_a_finalizer_swallows_is_raised_again(
         silence.wait()
 
     with (
-        Soon(silence.then(send(signal.SIGTERM) if stopping else lambda: None)),
+        Soon(silence.then(send(signal.SIGTERM) if stopping else clock.run_out)),
         pytest.raises(expected),
-        stop.bounded(PATIENCE if stopping else 0.05),
+        stop.bounded(PATIENCE),
     ):
         wait()
     assert swallowed == [expected]
 
 
-def test_what_a_broad_except_swallows_is_raised_again(stop: Stop, silence: Silence) -> None:
+def test_what_a_broad_except_swallows_is_raised_again(
+    stop: Stop, silence: Silence, clock: Clock
+) -> None:
     def wait() -> None:
         with suppress(OSError):  # as TimeoutError is one
             silence.wait()
         silence.wait()
 
-    with pytest.raises(TimeoutError), stop.bounded(0.05):
+    with (
+        Soon(silence.then(clock.run_out)),
+        pytest.raises(TimeoutError),
+        stop.bounded(PATIENCE),
+    ):
         wait()
 
 

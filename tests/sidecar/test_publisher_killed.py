@@ -21,6 +21,7 @@ import pytest
 
 from sidecar import publisher as module
 from sidecar.publisher import STAGE, Publisher
+from tests.patience import PATIENCE
 from tests.sidecar.test_publisher import names
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 NAME = "xpum-sidecar-labels.txt"
 CONTENTS = [bytes([letter]) * 30_000 + b"\n" for letter in b"AB"]
-PATIENCE = 30.0
 FEWEST_KILLS = 50
 MOMENTS = 200
 

@@ -2,7 +2,6 @@
 
 import re
 import threading
-import time
 import tracemalloc
 from collections.abc import Iterator
 from itertools import repeat
@@ -14,7 +13,8 @@ from hypothesis import strategies as st
 from sidecar.classification import Reason
 from sidecar.scrape import ScrapeError, Scraper, Target
 from sidecar.simulator import render
-from tests.sidecar.test_scrape import NODE, PATIENCE, SOON, Answering, refusal, scraping
+from tests.patience import PATIENCE, Ticks
+from tests.sidecar.test_scrape import NODE, Answering, refusal, scraping
 
 ROWS = b"\n".join(line for line in render(NODE).split(b"\n") if b"topology" in line)
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -122,9 +122,7 @@ def _first_only() -> Iterator[bool]:
 def test_a_line_that_takes_for_ever_to_parse_ends_in_time(server: Answering) -> None:
     server.pieces = [OK + b"\r\nxpum_topology_link{" + b"}" * 900_000 + b" 1 2 3\n"]
     with scraping(Target(server.port, timeout=0.5)) as scraper:
-        started = time.monotonic()
         assert refusal(scraper).reason is Reason.TIMEOUT
-        assert time.monotonic() - started < SOON
 
 
 @pytest.mark.parametrize("status", [b"401 NO", b"500 BROKEN"])
@@ -141,7 +139,8 @@ def test_a_status_counts_whatever_becomes_of_its_body(
 
     server.pieces = pieces()
     asked = server.asked
-    with scraping(Target(server.port, timeout=0.3)) as scraper:
+    # Its time is up when it has had its turn three times, and has got nothing more.
+    with scraping(Target(server.port, timeout=3.0), limit=Ticks()) as scraper:
         error = refusal(scraper)
         stuck.set()
     assert error.reason is (Reason.UNAUTHORIZED if b"401" in status else Reason.STATUS)

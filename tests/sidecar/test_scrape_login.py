@@ -3,6 +3,7 @@
 import socket
 import traceback
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from sidecar.classification import Reason
 from sidecar.scrape import Credentials, ScrapeError, Target
 from sidecar.simulator import Serving, Simulator
 from sidecar.trust import TrustFiles
-from tests.sidecar.test_scrape import NODE, outcome, refusal, scraping
+from tests.patience import NEVER, PATIENCE, Clock
+from tests.sidecar.test_scrape import NODE, outcome, refusal, scraping, time_is_up
 
 WORD = "s3cr3t-word"
 SERVING = Serving(password=WORD, auth_sleep=0.0)
@@ -29,7 +31,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "password"
 
 
-def login(xpum: Simulator, file: Path, timeout: float = 10.0) -> Target:
+def login(xpum: Simulator, file: Path, timeout: float = PATIENCE) -> Target:
     return Target(xpum.port, credentials=Credentials("xpumadmin", file), timeout=timeout)
 
 
@@ -139,17 +141,18 @@ def test_who_has_no_password_is_as_patient() -> None:
 
 @pytest.mark.parametrize("known", [True, False], ids=["with a password", "without one"])
 def test_silence_after_a_refusal_is_another_one(file: Path, *, known: bool) -> None:
-    now = [0.0]
+    now, limit = [0.0], Clock()
     file.write_text(WORD)
     with Simulator(NODE) as xpum:
-        target = login(xpum, file, timeout=0.2) if known else Target(xpum.port, timeout=0.2)
-        with scraping(target, monotonic=lambda: now[0]) as scraper:
+        target = login(xpum, file, NEVER) if known else Target(xpum.port, timeout=NEVER)
+        with scraping(target, monotonic=lambda: now[0], limit=limit) as scraper:
             assert outcome(scraper) == "links"
             xpum.misbehave("unauthorized")
             assert outcome(scraper) == "unauthorized"
             xpum.misbehave("hang")  # it sleeps before its next 401, for longer than we wait
             now[0] = 60
-            assert outcome(scraper) == "timeout"
+            with time_is_up(limit, lambda: xpum.wait_for_request(3)):
+                assert outcome(scraper) == "timeout"
             now[0] = 60 + 119
             assert outcome(scraper) == "unauthorized"
             assert xpum.requests == 3
@@ -159,21 +162,27 @@ def test_silence_after_a_refusal_is_another_one(file: Path, *, known: bool) -> N
 
 
 def test_silence_to_a_password_never_accepted_asks_for_patience(file: Path) -> None:
-    now = [0.0]
+    now, limit = [0.0], Clock()
     file.write_text(WORD)
     with (
         Simulator(NODE) as xpum,
-        scraping(login(xpum, file, timeout=0.2), monotonic=lambda: now[0]) as scraper,
+        scraping(login(xpum, file, NEVER), monotonic=lambda: now[0], limit=limit) as scraper,
     ):
+
+        def unanswered() -> str:
+            asked = xpum.requests
+            with time_is_up(limit, lambda: xpum.wait_for_request(asked + 1)):
+                return outcome(scraper)
+
         for name in ("hang", "drip-headers"):
             xpum.misbehave(name)
-            assert outcome(scraper) == "timeout"
+            assert unanswered() == "timeout"
             assert outcome(scraper) == "unauthorized"
             now[0] += 120
         xpum.heal()
         assert outcome(scraper) == "links"
         xpum.misbehave("hang")
-        assert [outcome(scraper) for _ in range(3)] == ["timeout"] * 3
+        assert [unanswered() for _ in range(3)] == ["timeout"] * 3
         assert xpum.requests == 6
 
 
@@ -186,10 +195,13 @@ def test_silence_before_the_password_was_sent_asks_for_no_patience(file: Path) -
             deaf.getsockname()[1],
             trust=TrustFiles(ca),
             credentials=Credentials("xpumadmin", file),
-            timeout=0.2,
+            timeout=NEVER,
         )
-        with scraping(target) as scraper:
-            assert [outcome(scraper) for _ in range(2)] == ["tls"] * 2
+        limit = Clock()
+        with ExitStack() as held, scraping(target, limit=limit) as scraper:
+            for _ in range(2):
+                with time_is_up(limit, lambda: held.enter_context(deaf.accept()[0])):
+                    assert outcome(scraper) == "tls"
 
 
 @pytest.mark.parametrize("name", ["unauthorized", "daemon-down", "reset", "refuse", "cut"])

@@ -17,7 +17,8 @@ from sidecar.classification import Reason
 from sidecar.scrape import Target
 from sidecar.simulator import Serving, Simulator
 from sidecar.trust import TrustFiles
-from tests.sidecar.test_scrape import NODE, PATIENCE, outcome, refusal, scraping
+from tests.patience import PATIENCE
+from tests.sidecar.test_scrape import NODE, outcome, refusal, scraping
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 DAY = timedelta(days=1)
