@@ -71,7 +71,10 @@ class Node:
         self._reading: Reading | None = None
         self._doubts: frozenset[str] = frozenset()
         self._news = asyncio.Event()
+        self._latest = Seen()
+        """What the sources told last; a moment ahead of what is in use."""
         self.seen = Seen()
+        """What the latest snapshot was made of."""
         self.last_look = 0.0
         """When the scan last went round, by the monotonic clock."""
         self._signs: tuple[str, ...] | None = None
@@ -97,7 +100,7 @@ class Node:
 
     @property
     def label_state(self) -> str:
-        """Say in one line what the links come from, or why there are none."""
+        """Say in one line what the links in use come from, or why there are none."""
         known = self.seen.links
         return f"links {known.state.value}{f': {known.reason}' if known.reason else ''}"
 
@@ -133,7 +136,7 @@ class Node:
             if found:
                 # The others go on meanwhile: only what was scanned is taken over.
                 inventory, stands = found
-                self.seen = replace(self.seen, inventory=inventory, cdi=stands)
+                self._latest = replace(self._latest, inventory=inventory, cdi=stands)
                 self.scanned = True
                 self._news.set()
 
@@ -214,7 +217,7 @@ class Node:
         self._news.set()
 
     def _judge(self, news: health.Health) -> None:
-        before = self.seen.health
+        before = self._latest.health
         self._telemetry.judged(news)
         if news == before:
             return
@@ -229,7 +232,7 @@ class Node:
                 self._log.warning("GPU is unhealthy", gpu=bdf, reason=news.unhealthy[bdf])
             else:
                 self._log.info("GPU is healthy again", gpu=bdf)
-        self.seen = replace(self.seen, health=news)
+        self._latest = replace(self._latest, health=news)
         self._news.set()
 
     # Snapshots
@@ -241,13 +244,14 @@ class Node:
             if not self.scanned:
                 continue  # links without GPUs would be told as a doubt
             if self._reading is not None:
-                joined = links.join(self._reading, self.seen.inventory)
-                self.seen = replace(self.seen, links=joined)
-            seen = self.seen
+                joined = links.join(self._reading, self._latest.inventory)
+                self._latest = replace(self._latest, links=joined)
+            seen = self._latest
             # Beside the loop: preparing a preference may take tens of milliseconds.
             snapshot = await self._unless(stop, partial(self._assembler.assemble, seen))
             if snapshot:
                 self._watch.replace(snapshot)
+                self.seen = seen
                 self._say(seen)
                 self._telemetry.sees(seen, health_unknown=len(self._health_unknown(seen)))
 

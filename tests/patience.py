@@ -7,7 +7,7 @@ one that is left.
 """
 
 PATIENCE = 120.0
-"""Seconds; below `faulthandler_timeout`, which ends a run in which a test hangs."""
+"""Seconds; far below `faulthandler_timeout`, which ends a run in which a test hangs."""
 
 NEVER = 3600.0
 """Seconds that no test lives to see: for intervals, pauses and limits that are not to be reached.

@@ -1,6 +1,7 @@
 # ruff: noqa: INP001 - a program's part, not a package
 """A node for the soak: both daemons as processes, all else simulated, and the truth about it."""
 
+import json
 import os
 import random
 import threading
@@ -20,13 +21,14 @@ from tests.faults.shim import LackingError, Shim
 from tests.faults.test_file_system import DISK, SHIM, Place, UnmountableError, mounted
 from tests.faults.test_kubelet import I915
 from tests.faults.test_tls import Site
+from tests.patience import PATIENCE
 from tests.processes import Running, address, get
 from topology.model import Topology
 from topology.publication import UnusableError, read
 
 EXPIRY = 60
-HEALED = 25.0
-"""Seconds within which the truth is published again, and a resource registered."""
+HEALED = PATIENCE
+"""Seconds until what has to come again is given up: the truth in the file, a registration."""
 ENDS_WELL = "every daemon goes on, and ends well"
 _GLANCE = 0.05
 _BEST = "1.0-6.0"  # card2 and card7: by its lanes the pair that every Pod of two is to get
@@ -174,15 +176,24 @@ class Node:
         raise ViolationError("the next good scrape heals", f"after {fault}: {said}")
 
     def wait_for_links(self, fault: str) -> None:
-        """Wait until the plugin is registered and uses the links. Raises `ViolationError`."""
-        started = time.monotonic()
-        said = ""
+        """Wait until the plugin is registered and uses the links of now. Raises `ViolationError`.
+
+        Not those of before a fault of the file: it may have read that, and not acted on it yet.
+        """
+        started, since = time.monotonic(), self.place.file.stat().st_mtime
         while time.monotonic() - started < HEALED:
-            code, said = get(f"{self.plugin.url}/readyz")
-            if (code, said) == (200, "links in use\n"):
+            if self.has_links(since):
                 return
             threading.Event().wait(_GLANCE)
+        said = get(f"{self.plugin.url}/readyz")
         raise ViolationError("the plugin comes back", f"after {fault}: {said}")
+
+    def has_links(self, since: float = 0.0) -> bool:
+        """Tell whether the plugin is registered and uses links that were written since then."""
+        said = json.loads(get(f"{self.plugin.url}/status.json")[1])
+        if (said["ready"], said["readyz"]) != (True, "links in use"):
+            return False
+        return datetime.fromisoformat(said["links"]["written"]).timestamp() >= int(since)
 
     @contextmanager
     def spoiling(self) -> Iterator[None]:

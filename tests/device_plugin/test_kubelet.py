@@ -399,6 +399,18 @@ def test_a_wiped_socket_is_served_and_registered_anew(path: Path) -> None:
     asyncio.run(story())
 
 
+def test_a_socket_that_is_wiped_while_kubelet_takes_its_time_is_served_anew(path: Path) -> None:
+    async def story() -> None:
+        with Kubelet(path) as kubelet:
+            kubelet.behavior.delay(NEVER)
+            async with running(path, pace=replace(FAST, patience=NEVER)) as plugin:
+                for times in range(1, 4):
+                    await said(plugin, "serving", times)
+                    kubelet.wipe_sockets()
+
+    asyncio.run(story())
+
+
 @pytest.mark.parametrize("keyed_by_name", [False, True], ids=["by path", "by name"])
 def test_a_kubelet_that_hangs_up_is_registered_with_in_a_moment(
     path: Path,

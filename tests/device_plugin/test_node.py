@@ -17,7 +17,7 @@ import structlog
 
 from device_plugin import xpumd
 from device_plugin.answers import container
-from device_plugin.assembly import Assembler, Choosing
+from device_plugin.assembly import Assembler, Choosing, Seen
 from device_plugin.devfs import Roots
 from device_plugin.health import Severity
 from device_plugin.node import Node, Sources
@@ -76,6 +76,21 @@ def _nothing_is_held() -> Iterator[None]:
     SlowSysfs.go_on.set()
 
 
+class SlowAssembler(Assembler):
+    """One that can be held."""
+
+    def __init__(self) -> None:
+        super().__init__(Choosing(clock=time.monotonic))
+        self.held, self.go_on = threading.Event(), threading.Event()
+        self.go_on.set()
+
+    def assemble(self, seen: Seen) -> Snapshot:
+        if not self.go_on.is_set():
+            self.held.set()
+            self.go_on.wait(PATIENCE)
+        return super().assemble(seen)
+
+
 @dataclass
 class Scene:
     """A node in a directory, and what the plugin saw and said of it."""
@@ -86,6 +101,7 @@ class Scene:
     watch: Watch[Snapshot] = field(default_factory=lambda: Watch(Snapshot()))
     logs: HeardLogs = field(default_factory=HeardLogs)
     metrics: Metrics = field(default_factory=lambda: Metrics("x"))
+    assembler: SlowAssembler = field(default_factory=SlowAssembler)
     node: Node = field(init=False)
 
     def publish(self, *cut: str) -> None:
@@ -127,7 +143,7 @@ async def following(scene: Scene) -> AsyncIterator[Node]:
     log = structlog.wrap_logger(None, processors=[scene.logs])
     scene.node = Node(
         scene.sources,
-        Assembler(Choosing(clock=time.monotonic)),
+        scene.assembler,
         scene.watch,
         HeardNodeTelemetry(scene.metrics),
         log,
@@ -138,6 +154,7 @@ async def following(scene: Scene) -> AsyncIterator[Node]:
     finally:
         stop.set()
         SlowSysfs.go_on.set()
+        scene.assembler.go_on.set()
         await asyncio.wait_for(task, PATIENCE)
         # A scan that was left alone may still write what is about to be removed.
         for scan in {*threading.enumerate()} - before:
@@ -341,9 +358,9 @@ def test_health_that_arrives_during_a_slow_scan_is_not_lost() -> None:
     async def story(scene: Scene) -> None:
         socket = scene.path / "x.sock"
         scene.sources = replace(scene.sources, endpoint=str(socket))
-        async with Xpumd(socket, [FIRST, SECOND], every=None) as health, following(scene) as node:
+        async with Xpumd(socket, [FIRST, SECOND], every=None) as health, following(scene):
             await scene.until(lambda snapshot: snapshot.resources)
-            await until(lambda: not node.seen.health.trouble)
+            await until(lambda: scene.said("health is known"))
             await hold_a_scan()
             scene.tree.remove("0000:da:00.0")
             health.say(SECOND, "core", Severity.CRITICAL, "hot")
@@ -384,6 +401,21 @@ def test_labels_that_arrive_during_a_slow_scan_are_not_lost() -> None:
     tell(story)
 
 
+def test_links_are_said_to_be_in_use_when_they_are_and_not_when_they_are_read() -> None:
+    async def story(scene: Scene) -> None:
+        async with following(scene) as node:
+            await scene.until(lambda snapshot: snapshot.resources)
+            scene.assembler.go_on.clear()
+            scene.publish()
+            await asyncio.to_thread(scene.assembler.held.wait, PATIENCE)
+            assert node.label_state.startswith("links missing")
+            scene.assembler.go_on.set()
+            await scene.until(lambda snapshot: snapshot.lanes)
+            assert node.label_state == "links in use"
+
+    tell(story)
+
+
 def test_half_of_the_first_look_is_told_to_nobody() -> None:
     async def story(scene: Scene) -> None:
         SlowSysfs.hold()
@@ -392,7 +424,7 @@ def test_half_of_the_first_look_is_told_to_nobody() -> None:
         scene.sources = replace(scene.sources, endpoint=str(socket))
         async with Xpumd(socket, [FIRST], every=None), following(scene) as node:
             await asyncio.to_thread(SlowSysfs.held.wait, PATIENCE)
-            await until(lambda: not node.seen.health.trouble)
+            await until(lambda: scene.said("health is known"))
             assert scene.watch.current == Snapshot()
             assert node.label_state == "links missing: it has not been looked at yet"
             assert {entry["event"] for entry in scene.logs.entries} == {"health is known"}

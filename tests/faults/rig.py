@@ -22,8 +22,7 @@ NS = "gpu.intel.com"
 FILE = "xpum-sidecar-labels.txt"
 INTERVAL = 1
 TIMEOUT = 2
-SLACK = 3.0
-"""Seconds that a scrape may take beyond its timeout, on a machine that does more than this."""
+"""Seconds, where a scrape has to time out; elsewhere none does, however busy a machine is."""
 MEMORY = 48 << 20
 """Bytes that a daemon's peak may lie above what it took after its first publication."""
 
@@ -102,14 +101,12 @@ class Sidecar:
             threading.Event().wait(_GLANCE)
         return more
 
-    def refuses(self, reason: str, detail: str = "") -> float:
-        """Wait for the reason that is logged, and for no other; give the seconds until then."""
-        started = time.monotonic()
+    def refuses(self, reason: str, detail: str = "") -> None:
+        """Wait for the reason that is logged, and for no other."""
         line = self.process.wait_for("no usable answer: what is published stands")
         assert f"reason={reason} " in line, line
         assert detail in line, line
         assert self.scrapes()[reason] >= 1
-        return time.monotonic() - started
 
     def expects(self, xpum: Simulator) -> None:
         """Wait until the next lanes are published, which a scrape that is good does at once."""
@@ -119,12 +116,11 @@ class Sidecar:
         self.is_true()
 
     def heals(self, xpum: Simulator) -> None:
-        """Expect the next lanes from the next good scrape, and that it comes when it is due."""
-        asked, started = xpum.requests, time.monotonic()
+        """Expect the next lanes from the next good scrape."""
+        asked, timeouts = xpum.requests, self.scrapes()["timeout"]
         self.expects(xpum)
         # One may be under way, one tried again after what was let go of; then comes the next.
-        assert xpum.requests <= asked + 3
-        assert time.monotonic() - started < INTERVAL + TIMEOUT + SLACK
+        assert xpum.requests <= asked + 3 + self.scrapes()["timeout"] - timeouts
 
     def is_true(self) -> None:
         """Hold what is published against the truth: every link, lane and id, whole."""
@@ -140,7 +136,7 @@ class Sidecar:
         assert now.threads <= self.first.threads + 4, (self.first, now)
 
 
-def arguments(port: int, features_d: Path) -> tuple[str, ...]:
+def arguments(port: int, features_d: Path, timeout: float = PATIENCE) -> tuple[str, ...]:
     """Give the flags of a sidecar that scrapes every second."""
     return (
         f"-xpum-port={port}",
@@ -148,7 +144,7 @@ def arguments(port: int, features_d: Path) -> tuple[str, ...]:
         f"-tmp-dir-prefix={features_d}",
         "-startup-delay=0",
         f"-interval={INTERVAL}",
-        f"-timeout={TIMEOUT}",
+        f"-timeout={timeout}",
         "-expiry=3600",  # so long that nothing is renewed meanwhile: the bytes stay the same
         "-listen=127.0.0.1:0",
     )
@@ -161,10 +157,11 @@ def sidecar(
     *more: str,
     env: Mapping[str, str] | None = None,
     before: tuple[str, ...] = (),
+    timeout: float = PATIENCE,
 ) -> Iterator[Sidecar]:
     """Run a sidecar that scrapes every second, and wait until it has published `truth(4)`."""
     env = {"COVERAGE_PROCESS_CONFIG": "", **(env or {})}  # measured without what coverage takes
-    flags = (*arguments(port, features_d), *more)
+    flags = (*arguments(port, features_d, timeout), *more)
     with Running("sidecar", *flags, env=env, before=before) as process:
         url = address(process)
         process.wait_for("labels published")

@@ -8,7 +8,6 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.simulator import Blueprint, Simulator
+from tests.patience import NEVER, PATIENCE
 from tests.processes import address, children, get, mapped, running
 from topology import features
 from topology.publication import read
@@ -87,26 +87,20 @@ def test_what_is_asked_for_the_end_is_done(
 
 
 @pytest.mark.parametrize("where", ["startup delay", "interval", "hanging scrape", "retry"])
-def test_a_signal_ends_it_within_a_second_wherever_it_is(
-    xpum: Simulator, labels: Path, where: str
-) -> None:
-    delay = "60" if where == "startup delay" else "0"
-    more = [f"-startup-delay={delay}", "-interval=60", "-timeout=60"]
+def test_a_signal_ends_it_wherever_it_is(xpum: Simulator, labels: Path, where: str) -> None:
+    delay = NEVER if where == "startup delay" else 0
+    more = [f"-startup-delay={delay:g}", f"-interval={NEVER:g}", f"-timeout={NEVER:g}"]
     if where == "hanging scrape":
         xpum.misbehave("hang")
     if where == "retry":
         xpum.misbehave("refuse")
-    # Without coverage, which writes its data before the process may end.
-    env = {"COVERAGE_PROCESS_CONFIG": ""}
-    with running("sidecar", *arguments(xpum, labels, *more), **env) as process:
+    with running("sidecar", *arguments(xpum, labels, *more)) as process:
         process.wait_for("event=started")
         if where == "interval":
             process.wait_for("labels published")
         if where == "hanging scrape":
             xpum.wait_for_request(1)
-        started = time.monotonic()
         assert process.stop() == 0
-        assert time.monotonic() - started < 1
         assert "event=stopped" in process.lines[-1]
 
 
@@ -151,7 +145,7 @@ def test_a_signal_that_comes_while_it_starts_is_not_lost(xpum: Simulator, labels
         [sys.executable, "-c", code, *arguments(xpum, labels)],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=PATIENCE,
         check=False,
     )
     assert process.returncode == 0
@@ -178,7 +172,7 @@ def test_a_log_that_nobody_reads_ends_nothing(xpum: Simulator, labels: Path) -> 
         assert published(labels)["xe-links"] == LINKS
     finally:
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 def test_a_dry_run_that_nobody_reads_ends_quietly(xpum: Simulator, labels: Path) -> None:
@@ -189,7 +183,7 @@ def test_a_dry_run_that_nobody_reads_ends_quietly(xpum: Simulator, labels: Path)
         stdout=writer,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=20,
+        timeout=PATIENCE,
         check=False,
     )
     os.close(writer)
