@@ -19,7 +19,7 @@ IMAGE ?= xelink:$(VERSION)
 # The commit's time, so that equal sources give equal layers.
 image sbom: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
 
-.PHONY: help demo test check fmt generate lock bench wheel image image-test sbom deployment-tools clean
+.PHONY: help demo test coverage check fmt generate lock bench wheel image image-test sbom deployment-tools clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -36,8 +36,11 @@ $(READY): $(RUNTIME) requirements-dev.lock pyproject.toml
 demo: $(RUNTIME) ## the whole story on this machine: no GPU, no cluster, under a minute
 	@$(BIN)/python -m xelink demo
 
-test: $(READY) ## every test, with coverage; some of them, without: ARGS="tests/topology -k links"
-	$(BIN)/pytest -n 2 $(or $(ARGS),--cov --cov-report=term)
+test: $(READY) ## every test, or some of them: ARGS="tests/topology -k links"
+	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
+
+coverage: $(READY) ## every test, with what of the code it runs, which takes twice as long
+	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term
 
 .PHONY: e2e
 e2e: $(READY) ## the real kubelet, API server and NFD, on this machine; as root, see docs/e2e.md
