@@ -39,8 +39,8 @@ def _numbers(expr: str) -> Iterator[str]:
         for other in (value * 0.8, value * 1.25) if value else (-1, 1):
             yield _replaced(expr, number, f"{other:g}")
     for window in _WINDOW.finditer(expr):
-        for time in _times(window[0][1:-1]):
-            yield _replaced(expr, window, f"[{time}]")
+        for span in _times(window[0][1:-1]):
+            yield _replaced(expr, window, f"[{span}]")
 
 
 def _matchers(expr: str) -> Iterator[str]:

@@ -95,8 +95,8 @@ def test_names_types_and_numbers_are_those_of_the_wire(
     assert sorted(facts(file)) == sorted(wire.strip().splitlines())
 
 
-# Only the stubs: other generators of the table have tests of their own, and take longer. What protoc
-# makes of the same files is asked of it once.
+# Only the stubs: other generators of the table have tests of their own, and take longer. protoc is
+# asked once what it makes of the same files.
 PROGRAM = """
 import sys
 from dataclasses import replace
@@ -105,7 +105,8 @@ import generate
 (stubs,) = (generator for generator in generate.GENERATORS if generator.name == "stubs")
 made = {}
 def remembered(tree):
-    read = tuple((path.name, path.read_bytes()) for path in sorted((tree / "device_plugin").rglob("*.proto")))
+    protos = sorted((tree / "device_plugin").rglob("*.proto"))
+    read = tuple((path.name, path.read_bytes()) for path in protos)
     if read not in made:
         made[read] = stubs.generate(tree)
     return made[read]
