@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
+
 ROOT = Path(__file__).parents[1]
 STAGES = {
     "make deployment-tools": "programs of the tests",
@@ -65,7 +67,7 @@ class Tree:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=PATIENCE,
         )
 
     def called(self) -> list[str]:

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-TOPOLOGY = sorted((Path(__file__).parents[1] / "topology").glob("*.py"))
+from tests.patience import PATIENCE
+
+ROOT = Path(__file__).parents[1]
+TOPOLOGY = sorted((ROOT / "topology").glob("*.py"))
 PURE = {
     *("collections", "dataclasses", "datetime", "enum", "functools", "hashlib", "itertools"),
     *("json", "math", "re", "typing", "xml", "topology"),
@@ -40,8 +43,59 @@ def test_a_daemon_starts_without_what_only_the_tool_needs(daemon: str) -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=PATIENCE,
     ).stderr
     imported = {line.rpartition("|")[2].strip() for line in told.splitlines()}
     assert {"structlog.dev", "pydantic.types"} <= imported
     assert not imported & {"rich.console", "click.core", "pygments.lexers", "shtab", "xelink"}
+
+
+TESTS = [
+    path
+    for path in sorted((ROOT / "tests").rglob("*.py"))
+    if "e2e" not in path.parts and path.name != "patience.py"
+]
+CLOCKS = {"monotonic", "perf_counter", "time", "process_time"}
+
+
+def takes_too_long(test: ast.Compare) -> bool:
+    """Tell whether an assertion says that something takes less than so many seconds."""
+    elapsed = [
+        node
+        for node in ast.walk(test)
+        if isinstance(node, ast.BinOp)
+        and isinstance(node.op, ast.Sub)
+        and isinstance(node.left, ast.Call)
+        and isinstance(node.left.func, ast.Attribute)
+        and node.left.func.attr in CLOCKS
+    ]
+    bounds = [*zip(test.ops, test.comparators, strict=True)]
+    return bool(elapsed) and any(
+        isinstance(operator, ast.Lt | ast.LtE)
+        and not (isinstance(bound, ast.Name) and bound.id == "PATIENCE")
+        and not isinstance(bound, ast.BinOp)
+        for operator, bound in bounds
+    )
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT / "tests")))
+def test_no_verdict_hangs_on_how_fast_a_machine_is(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    compared = [
+        node
+        for asserted in ast.walk(tree)
+        if isinstance(asserted, ast.Assert)
+        for node in ast.walk(asserted)
+        if isinstance(node, ast.Compare)
+    ]
+    assert [node.lineno for node in compared if takes_too_long(node)] == []
+    patience = [
+        keyword.value.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and (node.func.attr, getattr(node.func.value, "id", "")) == ("run", "subprocess")
+        for keyword in node.keywords
+        if keyword.arg == "timeout" and isinstance(keyword.value, ast.Constant)
+    ]
+    assert patience == [], "PATIENCE, whatever is waited for"

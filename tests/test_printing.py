@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
+
 EXAMPLES = Path(__file__).parents[1] / "xelink" / "examples"
 
 
@@ -26,7 +28,7 @@ def test_what_cannot_be_printed_is_one_line(module: str, arguments: list[str], n
             stderr=subprocess.PIPE,
             text=True,
             check=False,
-            timeout=60,
+            timeout=PATIENCE,
         )
     assert done.returncode == 1
     assert done.stderr == f"{name}: cannot print: No space left on device\n"

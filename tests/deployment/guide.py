@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from tests.deployment.rendering import ROOT, TOOLS, needs, render
+from tests.patience import PATIENCE
 
 GUIDE = (ROOT / "docs/install.md").read_text()
 FEATURES_D = "/etc/kubernetes/node-feature-discovery/features.d"
@@ -73,7 +74,7 @@ class Shell:
             env=self._env,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
             check=False,
         )
 

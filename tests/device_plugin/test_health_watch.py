@@ -203,7 +203,7 @@ class Hourglass(asyncio.SelectorEventLoop):
 def test_an_xpumd_that_is_down_is_asked_less_and_less_often_until_there_is_news(
     socket: Path,
 ) -> None:
-    pace = Pace(patience=60.0, first_pause=0.001, longest_pause=0.016, tick=3600.0)
+    pace = Pace(patience=NEVER, first_pause=0.001, longest_pause=0.016, tick=NEVER)
 
     async def story() -> None:
         async with watching(socket, pace=pace) as watcher:

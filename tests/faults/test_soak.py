@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.patience import PATIENCE
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -15,7 +17,7 @@ def test_a_short_soak_ends_well_with_its_table() -> None:
         text=True,
         cwd=ROOT,
         env={"COVERAGE_PROCESS_CONFIG": "", "PATH": "/usr/bin:/bin"},
-        timeout=500,  # fuzzing and injecting take seconds; the daemons' starts, what they take
+        timeout=4 * PATIENCE,  # it starts and kills daemons, and fuzzes
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

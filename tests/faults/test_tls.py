@@ -17,6 +17,7 @@ import pytest
 
 from sidecar.simulator import Serving, Simulator
 from tests.faults.rig import Sidecar, sidecar, truth
+from tests.patience import PATIENCE
 from tests.sidecar.test_trust_rotation import replaced
 from tests.sidecar.test_trust_servers import ACCEPTED, CA, HERE, REFUSED, Authority, written
 
@@ -144,7 +145,7 @@ class OldServer:
             except OSError:
                 return
             with connection, suppress(OSError):
-                connection.settimeout(10)
+                connection.settimeout(PATIENCE)
                 self._context.wrap_socket(connection, server_side=True).close()
 
     def __enter__(self) -> None:

@@ -31,6 +31,7 @@ from sidecar.rows import Matrix
 from sidecar.settings import SidecarSettings
 from sidecar.sieve import Sieve
 from tests.device_plugin.plugins import Served, bdf, node, served
+from tests.patience import PATIENCE
 from topology import features, labels
 from topology.publication import Publication, UnusableError, UnwritableError, read, render
 
@@ -155,7 +156,6 @@ _METHODS: tuple[tuple[str, Callable[[bytes], object]], ...] = (
     ("PreStartContainer", pb.PreStartContainerRequest.FromString),
     ("GetDevicePluginOptions", pb.Empty.FromString),
 )
-_PATIENCE = 20.0
 _REFUSALS = {"INVALID_ARGUMENT", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED"}
 
 
@@ -185,7 +185,7 @@ def rpc(channel: grpc.Channel, data: bytes) -> None:
 
 def _call(channel: grpc.Channel, name: str, request: bytes) -> bytes:
     call = channel.unary_unary(f"/v1beta1.DevicePlugin/{name}", bytes, bytes)
-    return bytes(call(request, timeout=_PATIENCE))
+    return bytes(call(request, timeout=PATIENCE))
 
 
 @contextmanager
@@ -212,13 +212,13 @@ def serving_rpc() -> Iterator[Target]:
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
-    assert ready.wait(_PATIENCE)
+    assert ready.wait(PATIENCE)
     try:
         with grpc.insecure_channel(found[0].address) as channel:
             yield partial(rpc, channel)
     finally:
         loops[0].call_soon_threadsafe(done.set)
-        thread.join(_PATIENCE)
+        thread.join(PATIENCE)
 
 
 TARGETS: Mapping[str, Target] = {

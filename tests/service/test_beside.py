@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests.patience import PATIENCE
+
 LONG = 300_000  # more than a pipe holds
 
 # In a Python of its own: a process with threads, as the one of the tests, must not be forked.
@@ -36,7 +38,7 @@ def told(before: str) -> list[str]:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert ended.stderr == ""
     return ended.stdout.splitlines()
@@ -92,9 +94,9 @@ def test_it_does_not_outlive_who_waits() -> None:
         works = os.pidfd_open(int(waits.stdout.readline()))
         try:
             waits.kill()
-            waits.wait(20)
+            waits.wait(PATIENCE)
             waits.stdin.close()
-            assert select.select([works], [], [], 20)[0], "it still writes"
+            assert select.select([works], [], [], PATIENCE)[0], "it still writes"
         finally:
             os.close(works)
 

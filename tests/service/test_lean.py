@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from service.release import VERSION
+from tests.patience import PATIENCE
 
 
 def told(program: str) -> str:
@@ -19,7 +20,7 @@ def told(program: str) -> str:
     bare = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
     command = [sys.executable, "-c", program]
     ended = subprocess.run(
-        command, capture_output=True, text=True, check=True, timeout=60, env=bare
+        command, capture_output=True, text=True, check=True, timeout=PATIENCE, env=bare
     )
     return ended.stdout.strip()
 

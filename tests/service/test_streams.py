@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.simulator import Blueprint, Simulator
+from tests.patience import PATIENCE
 
 
 def called(redirected: str, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -18,7 +19,7 @@ def called(redirected: str, module: str, *arguments: str) -> subprocess.Complete
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=PATIENCE,
     )
 
 

@@ -25,6 +25,7 @@ from service.metrics import Metrics
 from service.probes import serving
 from sidecar.settings import SidecarSettings
 from sidecar.simulator import Blueprint, Serving, SimulatedNode, Simulator, render
+from tests.patience import PATIENCE
 from tests.processes import Running, address, running
 from tests.sidecar.test_publisher_mounts import LIBC, NOBODY, as_root, being, mount
 from tests.sidecar.test_trust_servers import CA, trustme_pair
@@ -854,7 +855,7 @@ def test_colors_are_for_terminals_only_and_no_color_ends_them(
             [sys.executable, "-m", "xelink", "doctor", f"--prefix={tmp_path}", "--only=features.d"],
             stdout=follower,
             env=environment,
-            timeout=60,
+            timeout=PATIENCE,
             check=False,
         )
         os.close(follower)

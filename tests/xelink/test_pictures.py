@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.simulator import Blueprint
+from tests.patience import PATIENCE
 from tests.strategies import topologies
 from tests.xelink.commands import EXAMPLES, Xelink, topology
 from topology.model import Topology
@@ -142,7 +143,7 @@ def test_what_is_unknown_is_said_in_the_picture() -> None:
 def test_graphviz_reads_the_graph(shape: Topology, name: str) -> None:
     text = dot(Node.of(shape, name))
     command = ["dot", "-Kneato", "-Tcanon"]
-    subprocess.run(command, input=text.encode(), capture_output=True, check=True, timeout=60)
+    subprocess.run(command, input=text.encode(), capture_output=True, check=True, timeout=PATIENCE)
 
 
 @pytest.mark.skipif(not shutil.which("rsvg-convert"), reason="rsvg-convert is not installed")

@@ -12,6 +12,7 @@ import yaml
 
 from sidecar.simulator import Blueprint
 from tests.data import BODIES, needs_data
+from tests.patience import PATIENCE
 from tests.xelink.commands import EXAMPLES, Xelink, labels, topology
 from topology.labels import decode
 from topology.publication import links_hash
@@ -176,7 +177,7 @@ def test_who_stops_reading_ends_it_quietly() -> None:
         assert process.stderr
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(20) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 def _on_a_terminal(**env: str) -> bytes:
@@ -196,7 +197,7 @@ def _on_a_terminal(**env: str) -> bytes:
             pass
         finally:
             os.close(reader)
-        assert process.wait(20) == 0
+        assert process.wait(PATIENCE) == 0
     return shown
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
 from tests.xelink.commands import EXAMPLES
 
 EIGHT = str(EXAMPLES / "eight.txt")
@@ -55,7 +56,7 @@ def called(redirected: str, *arguments: str) -> subprocess.CompletedProcess[str]
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=PATIENCE,
     )
 
 
@@ -114,4 +115,4 @@ def test_a_finding_counts_where_nobody_reads_on(tmp_path: Path, check: str, code
         assert process.stderr
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(60) == code
+        assert process.wait(PATIENCE) == code
