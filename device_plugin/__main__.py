@@ -1,12 +1,11 @@
 """`xelink-device-plugin`: signals first, everything else after."""
 
 import sys
-from collections.abc import Sequence
 
 from service.signals import hold_signals
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT; give the exit code."""
     hold_signals()
     from device_plugin.start import start  # noqa: PLC0415 - takes a while, in which a signal may come

@@ -51,6 +51,16 @@ class _Late(ModuleType):
         return getattr(self, name)
 
 
+def no_task_names() -> None:
+    """Keep logging from asking asyncio for the task of every line, for a daemon that has none.
+
+    From Python 3.12 on it would, as soon as there is a module of that name, and so load it.
+    """
+    import logging  # noqa: PLC0415 - what only settings are read for does without
+
+    vars(logging)["logAsyncioTasks"] = False
+
+
 def no_openssl() -> None:
     """Run as in a Python that was built without OpenSSL: 5 MB, for a daemon that has no TLS.
 

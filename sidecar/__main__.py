@@ -1,12 +1,11 @@
 """`xelink-sidecar`: signals first, everything else after."""
 
 import sys
-from collections.abc import Sequence
 
 from service.signals import hold_signals
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT, or once with -oneshot; give the exit code."""
     hold_signals()
     from sidecar.start import start  # noqa: PLC0415 - takes a while, in which a signal may come

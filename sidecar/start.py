@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from service.beside import beside
 from service.command import run_command
-from service.lean import lean_settings, leave_out, nothing_to_collect, put_off
+from service.lean import lean_settings, leave_out, no_task_names, nothing_to_collect, put_off
 from service.streams import stand_in, unbuffer_stderr
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def load() -> "Callable[[Loaded[SidecarSettings]], int]":
     leave_out("bz2", "click", "lzma", "rich")
     put_off("asyncio", "idna", "secrets")
     with nothing_to_collect():
+        no_task_names()
         from sidecar.daemon import run  # noqa: PLC0415 - after what makes it lean
 
     return run

@@ -10,10 +10,11 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from service.release import VERSION
 from service.streams import complain, forget_stdout, stand_in
+from xelink.helptext import HelpFormatter
 from xelink.outcome import FAILED, INTERRUPTED, OK, FailedError
 
 if TYPE_CHECKING:
@@ -70,6 +71,10 @@ def load(names: Iterable[str]) -> Mapping[str, ModuleType]:
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **named: Any) -> None:  # noqa: ANN401 - what argparse takes, in each Python
+        super().__init__(**{"formatter_class": HelpFormatter, **named})
+        self.color = False  # which Python has from 3.14 on
+
     def _print_message(self, message: str, file: "SupportsWrite[str] | None" = None) -> None:
         if file is not None and file is sys.stdout:
             file.write(message)  # argparse would hide that it cannot be printed
