@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from heapq import nlargest
 from itertools import combinations, takewhile
 
-from device_plugin.allocation import Preference, Preferences
+from device_plugin.allocation import Clock, Preference, Preferences
 from device_plugin.masks import members
+from device_plugin.terrain import ExpiredError
 from device_plugin.wishes import WISHES, Fabric, Free, Score, Wish, group_counts, linked_groups
 
 PATIENCE = 2.0
-"""Seconds to weigh sets beyond 16 GPUs."""
+"""Seconds to count what sets leave beyond 16 GPUs, the chosen one included."""
+
+_LEFT = ("groups_open", "groups_left")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,8 @@ class Account:
 
     `left` are the cards that stay whole, `groups_left` how many sets of how many of them are all
     linked, as (size, count) from the largest size down. `groups_open` says the same of the cards
-    that keep a device to share; it is empty where no set takes a card's last one.
+    that keep a device to share; it is empty where no set takes a card's last one. Where the time
+    was up before these were `counted`, they are empty and their measures are 0.
     """
 
     cards: tuple[str, ...]
@@ -30,6 +34,7 @@ class Account:
     left: tuple[str, ...]
     groups_left: tuple[tuple[int, int], ...]
     groups_open: tuple[tuple[int, int], ...] = ()
+    counted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,8 @@ class Explanation:
     """A choice with its runners-up, the best first.
 
     `complete` tells that every possible set was ranked; otherwise the runners-up are the best of
-    those that differ in one GPU, and `unweighed` is how many of these were not weighed in time.
+    those that differ in one GPU, and `unweighed` is how many of these were not weighed in time:
+    they are equal in all that is asked before what is left, and that was not counted.
     `decided` is the wish that put the first runner-up behind, None when there was nothing to
     choose.
     """
@@ -67,31 +73,50 @@ class Explanation:
         return self.runners_up[0].decided if self.runners_up else None
 
 
-def account(
-    fabric: Fabric, chosen: int, free: Free, known: dict[int, int] | None = None
-) -> Account:
-    """Measure a set of GPUs, when so much was free before; `known` as in `linked_groups`."""
-    score = _score(fabric, chosen, free, known)
-    return Account(
-        cards=fabric.cards(chosen),
-        score=score,
-        left=fabric.cards(free.whole_after(chosen)),
-        groups_left=group_counts(score.groups_left, len(fabric)),
-        groups_open=group_counts(score.groups_open, len(fabric)),
-    )
+class _Scale:
+    """Measures sets of GPUs, when so much was free before, and counts until `end` of the clock."""
 
+    def __init__(self, fabric: Fabric, free: Free, clock: Clock, end: float | None) -> None:
+        self._fabric = fabric
+        self._free = free
+        self._clock = clock
+        self._end = end
+        self._known: dict[int, int] = {}
 
-def _score(fabric: Fabric, chosen: int, free: Free, known: dict[int, int] | None) -> Score:
-    """Measure every wish as `Fabric.score` does: sets that differ little share most groups."""
-    left = {"groups_open": free.open_after(chosen), "groups_left": free.whole_after(chosen)}
-    return Score(
-        *(
-            linked_groups(fabric.links, left[wish.name], known) >> len(fabric)
-            if wish.name in left
-            else wish.measure(fabric, chosen, free)
-            for wish in WISHES
+    def account(self, chosen: int) -> Account:
+        """Measure every wish; what is left only for as long as there is time."""
+        fabric, free = self._fabric, self._free
+        groups = self._groups(free.open_after(chosen), free.whole_after(chosen))
+        left = dict(zip(_LEFT, groups or (0, 0), strict=True))
+        score = Score(
+            *(
+                left[wish.name] if wish.name in left else wish.measure(fabric, chosen, free)
+                for wish in WISHES
+            )
         )
-    )
+        return Account(
+            cards=fabric.cards(chosen),
+            score=score,
+            left=fabric.cards(free.whole_after(chosen)),
+            groups_left=group_counts(score.groups_left, len(fabric)),
+            groups_open=group_counts(score.groups_open, len(fabric)),
+            counted=groups is not None,
+        )
+
+    def _groups(self, *left: int) -> tuple[int, ...] | None:
+        """Count the linked groups as their wishes do: sets that differ little share most groups."""
+        links, size = self._fabric.links, len(self._fabric)
+        try:
+            self._tick()
+            return tuple(
+                linked_groups(links, gpus, self._known, self._tick) >> size for gpus in left
+            )
+        except (ExpiredError, RecursionError):  # hundreds of GPUs may be too deep for the stack
+            return None
+
+    def _tick(self) -> None:
+        if self._end is not None and self._clock() >= self._end:
+            raise ExpiredError
 
 
 def explain(
@@ -104,8 +129,8 @@ def explain(
 ) -> Explanation:
     """Choose as `Preferences.prefer` does, and account for it.
 
-    Raises `RequestError` as that does. Takes some seconds at most, `PATIENCE` of them for sets
-    beyond 16 GPUs: those that come close by all that is asked before what is left come first.
+    Raises `RequestError` as that does. Takes some seconds at most, `PATIENCE` of them to count what
+    sets leave beyond 16 GPUs: those that come close by all that is asked before come first.
     """
     available, must = list(available), list(must)
     preference = preferences.prefer(available, must, size)
@@ -114,15 +139,14 @@ def explain(
     subsets = preferences.subsets
     fresh = request.gpus & ~request.must
     taken = chosen & ~request.must
-    known: dict[int, int] = {}
-    own = account(fabric, chosen, free, known)
+    end = None if subsets else preferences.clock() + PATIENCE
+    scale = _Scale(fabric, free, preferences.clock, end)
+    own = scale.account(chosen)
     if subsets:
         bits = [1 << i for i in members(fresh)]
         others = [request.must + sum(some) for some in combinations(bits, taken.bit_count())]
         others = [other for other in others if other != chosen]
-        best = nlargest(runners_up, others, key=lambda other: subsets.rank(other, free))
-        weighed = [account(fabric, other, free, known) for other in best]
-        unweighed = 0
+        others = nlargest(runners_up, others, key=lambda other: subsets.rank(other, free))
     else:
         others = [
             chosen & ~(1 << out) | 1 << into
@@ -130,34 +154,33 @@ def explain(
             for into in members(fresh & ~chosen)
         ]
         others.sort(key=lambda other: _before_left(fabric, other, free), reverse=True)
-        end = preferences.clock() + PATIENCE
-        weighed = []
-        for other in others:
-            weighed.append(account(fabric, other, free, known))
-            if preferences.clock() >= end:
-                break
-        unweighed = len(others) - len(weighed)
-        weighed = nlargest(runners_up, weighed, key=lambda one: one.score)
+    weighed = [
+        alternative for other in others if (alternative := _alternative(own, scale.account(other)))
+    ]
+    best = nlargest(runners_up, weighed, key=lambda other: other.account.score)
     return Explanation(
         preference=preference,
         account=own,
-        runners_up=tuple(_alternative(own, other) for other in weighed),
+        runners_up=tuple(best),
         complete=subsets is not None,
-        unweighed=unweighed,
+        unweighed=len(others) - len(weighed),
     )
 
 
 def _before_left(fabric: Fabric, chosen: int, free: Free) -> list[int]:
     """Measure the wishes that come before what is left: all of them are quick."""
-    quick = takewhile(lambda wish: wish.name != "groups_open", WISHES)
+    quick = takewhile(lambda wish: wish.name not in _LEFT, WISHES)
     return [wish.measure(fabric, chosen, free) for wish in quick]
 
 
-def _alternative(chosen: Account, other: Account) -> Alternative:
-    """Find the first wish in which the two differ; two sets always differ in their addresses."""
-    differing = (
-        Alternative(other, wish, own, its)
-        for wish, own, its in zip(WISHES, chosen.score, other.score, strict=True)
-        if own != its
-    )
-    return next(differing)
+def _alternative(chosen: Account, other: Account) -> Alternative | None:
+    """Find the first wish in which the two differ; two sets always differ in their addresses.
+
+    None when that depends on what was not counted.
+    """
+    for wish, own, its in zip(WISHES, chosen.score, other.score, strict=True):
+        if wish.name in _LEFT and not (chosen.counted and other.counted):
+            return None
+        if own != its:
+            return Alternative(other, wish, own, its)
+    raise AssertionError("two sets with the same addresses")

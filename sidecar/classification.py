@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from sidecar.exposition import Reading
 from sidecar.rows import Connection
-from topology.model import Gpu, Link, Tile, Topology
+from topology.model import Gpu, Link, Tile, Topology, excess
 
 
 class Reason(Enum):
@@ -24,10 +24,12 @@ class Reason(Enum):
     STATUS = "http-status"
     PROTOCOL = "protocol"
     TOO_LARGE = "too-large"
+    NOT_XPU_MANAGER = "not-xpu-manager"
     NO_ROWS = "no-topology-rows"
     NO_SELF_ROWS = "no-self-rows"
     UNREADABLE_ROWS = "unreadable-rows"
     NO_FABRIC_DATA = "no-fabric-data"
+    TOO_MANY_GPUS = "too-many-gpus"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Seen:
     """Device ids that rows give to two PCI addresses, or addresses given to two ids."""
     unread: int = 0
     """Rows that could not be understood: of what they would have told nothing is known."""
+    contradicting: frozenset[tuple[Tile, Tile]] = frozenset()
+    """Directions of which two rows tell different things: one of them is out of date."""
 
     @property
     def kind(self) -> str:
@@ -72,17 +76,12 @@ class Rules:
 
 def classify(reading: Reading, rules: Rules) -> Outcome:
     """Say what one exposition proves."""
-    if not reading.total:
-        if reading.foreign:
-            return Unknown(
-                Reason.NO_FABRIC_DATA,
-                "XPU Manager 2.x has no Xe Link topology in its metrics; links need 1.2 or 1.3",
-            )
-        return Unknown(
-            Reason.NO_ROWS,
-            "the answer has no xpum_topology_link rows: XPU Manager's topology call failed, or the"
-            " node has more than 32 tiles",
-        )
+    if not reading.rows and (unknown := _without_rows(reading)):
+        return unknown
+    told = frozenset((row.local, row.remote) for row in reading.rows)
+    tiles = {tile for direction in told for tile in direction}
+    if problem := excess(tiles):
+        return Unknown(Reason.TOO_MANY_GPUS, problem)
     self_rows = {row.local for row in reading.rows if row.connection is Connection.SELF}
     if not self_rows:
         return Unknown(
@@ -98,9 +97,49 @@ def classify(reading: Reading, rules: Rules) -> Outcome:
             " could not be understood",
         )
     gpus, ambiguous = _id_map(reading)
-    told = frozenset((row.local, row.remote) for row in reading.rows)
-    tiles = {tile for direction in told for tile in direction}
-    return Seen(Topology(links, gpus, tuple(tiles)), told, ambiguous, reading.unread)
+    return Seen(
+        Topology(links, gpus, tuple(tiles)),
+        told,
+        ambiguous,
+        reading.unread,
+        _contradicting(reading),
+    )
+
+
+def _without_rows(reading: Reading) -> Unknown | None:
+    """Say what an answer is that has no row which could be understood."""
+    if reading.strange:
+        return Unknown(Reason.NOT_XPU_MANAGER, reading.strange)
+    if reading.unread:
+        return None
+    if reading.foreign:
+        return Unknown(
+            Reason.NO_FABRIC_DATA,
+            "XPU Manager 2.x has no Xe Link topology in its metrics; links need 1.2 or 1.3",
+        )
+    return Unknown(
+        Reason.NO_ROWS,
+        "the answer has no xpum_topology_link rows: XPU Manager's topology call failed, or the"
+        " node has more than 32 tiles",
+    )
+
+
+def answered(outcome: Outcome) -> Outcome:
+    """Say the same of what a live port answered."""
+    if isinstance(outcome, Unknown) and outcome.reason is Reason.NOT_XPU_MANAGER:
+        return Unknown(outcome.reason, f"something else answers here: {outcome.detail}")
+    return outcome
+
+
+def _contradicting(reading: Reading) -> frozenset[tuple[Tile, Tile]]:
+    """Find what XPU Manager before 1.2.16 tells twice: as it is, and as it was."""
+    said: dict[tuple[Tile, Tile], tuple[Connection, int]] = {}
+    return frozenset(
+        (row.local, row.remote)
+        for row in reading.rows
+        if said.setdefault((row.local, row.remote), (row.connection, row.lanes))
+        != (row.connection, row.lanes)
+    )
 
 
 def _admit(reading: Reading, rules: Rules) -> tuple[Link, ...]:

@@ -20,7 +20,7 @@ from service.stopping import Stop, Stopped
 from service.streams import forget_stdout
 from sidecar.classification import Outcome, Rules, Unknown
 from sidecar.loop import Policy, Sidecar
-from sidecar.publisher import OnExit, Publisher, PublishError
+from sidecar.publisher import Publisher, PublishError
 from sidecar.pulse import Pulse, ticks
 from sidecar.scrape import Credentials, Scraper
 from sidecar.scrape import Target as ScrapeTarget
@@ -39,6 +39,8 @@ NOT_PUBLISHED = 5
 
 class Printer:
     """Stands in for the publisher with -dry-run: prints what would be written."""
+
+    verb = "printed"
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
@@ -99,7 +101,10 @@ def run(loaded: "Loaded[SidecarSettings]") -> int:
             outcome = None
         if settings.oneshot:
             return _exit_code(outcome, published=sidecar.published)
-        sidecar.leave(OnExit.EXPIRE if settings.dry_run else settings.on_exit, _now())
+        if settings.dry_run:
+            log.info("stopped", labels="as they were")
+        else:
+            sidecar.leave(settings.on_exit, _now())
     return OK
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from sidecar.classification import Seen
-from topology.model import Gpu, Link, PortState, Tile, Topology
+from topology.model import Gpu, Link, PortState, Tile, Topology, excess
 
 
 class Kind(Enum):
@@ -70,6 +70,7 @@ def believe(standing: Belief | None, seen: Seen, confirmations: int) -> Belief:
     believed, now = _levels(standing.topology), _levels(topology)
     evidence = _Evidence(seen, now)
     missing: dict[Key, Missing] = {}
+    confirmed: dict[Key, Missing] = {}
     settled = dict(now)
     for key, level in believed.items():
         current = now.get(key, 0)
@@ -81,13 +82,18 @@ def believe(standing: Belief | None, seen: Seen, confirmations: int) -> Belief:
             if before.scrapes:
                 missing[key] = before
             continue
-        loss = Missing(before.scrapes + 1, max(before.best, current))
+        loss = Missing(min(before.scrapes + 1, confirmations), max(before.best, current))
         if loss.scrapes >= confirmations:
             settled[key] = loss.best
+            confirmed[key] = loss
         else:
             settled[key] = level
             missing[key] = loss
-    return Belief(_topology(settled, standing.topology, topology), missing)
+    believed_now = _topology(settled, standing.topology, topology)
+    if excess(believed_now.tiles, believed_now.by_id):
+        # What comes in the place of what stands is no gain beside it: no node has so many GPUs.
+        return Belief(standing.topology, {**missing, **confirmed})
+    return Belief(believed_now, missing)
 
 
 class _Evidence:

@@ -34,6 +34,8 @@ class Reading:
     """Port states that could not be understood."""
     foreign: bool
     """The exposition is XPU Manager 2.x's, which has no fabric data."""
+    strange: str = ""
+    """What the body is where it is no exposition of XPU Manager at all."""
 
     @property
     def total(self) -> int:
@@ -50,7 +52,7 @@ class _Memory(NamedTuple):
     links: bytes
     ports: bytes
     overlong: int
-    foreign: bool
+    origin: tuple[bool, str]
     reading: Reading
     ports_follow: bool
 
@@ -68,12 +70,12 @@ class Reader:
     def read(self, sieve: Sieve) -> Reading:
         """Parse what the sieve kept; the same bytes give the very same `Reading`."""
         sieve.finish()
-        last = self._last
+        last, origin = self._last, (sieve.foreign, sieve.strange)
         if (
             last
             and last.links == sieve.links
             and last.ports == sieve.ports
-            and (last.overlong, last.foreign) == (sieve.overlong, sieve.foreign)
+            and (last.overlong, last.origin) == (sieve.overlong, origin)
         ):
             return last.reading
         links, ports = bytes(sieve.links), bytes(sieve.ports)
@@ -81,12 +83,14 @@ class Reader:
         if last and sieve.ports_follow and not ports and last.ports:
             # Not found where they were looked for, which is no news: the next sieve looks at all.
             ports, follow = last.ports, False
-        reading = read(links, ports, overlong=sieve.overlong, foreign=sieve.foreign)
-        self._last = _Memory(links, ports, sieve.overlong, sieve.foreign, reading, follow)
+        reading = read(links, ports, overlong=sieve.overlong, origin=origin)
+        self._last = _Memory(links, ports, sieve.overlong, origin, reading, follow)
         return reading
 
 
-def read(links: bytes, ports: bytes, *, overlong: int = 0, foreign: bool = False) -> Reading:
+def read(
+    links: bytes, ports: bytes, *, overlong: int = 0, origin: tuple[bool, str] = (False, "")
+) -> Reading:
     """Parse the lines of both families; what cannot be understood is counted and skipped."""
     rows, unread = Matrix().read(links)
     states: dict[str, PortState] = {}
@@ -100,7 +104,7 @@ def read(links: bytes, ports: bytes, *, overlong: int = 0, foreign: bool = False
                     states[bdf] = max(state, states.get(bdf, state), key=_SEVERITY.__getitem__)
             except (ValueError, KeyError):
                 unread_ports += 1
-    return Reading(tuple(rows), states, unread + overlong, unread_ports, foreign)
+    return Reading(tuple(rows), states, unread + overlong, unread_ports, *origin)
 
 
 _SEVERITY = {state: severity for severity, state in enumerate(PortState)}

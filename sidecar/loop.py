@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import NamedTuple, Protocol
@@ -9,7 +10,7 @@ from typing import NamedTuple, Protocol
 from structlog.typing import FilteringBoundLogger
 
 from service.logs import Changes
-from sidecar.classification import Outcome, Reason, Rules, Seen, Unknown, classify
+from sidecar.classification import Outcome, Reason, Rules, Seen, Unknown, answered, classify
 from sidecar.debounce import Belief, Kind, believe
 from sidecar.exposition import Reading
 from sidecar.publisher import OnExit, PublishError
@@ -18,6 +19,7 @@ from sidecar.telemetry import Telemetry
 from topology import features
 from topology.model import Tile
 from topology.publication import (
+    GROUP,
     AbsentError,
     Publication,
     UnusableError,
@@ -50,6 +52,10 @@ class Source(Protocol):
 
 class Target(Protocol):
     """Where publications go."""
+
+    @property
+    def verb(self) -> str:
+        """Say what becomes of labels there: published, or only printed."""
 
     def read(self) -> bytes | None:
         """Give what stands."""
@@ -165,8 +171,11 @@ class Sidecar:
         self._telemetry.scraped(outcome, seconds, at.timestamp())
         self._telemetry.certificate(self._source.certificate_expiry)
         self._say_trust()
-        self._say_outcome(outcome)
-        self._judge(outcome, now())
+        at = now()
+        if self._believed_until and self._believed_until < at:
+            self._hold(None, None)  # what has expired stands no longer
+        said = self._say_outcome(outcome)
+        self._judge(outcome, at, said=said)
         self.outcome = outcome
         return outcome
 
@@ -224,24 +233,26 @@ class Sidecar:
         self._telemetry.read(reading)
         # The reader gives the very same reading for the same bytes: nothing to judge anew.
         if self._judged is None or self._judged[0] is not reading:
-            self._judged = reading, classify(reading, self._policy.rules)
+            self._judged = reading, answered(classify(reading, self._policy.rules))
         return self._judged[1]
 
-    def _judge(self, outcome: Outcome, now: datetime) -> None:
-        if self._believed_until and self._believed_until < now:
-            self._hold(None, None)  # what has expired stands no longer
+    def _judge(self, outcome: Outcome, now: datetime, *, said: bool) -> None:
         if isinstance(outcome, Seen):
             before = self._belief
             belief = believe(before, outcome, self._policy.confirmations)
             self._hold(belief, self._believed_until)
             self._say_doubts(outcome, belief)
             self._publish(Publication(belief.topology), now, before)
-        elif (
+        elif self._is_state_alone(outcome):
+            self._publish(Publication(None), now, None, said=said)
+
+    def _is_state_alone(self, outcome: Unknown) -> bool:
+        """Tell whether what is published is only that there is no fabric data."""
+        return (
             outcome.reason is Reason.NO_FABRIC_DATA
             and self._belief is None
             and self._policy.summary
-        ):
-            self._publish(Publication(None), now, None)
+        )
 
     def _hold(self, belief: Belief | None, until: datetime | None) -> None:
         self._believed_until = until
@@ -249,7 +260,10 @@ class Sidecar:
             self._telemetry.believed(belief)
         self._belief = belief
 
-    def _publish(self, wanted: Publication, now: datetime, before: Belief | None) -> None:
+    def _publish(
+        self, wanted: Publication, now: datetime, before: Belief | None, *, said: bool = False
+    ) -> None:
+        """Publish where that changes something; `said` is that the change was told already."""
         content = self._target.read()
         self._say_other_writer(content)
         standing = features.parse(content, now).expiry if content is not None else None
@@ -282,11 +296,12 @@ class Sidecar:
         self._telemetry.published(
             "renewed" if same else "changed", now.timestamp(), _timestamp(expiry)
         )
-        if same:
-            self._log.debug("labels renewed", expires=_text(expiry))
+        self._say_group(wanted, content)
+        if same or said:
+            self._log.debug(f"labels {'renewed' if same else self._verb}", expires=_text(expiry))
         else:
             self._log.info(
-                "labels published",
+                f"labels {self._verb}",
                 **_facts(wanted),
                 **_difference(before, wanted),
                 expires=_text(expiry),
@@ -313,20 +328,41 @@ class Sidecar:
             else:
                 self._log.info("labels can be published again")
 
-    def _say_outcome(self, outcome: Outcome) -> None:
+    @property
+    def _verb(self) -> str:
+        return self._target.verb
+
+    def _say_group(self, wanted: Publication, content: bytes) -> None:
+        missing = (
+            self._policy.summary and wanted.topology and f"/{GROUP}=".encode() not in content
+        ) or None
+        if self._changes.of("group", missing) and missing:
+            self._log.warning(
+                "the largest group of linked GPUs was not found within the bound of the search:"
+                f" {GROUP} is left out; no real node is like this"
+            )
+
+    def _say_outcome(self, outcome: Outcome) -> bool:
+        """Tell what is new; give whether something was."""
         if isinstance(outcome, Seen):
             if self._changes.of("outcome", outcome.kind):
                 hint = {} if outcome.topology.links else {"hint": _NO_LINKS_HINT}
                 self._log.info("XPU Manager seen", **{"class": outcome.kind}, **hint)
-        elif self._changes.of("outcome", (outcome.reason, _DIGITS.sub("", outcome.detail))):
-            standing = {"expires": _text(self._believed_until)} if self._belief else {}
-            self._log.warning(
-                "XPU Manager gave no usable answer: "
-                f"{'what is published stands' if standing else 'nothing is published'}",
-                reason=outcome.reason.value,
-                detail=outcome.detail,
-                **standing,
-            )
+                return True
+            return False
+        if not self._changes.of("outcome", _news(outcome)):
+            return False
+        standing = {"expires": _text(self._believed_until)} if self._belief else {}
+        becomes = "what is published stands" if standing else f"nothing is {self._verb}"
+        if self._is_state_alone(outcome):
+            becomes = f"this state alone is {self._verb}"
+        self._log.warning(
+            f"XPU Manager gave no usable answer: {becomes}",
+            reason=outcome.reason.value,
+            detail=outcome.detail,
+            **standing,
+        )
+        return True
 
     def _say_other_writer(self, content: bytes | None) -> None:
         """Tell when the file is not as we left it, as with a second sidecar of other flags."""
@@ -367,9 +403,24 @@ class Sidecar:
                 )
             else:
                 self._log.info("all rows are understood again")
+        if self._changes.of("contradicting", outcome.contradicting or None):
+            if outcome.contradicting:
+                self._log.warning(
+                    "rows contradict each other, and what was cut may still be told: XPU Manager"
+                    " before 1.2.16 never forgets a row",
+                    directions=_some(outcome.contradicting),
+                )
+            else:
+                self._log.info("rows contradict each other no longer")
         pending = _pending(belief)
         if self._changes.of("pending", pending) and pending:
             self._log.info("a loss waits for confirmation", missing=pending)
+
+
+def _news(outcome: Unknown) -> tuple[Reason, str]:
+    """Give what makes an outcome differ from the last one: numbers do not, nor do others' words."""
+    strange = outcome.reason is Reason.NOT_XPU_MANAGER
+    return outcome.reason, "" if strange else _DIGITS.sub("", outcome.detail)
 
 
 def _pending(belief: Belief) -> str | None:
@@ -402,7 +453,7 @@ def _difference(before: Belief | None, wanted: Publication) -> dict[str, object]
     return {"gained": _some(gained), "lost": _some(lost), "also": changed or "nothing"}
 
 
-def _some(ends: set[tuple[Tile, Tile]]) -> str:
+def _some(ends: AbstractSet[tuple[Tile, Tile]]) -> str:
     """Name a few links; a log line is no place for hundreds."""
     names = [f"{a}-{b}" for a, b in sorted(ends)]
     more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""

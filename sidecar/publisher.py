@@ -46,6 +46,8 @@ class PublishError(Exception):
 class Publisher:
     """Writes, reads and removes one feature file."""
 
+    verb = "published"
+
     def __init__(self, path: Path, stage_parent: Path) -> None:
         """Publish at `path`, preparing in `stage_parent`/.stage; both on one file system."""
         self._path = path

@@ -2,18 +2,21 @@
 
 import re
 from collections.abc import Mapping
+from string import ascii_letters, digits
 
 _BLANKS = b" \t"
+_OF_A_NAME = frozenset(bytes([byte]) for byte in b"_:" + ascii_letters.encode() + digits.encode())
 
 # sample = name "{" [ label *( "," label ) [ "," ] ] "}" value [ timestamp ]
-# label = name "=" DQUOTE *( any but DQUOTE "\" LF / "\" any ) DQUOTE ; blanks between all of them
-_SAMPLE = re.compile(
-    rb"[ \t]*([a-z_]+)[ \t]*\{(.*)\}[ \t]*([^ \t]+)(?:[ \t]+-?[0-9.eE+]+)?[ \t]*\r?", re.DOTALL
-)
+# label = name "=" DQUOTE *( any but DQUOTE "\" / "\" any ) DQUOTE ; blanks between all of them
+#
+# Anybody may have written these bytes: nothing is tried in two ways (possessive, one step after the
+# other), so a line takes time by its length and no more.
+_BEGIN = re.compile(rb"[ \t]*+([a-zA-Z_:][a-zA-Z0-9_:]*+)[ \t]*+\{[ \t]*+")
 _LABEL = re.compile(
-    rb'[ \t]*([a-zA-Z_][a-zA-Z0-9_]*)[ \t]*=[ \t]*"((?:[^"\\]|\\.)*)"[ \t]*(?:,[ \t]*|\Z)',
-    re.DOTALL,
+    rb'([a-zA-Z_][a-zA-Z0-9_]*+)[ \t]*+=[ \t]*+"((?:[^"\\]++|\\.)*+)"[ \t]*+(,[ \t]*+)?+', re.DOTALL
 )
+_END = re.compile(rb"\}[ \t]*+([^ \t\r]++)(?:[ \t]++-?[0-9.eE+]++)?+[ \t]*+\r?")
 _ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
 _NUMBER = re.compile(rb"[+-]?[0-9]{1,18}(\.[0-9]{0,18})?([eE][+-]?[0-9]{1,2})?")
 _PLAIN_DIGITS = 18
@@ -25,8 +28,15 @@ class MalformedError(ValueError):
 
 
 def is_sample(line: bytes, name: bytes) -> bool:
-    """Tell whether a line is a sample of this name, whatever it is worth."""
-    return line.startswith(name) or line.lstrip(_BLANKS).startswith(name)
+    """Tell whether a line is a sample of this name, of all of it, whatever it is worth."""
+    if not line.startswith(name):
+        line = line.lstrip(_BLANKS)
+    return line.startswith(name) and ends_name(line, len(name))
+
+
+def ends_name(text: bytes, place: int) -> bool:
+    """Tell whether the name of a metric that goes up to this place ends there."""
+    return text[place : place + 1] not in _OF_A_NAME
 
 
 def parse(line: bytes, name: bytes) -> tuple[Mapping[bytes, bytes], bytes]:
@@ -54,18 +64,18 @@ def parse(line: bytes, name: bytes) -> tuple[Mapping[bytes, bytes], bytes]:
 
 
 def _parse_slowly(line: bytes, name: bytes) -> tuple[Mapping[bytes, bytes], bytes]:
-    sample = _SAMPLE.fullmatch(line)
-    if not sample or sample[1] != name:
+    begin = _BEGIN.match(line)
+    if not begin or begin[1] != name:
         raise MalformedError
     labels: dict[bytes, bytes] = {}
-    position = 0
-    while position < len(sample[2]):
-        label = _LABEL.match(sample[2], position)
-        if not label:
-            raise MalformedError
+    position, more = begin.end(), True
+    while more and (label := _LABEL.match(line, position)):
         labels[b",%s=" % label[1]] = _ESCAPE.sub(_unescape, label[2])
-        position = label.end()
-    return labels, sample[3]
+        position, more = label.end(), label[3] is not None
+    end = _END.fullmatch(line, position)
+    if not end:
+        raise MalformedError
+    return labels, end[1]
 
 
 def _unescape(match: re.Match[bytes]) -> bytes:

@@ -240,7 +240,8 @@ class Scraper:
         if response.status_code != _OK:
             raise ScrapeError(Reason.STATUS, _told(response))
         self._login.accepted()
-        if encoding := response.headers.get("Content-Encoding"):
+        encoding = response.headers.get("Content-Encoding", "")
+        if any(word.strip().lower() not in {"", "identity"} for word in encoding.split(",")):
             raise ScrapeError(Reason.PROTOCOL, f"content encoding {encoding!r} was not asked for")
         length = response.headers.get("Content-Length", "0")
         if not (length.isascii() and length.isdigit()):

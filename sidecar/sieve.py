@@ -4,14 +4,17 @@ A body is half a megabyte and more, the topology a sixth of it. The stream is se
 chunk with `bytes.rfind`, and only the lines of the two families are kept.
 """
 
+from sidecar.origin import BEGINNING, described
+from sidecar.samples import ends_name
+
 _LINK = b"xpum_topology_link"
 _PORTS = b"xpum_xelink_port_status"
 _LINE_LIMIT = 1 << 20
 _BLANKS = b" \t"
 
-# What every body of XPU Manager 1.x has, and a sample of 2.x in its place
-_XPUM_1 = b"xpum_"
-_XPUM_2 = b"\nhw_"
+# How lines of XPU Manager 1.x begin, and a sample of 2.x in their place
+_XPUM_1 = (b"xpum_", b"# HELP xpum_", b"# TYPE xpum_", b"#nodata")
+_XPUM_2 = (b"hw_",)
 
 
 class TooManyRowsError(Exception):
@@ -38,9 +41,12 @@ class Sieve:
         self._skipping = False
         self._is_xpum_1 = False
         self._is_xpum_2 = False
+        self._beginning = bytearray()
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the body. Raises `TooManyRowsError`."""
+        if (room := BEGINNING - len(self._beginning)) > 0:
+            self._beginning += chunk[:room]
         start = 0
         if self._rest or self._skipping:
             start = chunk.find(b"\n") + 1
@@ -67,6 +73,11 @@ class Sieve:
         """Whether the body is of XPU Manager 2.x."""
         return self._is_xpum_2 and not self._is_xpum_1
 
+    @property
+    def strange(self) -> str:
+        """What the body is instead of XPU Manager's; empty where it is that."""
+        return "" if self._is_xpum_1 or self._is_xpum_2 else described(bytes(self._beginning))
+
     def _keep_rest(self, rest: bytes) -> None:
         if self._skipping:
             return
@@ -78,11 +89,9 @@ class Sieve:
 
     def _sift(self, block: bytes, start: int, end: int) -> None:
         if not self._is_xpum_1:
-            self._is_xpum_1 = block.find(_XPUM_1, start, end) >= 0
+            self._is_xpum_1 = _has_line(block, _XPUM_1, start, end)
             if not self._is_xpum_1 and not self._is_xpum_2:
-                self._is_xpum_2 = (
-                    block.startswith(_XPUM_2[1:], start) or block.find(_XPUM_2, start, end) >= 0
-                )
+                self._is_xpum_2 = _has_line(block, _XPUM_2, start, end)
         had_links = bool(self.links)
         link = _keep(_LINK, self.links, block, start, end)
         if not self.ports_follow or self.links:
@@ -90,6 +99,13 @@ class Sieve:
             self.ports_lead |= port >= 0 and not had_links and not 0 <= link < port
         if len(self.links) + len(self.ports) > self._limit:
             raise TooManyRowsError(f"over {self._limit} bytes of topology rows")
+
+
+def _has_line(block: bytes, beginnings: tuple[bytes, ...], start: int, end: int) -> bool:
+    """Tell whether a line begins with one of these."""
+    return block.startswith(beginnings, start, end) or any(
+        block.find(b"\n" + beginning, start, end) >= 0 for beginning in beginnings
+    )
 
 
 def _keep(name: bytes, kept: bytearray, block: bytes, start: int, end: int) -> int:
@@ -103,11 +119,12 @@ def _keep(name: bytes, kept: bytearray, block: bytes, start: int, end: int) -> i
 
 
 def _first_sample(block: bytes, name: bytes, start: int, end: int) -> int:
-    """Find the line that begins with `name`: comments and label values mention it, too."""
-    begin = start
+    """Find the line that begins with `name` and no longer one: other lines mention it, too."""
     while (found := block.find(name, start, end)) >= 0:
-        line = block.rfind(b"\n", begin, found) + 1 or begin
-        if not block[line:found].strip(_BLANKS):
+        line = block.rfind(b"\n", start, found) + 1 or start
+        if not block[line:found].strip(_BLANKS) and ends_name(block, found + len(name)):
             return line
-        start = found + len(name)
+        start = block.find(b"\n", found) + 1  # what else this line mentions begins no line
+        if not start:
+            break
     return -1

@@ -11,7 +11,7 @@ from sidecar.debounce import Key, Kind, Missing
 from sidecar.loop import Scrape, Sidecar
 from topology import features
 from topology.model import PortState, Tile
-from topology.publication import id_map, parsed, shape
+from topology.publication import COUNT, GROUP, id_map, parsed, shape
 
 
 def status(sidecar: Sidecar, source: str, file: str, now: datetime, *, host: str) -> Status:
@@ -112,12 +112,18 @@ def _labels(told: Status) -> Html:
         return section("labels", "Labels", tag("p", "Nothing is published."))
     expires = "expired" if published["expired"] else "expire"
     rows = [(code(name), code(value, "_")) for name, value in published["labels"].items()]
+    names = {name.rpartition("/")[2] for name in published["labels"]}
+    unknown = COUNT in names and GROUP not in names
     return section(
         "labels",
         "Labels",
         tag("p", f"In {published['file']}, they {expires} ", instant(published["expires"]), "."),
+        *([tag("p", f"{GROUP} is left out: {_UNFINISHED}")] if unknown else []),
         table("labels of this node", ("label", "value"), rows),
     )
+
+
+_UNFINISHED = "the largest group was not found within the bound of the search."
 
 
 def _scrapes(told: Status) -> Html:

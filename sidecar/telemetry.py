@@ -32,6 +32,11 @@ class Telemetry:
         )
         self._rows = metrics.counter("rows", "topology rows read")
         self._skipped = metrics.counter("rows_skipped", "rows that could not be understood")
+        self._contradicting = metrics.gauge(
+            "rows_contradicting",
+            "directions between tiles of which rows tell different things, as before XPU Manager"
+            " 1.2.16: a cut link may still be published",
+        )
         self._links = metrics.gauge("links", "links that are believed")
         self._lanes = metrics.gauge("lanes", "lanes of these links, weaker direction")
         self._tiles = metrics.gauge("tiles", "tiles that are believed")
@@ -67,6 +72,7 @@ class Telemetry:
         self._duration.observe(seconds)
         if isinstance(outcome, Seen):
             self._last_good.set(now)
+            self._contradicting.set(len(outcome.contradicting))
 
     def read(self, reading: Reading) -> None:
         """Count the rows of one exposition."""

@@ -11,6 +11,12 @@ from enum import Enum
 from functools import cached_property
 from typing import NamedTuple
 
+GPU_LIMIT = 64
+"""GPUs of one node: four times as many as the largest node has."""
+
+TILE_LIMIT = 128
+"""Tiles of one node: four times as many as XPU Manager tells the topology of."""
+
 # domain ":" bus ":" device "." function, hexadecimal; XPU Manager and sysfs print it alike
 _BDF = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", re.ASCII)
 _CARD = re.compile(r"card[0-9]{1,6}", re.ASCII)
@@ -132,6 +138,23 @@ class Topology:
                 found.setdefault(link.a.device, set()).add(link.b.device)
                 found.setdefault(link.b.device, set()).add(link.a.device)
         return found
+
+
+def excess(tiles: Iterable[Tile], gpus: Iterable[int] = ()) -> str | None:
+    """Say that so many tiles and device ids are of no real node; None when they can be of one.
+
+    Work on a topology grows faster than its size, and whoever answers in XPU Manager's place can
+    name as many GPUs as fit an answer.
+    """
+    known = set(tiles)
+    devices = {tile.device for tile in known} | set(gpus)
+    for what, count, limit in (
+        ("GPUs", len(devices), GPU_LIMIT),
+        ("tiles", len(known), TILE_LIMIT),
+    ):
+        if count > limit:
+            return f"{count} {what} are named: no node has more than {limit}"
+    return None
 
 
 def _require_unique(what: str, keys: Iterable[object]) -> None:

@@ -5,16 +5,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
-from itertools import islice
 from typing import NamedTuple, TypeAlias
 
+from topology.groups import Groups, Largest, largest_group, maximal_groups
 from topology.model import Gpu, Link, Tile, Topology
 
 Pair: TypeAlias = tuple[int, int]
 """Device ids of two GPUs, the lower one first."""
-
-# No real node comes near: what has more groups of GPUs than this was made up to hold us.
-_MOST_GROUPS = 1000
 
 
 class State(Enum):
@@ -166,14 +163,19 @@ class Node:
         return self._past_links(one.device, other.device)
 
     @cached_property
-    def groups(self) -> tuple[tuple[int, ...], ...]:
-        """Groups of two and more GPUs that are all linked, none within another; largest first.
+    def largest(self) -> Largest:
+        """A largest group of GPUs that are all linked; it says where the search was cut short."""
+        return largest_group(self.topology.neighbors if self.topology else {})
 
-        Of a node with more than a thousand groups, some.
-        """
-        neighbors = self.topology.neighbors if self.topology else {}
-        some = islice(_groups(frozenset(), set(neighbors), set(), neighbors), _MOST_GROUPS)
-        return tuple(sorted(some, key=lambda group: (-len(group), group)))
+    @cached_property
+    def listed(self) -> Groups:
+        """Groups of two and more GPUs that are all linked; it says where there may be more."""
+        return maximal_groups(self.topology.neighbors if self.topology else {})
+
+    @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """The groups that are listed, none within another; largest first."""
+        return self.listed.groups
 
     @cached_property
     def linked_pairs(self) -> int:
@@ -211,23 +213,3 @@ def _marks(link: Link, usual: int) -> Iterator[Mark]:
 def _most_common(counts: list[int]) -> int:
     frequency = Counter(counts)
     return max(frequency, key=lambda count: (frequency[count], count), default=0)
-
-
-def _groups(
-    group: frozenset[int],
-    candidates: set[int],
-    done: set[int],
-    neighbors: Mapping[int, set[int]],
-) -> Iterator[tuple[int, ...]]:
-    """Find the maximal cliques: Bron and Kerbosch with the pivot of Tomita."""
-    if not candidates:
-        if not done and len(group) > 1:
-            yield tuple(sorted(group))
-        return
-    pivot = max(candidates | done, key=lambda gpu: len(candidates & neighbors[gpu]))
-    for gpu in sorted(candidates - neighbors[pivot]):
-        yield from _groups(
-            group | {gpu}, candidates & neighbors[gpu], done & neighbors[gpu], neighbors
-        )
-        candidates = candidates - {gpu}
-        done = done | {gpu}

@@ -15,7 +15,7 @@ from typing import Any
 
 from topology import features, labels
 from topology.groups import largest_group
-from topology.model import Gpu, Link, PortState, Tile, Topology
+from topology.model import Gpu, Link, PortState, Tile, Topology, excess
 
 DEFAULT_NAMESPACE = "gpu.intel.com"
 COUNT = f"{labels.LABEL}.count"
@@ -91,17 +91,22 @@ def links_hash(links: tuple[Link, ...]) -> str:
 def node_labels(
     publication: Publication, namespace: str, *, summary: bool = True
 ) -> dict[str, str]:
-    """Give every label, full name to value, that the publication puts on a node."""
+    """Give every label, full name to value, that the publication puts on a node.
+
+    The size of the largest group is left out where the search for it was cut short.
+    """
     topology = publication.topology
     found = labels.encode(topology.links, namespace) if topology else {}
     if summary:
         summaries = {STATE: publication.state.value}
         if topology:
             neighbors = topology.neighbors
+            largest = largest_group(neighbors)
             summaries = {
                 COUNT: str(len(topology.links)),
                 GPUS: str(len(neighbors)),
-                GROUP: str(len(largest_group(neighbors))),
+                # A label has no way to say "at least": who selects by it would be told wrong.
+                **({GROUP: str(len(largest.group))} if largest.complete else {}),
                 **summaries,
                 HASH: links_hash(topology.links),
             }
@@ -198,6 +203,8 @@ def _read_links(found: Mapping[str, str], own: Mapping[str, str], namespace: str
         topology = _parse_raw(raw) if raw else Topology(links)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InconsistentError(str(error)) from error
+    if problem := excess(topology.tiles, (gpu.id for gpu in topology.gpus)):
+        raise InconsistentError(problem)
     if [link.ends for link in topology.links] != [link.ends for link in links]:
         raise InconsistentError("the raw topology names other links than the labels")
     publication = Publication(topology, whole=bool(raw))

@@ -80,8 +80,11 @@ def choice_facts(choice: Choice) -> dict[str, object]:
         "topology_would_prefer": list(choice.other.ids) if choice.other else None,
         "left": {
             "cards": list(own.left),
-            "groups": [{"size": size, "count": count} for size, count in own.groups_left],
+            "groups": [{"size": size, "count": count} for size, count in own.groups_left]
+            if own.counted
+            else None,
             "largest_group": list(choice.largest_left()),
+            "largest_group_proven": choice.largest_left_proven,
         },
         "remarks": [line.plain for line in _doubts(choice)],
     }
@@ -166,7 +169,7 @@ def _why(choice: Choice) -> Iterator[Text]:
     if choice.other is not None:
         yield from _other_policy(choice, choice.other)
         return
-    if decided is None and not choice.preference.proven:
+    if decided is None and (explanation.unweighed or not choice.preference.proven):
         return
     if decided is None:
         yield Text("There was nothing to choose: no other set has what is asked for.")
@@ -236,7 +239,8 @@ def _left(choice: Choice) -> Iterator[Text]:
     yield Text(f"Left for the next Pod: {' '.join(own.left)}")
     group = choice.largest_left()
     if len(group) > 1:
-        yield Text(f"The largest linked group of these has {len(group)}: {' '.join(group)}")
+        count = f"{'' if choice.largest_left_proven else 'at least '}{len(group)}"
+        yield Text(f"The largest linked group of these has {count}: {' '.join(group)}")
     else:
         yield Text("No two of these are linked.")
 
@@ -244,6 +248,8 @@ def _left(choice: Choice) -> Iterator[Text]:
 def _doubts(choice: Choice) -> Iterator[Text]:
     if not choice.preference.proven:
         yield Text("Not proven to be the best: the search ended at its time.", BAD)
+    if not choice.explanation.account.counted:
+        yield Text("The linked groups that are left were not counted: the time was up.", BAD)
     if choice.explanation.unweighed and not choice.other:
         what = _count(choice.explanation.unweighed, "set")
         told = f"Not proven to be the best runners-up: the time was up with {what} not weighed."

@@ -27,6 +27,8 @@ _TODO: Mapping[Reason, str] = {
     Reason.STATUS: f"give it some minutes after its start, then {_RESTART}",
     Reason.PROTOCOL: _OTHER_PORT,
     Reason.TOO_LARGE: _OTHER_PORT,
+    Reason.NOT_XPU_MANAGER: f"{_OTHER_PORT}, or stop what answers on this one",
+    Reason.TOO_MANY_GPUS: f"see who answers on this port; if it is XPU Manager, {_RESTART}",
     Reason.NO_ROWS: f"{_RESTART}; beyond 32 tiles it never tells them",
     Reason.NO_SELF_ROWS: "ask again; if it stays, update XPU Manager",
     Reason.UNREADABLE_ROWS: "ask again; if it stays, update XPU Manager",
@@ -61,6 +63,13 @@ def answers(visit: Visit) -> Finding:
         return warn(f"{said}, rows disagree on the PCI address of id {ids}", _RESTART)
     if seen.unread:
         return warn(f"{said}, {seen.unread} rows cannot be understood", "update XPU Manager")
+    if seen.contradicting:
+        count = len(seen.contradicting)
+        return warn(
+            f"{said}, rows of {count} directions contradict each other: a cut link may still be"
+            " told",
+            "update XPU Manager to 1.2.16 or later",
+        )
     return ok(said)
 
 
@@ -75,6 +84,8 @@ def _no_topology(seen: Unknown, url: str) -> Finding:
             said = f"nothing listens at {url}"
         case Reason.STATUS:
             said = f"{url} answers {seen.detail}"
+        case Reason.NOT_XPU_MANAGER:
+            said = seen.detail.replace(" here:", f" at {url}:", 1)
         case Reason.NO_ROWS:
             said = f"{url} answers 200 without topology rows"
         case _:

@@ -19,7 +19,7 @@ from device_plugin.labels import Reading, State
 from device_plugin.links import NodeLinks, join
 from device_plugin.snapshot import Snapshot
 from device_plugin.wishes import WISHES, GpuFacts, Wish
-from topology.groups import largest_group
+from topology.groups import STEPS, Largest, largest_group
 from topology.model import Gpu, Link, Topology
 from topology.node import Node
 from topology.publication import Publication
@@ -122,22 +122,37 @@ class Choice:
     def largest_left(self) -> tuple[str, ...]:
         """Name a largest group of GPUs, all linked, that is left whole for the next Pod.
 
-        Of several it is the one with the lowest PCI addresses.
+        Of several it is the one with the lowest PCI addresses. Where a search was cut short, as on
+        no real node, it is any of those that were found: see `largest_left_proven`.
         """
+        return tuple(self.explanation.account.left[i] for i in self._largest_left.group)
+
+    @property
+    def largest_left_proven(self) -> bool:
+        """Whether there is no larger group."""
+        return self._largest_left.complete
+
+    @cached_property
+    def _largest_left(self) -> Largest:
         left = [self.by_card[name] for name in self.explanation.account.left]
         linked = {
             i: {j for j, other in enumerate(left) if self._joined(one, other)}
             for i, one in enumerate(left)
         }
-        group: list[str] = []
-        candidates, open_ = set(linked), max(1, len(largest_group(linked)))
-        for i, card in enumerate(left):
-            inside = candidates & linked[i]
-            rest = largest_group({j: linked[j] for j in inside})
-            if i in candidates and len(rest) + 1 >= open_:
-                group.append(card.name)
+        largest = largest_group(linked)
+        if not largest.complete:
+            return largest
+        group: list[int] = []
+        candidates, open_ = set(linked), max(1, len(largest.group))
+        for i, others in linked.items():
+            inside = candidates & others
+            rest = largest_group({j: linked[j] for j in inside}, STEPS // len(left))
+            if not rest.complete:
+                return largest
+            if i in candidates and len(rest.group) + 1 >= open_:
+                group.append(i)
                 candidates, open_ = inside, open_ - 1
-        return tuple(group)
+        return Largest(tuple(group), complete=True)
 
     def _joined(self, one: Card, other: Card) -> bool:
         return one is not other and self.links.lanes_between(one.bdf, other.bdf) is not None

@@ -23,8 +23,10 @@ def node_facts(node: Node) -> dict[str, Any]:
         "reason": node.reason or None,
         "gpus": [gpu_facts(node, device) for device in node.devices],
         "links": [_link_facts(node, link) for link in node.links],
-        "largest_group": max(map(len, node.groups), default=0) if topology else None,
+        "largest_group": len(node.largest.group) if topology else None,
+        "largest_group_proven": node.largest.complete if topology else None,
         "groups": [list(group) for group in node.groups],
+        "groups_complete": node.listed.complete,
         "hash": links_hash(topology.links) if topology else None,
         "remarks": list(node.remarks),
     }

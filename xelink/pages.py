@@ -31,9 +31,9 @@ def cluster_page(nodes: Sequence[Node]) -> list[Text]:
         facts = ["-", "-", "-", "-"]
         if node.topology:
             links = node.topology.links
-            group = len(node.groups[0]) if node.groups else 0
+            group = node.largest.told
             gpus = len(node.devices) if not node.labels_only else len(node.topology.neighbors)
-            facts = [str(gpus), str(len(links)), str(group), links_hash(links)]
+            facts = [str(gpus), str(len(links)), group, links_hash(links)]
         style = GOOD if node.state is State.LINKS else BAD
         rows.append([node.title, Cell(node.state.value, style), *facts, Cell(node.reason, FAINT)])
     return aligned(rows)
@@ -44,10 +44,9 @@ def _summary(node: Node) -> str:
         return f"{node.state.value}: {node.reason}"
     gpus = _count(len(node.devices), "GPU")
     if node.topology.links:
-        group = len(node.groups[0]) if node.groups else 0
         all_linked = node.linked_pairs == node.pairs
         linked = "all pairs linked" if all_linked else f"{node.linked_pairs} of {node.pairs} pairs"
-        more = "" if all_linked else f" linked, largest group {group}"
+        more = "" if all_linked else f" linked, largest group {node.largest.told}"
         told = f"{gpus}, {_count(len(node.topology.links), 'link')}, {linked}{more}"
     else:
         told = f"{gpus or 'no GPU is known'}, no links" if node.devices else "no links"
@@ -63,6 +62,7 @@ def _matrix_view(node: Node) -> list[Text]:
         lines += [Text(), Text("All linked to each other:", HEAD)]
         lines += [Text(f"  {_names(group)}") for group in node.groups[:_MOST_SHOWN]]
         lines += _more(len(node.groups), "groups")
+        lines += _not_all(node)
     if node.marks:
         lines += [Text(), Text("Links to look at:", HEAD)]
         rows = [_link_row(node, link) for link in list(node.marks)[:_MOST_SHOWN]]
@@ -80,6 +80,11 @@ def _matrix_view(node: Node) -> list[Text]:
 def _more(count: int, view: str) -> Iterator[Text]:
     if count > _MOST_SHOWN:
         yield Text(f"  and {count - _MOST_SHOWN} more: --view {view}", FAINT)
+
+
+def _not_all(node: Node) -> Iterator[Text]:
+    if not node.listed.complete:
+        yield Text("  not all groups: there are too many to be gone through", BAD)
 
 
 def _links_view(node: Node) -> list[Text]:
@@ -112,7 +117,7 @@ def _groups_view(node: Node) -> list[Text]:
         known = [width for width in widths if width is not None]
         lanes = (f"{min(known)} lanes", str(sum(known))) if known else ("?", "?")
         rows.append([str(len(group)), *lanes, _names(group)])
-    return aligned(rows)
+    return [*aligned(rows), *_not_all(node)]
 
 
 def _gpu_told(node: Node, device: int) -> str:

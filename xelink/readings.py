@@ -7,23 +7,26 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 
-from sidecar.classification import Rules, Seen, Unknown, classify
+from sidecar.classification import Rules, Seen, Unknown, answered, classify
 from sidecar.exposition import Reading
 from topology import features, labels, publication
-from topology.model import Link
+from topology.model import Link, excess
 from topology.node import Node, State
 
 _REASON_LIMIT = 300
-_MOST_GPUS = 64
 _LABELS_ONLY = (
     "from labels alone: lanes, PCI addresses, cards and NUMA nodes are not known, nor GPUs without"
     " a link"
 )
 
 
-def of_rows(reading: Reading, rules: Rules, source: str) -> Node:
-    """Say what a scrape proves; Xe Links that the rules hold back are told beside the others."""
+def of_rows(reading: Reading, rules: Rules, source: str, *, live: bool = False) -> Node:
+    """Say what a scrape proves; Xe Links that the rules hold back are told beside the others.
+
+    `live` says that a port answered this, and no file has it.
+    """
     seen = classify(reading, rules)
+    seen = answered(seen) if live else seen
     if isinstance(seen, Unknown):
         return Node(source, reason=f"{seen.reason.value}: {seen.detail}")
     remarks = []
@@ -32,6 +35,11 @@ def of_rows(reading: Reading, rules: Rules, source: str) -> Node:
     if seen.ambiguous:
         ids = " ".join(map(str, sorted(seen.ambiguous)))
         remarks.append(f"rows disagree on the PCI address of these device ids: {ids}")
+    if seen.contradicting:
+        remarks.append(
+            f"rows of {len(seen.contradicting)} directions contradict each other: a cut link may"
+            " still be told, as XPU Manager before 1.2.16 does"
+        )
     node = Node.of(seen.topology, source)
     if silent := {*node.devices} - {row.local.device for row in reading.rows}:
         ids = " ".join(f"GPU{device}" for device in sorted(silent))
@@ -42,10 +50,8 @@ def of_rows(reading: Reading, rules: Rules, source: str) -> Node:
 
 def _of_a_node(node: Node) -> Node:
     """Take no more GPUs for one node than any can have: they come from nowhere real."""
-    if len(node.devices) > _MOST_GPUS:
-        reason = f"{len(node.devices)} GPUs are named: no node has more than {_MOST_GPUS}"
-        return Node(node.source, reason=reason)
-    return node
+    problem = excess(node.tiles)
+    return Node(node.source, reason=problem) if problem else node
 
 
 def _held_back(reading: Reading, seen: Seen, rules: Rules) -> dict[Link, str]:

@@ -5,6 +5,7 @@ what they see.
 """
 
 import argparse
+import codecs
 import json
 import os
 import re
@@ -179,7 +180,7 @@ def _from_url(options: argparse.Namespace) -> tuple[Node, ...]:
         reading = live.scrape(target)
     except live.NoAnswerError as error:
         return (Node(target.url, reason=readings.printable(str(error))),)
-    return (readings.of_rows(reading, _rules(options), target.url),)
+    return (readings.of_rows(reading, _rules(options), target.url, live=True),)
 
 
 def _from_metrics(options: argparse.Namespace) -> tuple[Node, ...]:
@@ -259,6 +260,9 @@ def _with_file(name: str, path: str, read: Callable[[BinaryIO], T]) -> T:
 
 def _require_kind(name: str, path: str, content: bytes) -> None:
     """Refuse what is not for this option, but for another one. Raises `FailedError`."""
+    if name != "node_json" and content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        what = "UTF-16 text, as PowerShell's > writes it: save it as UTF-8"
+        raise FailedError(f"{_option(name)} {_named(path)}: this is {what}")
     kinds = [kind for kind, (pattern, _) in _KINDS.items() if pattern.search(content)]
     if kinds and name not in kinds:
         what = _KINDS[kinds[0]][1]
@@ -278,7 +282,10 @@ _KINDS: Mapping[str, tuple[re.Pattern[bytes], str]] = {
         re.compile(rb"^(?:# \+|[\w.-]+/xe-links[\w.-]*=)", re.MULTILINE),
         "a feature file",
     ),
-    "node_json": (re.compile(rb"\A\s*\{"), "what kubectl get node -o json prints"),
+    "node_json": (
+        re.compile(rb'\A\s*+\{(?s:.)*?"kind"\s*+:\s*+"(?:Node|NodeList|List)"'),
+        "what kubectl get node -o json prints",
+    ),
 }
 
 

@@ -24,7 +24,7 @@ from device_plugin import devices, labels
 from device_plugin.devfs import Roots
 from device_plugin.devices import Inventory, ScanError
 from device_plugin.sockets import KUBELET
-from sidecar.classification import Outcome, Reason, Rules, Unknown, classify
+from sidecar.classification import Outcome, Reason, Rules, Unknown, answered, classify
 from sidecar.exposition import Reading
 from sidecar.scrape import ScrapeError, Scraper, Target
 from topology import features, publication
@@ -44,8 +44,9 @@ _SOCKETS_SECONDS = 10.0  # for all sockets of kubelet's directory
 _MOST_SOCKETS = 64
 _MOST_FILES = 256
 _PAGE_LIMIT = 1 << 20
+# Not beyond the line, which anybody may have written: each is gone through once.
 _BUILD = re.compile(
-    r'^xelink_(?P<part>sidecar|device_plugin)_build_info\{[^}]*version="(?P<version>[^"]*)"',
+    r'^xelink_(?P<part>sidecar|device_plugin)_build_info\{[^}\n]*version="(?P<version>[^"\n]*)"',
     re.MULTILINE,
 )
 # The scrape is the sidecar's, and names its flags; ours have two dashes.
@@ -146,7 +147,7 @@ class Visit:
         reading: Reading | None = None
         try:
             reading = scraper.scrape()
-            outcome = classify(reading, EVERY_LINK)
+            outcome = answered(classify(reading, EVERY_LINK))
         except ScrapeError as error:
             outcome = Unknown(error.reason, _FLAG.sub("--", error.detail))
         finally:

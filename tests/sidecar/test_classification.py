@@ -68,10 +68,10 @@ def test_links_of_one_tile_gpus_count_when_asked_for() -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        pytest.param(b"", Reason.NO_ROWS, id="empty"),
+        pytest.param(b"", Reason.NOT_XPU_MANAGER, id="empty"),
         pytest.param(b"#nodata: due to unexpected failure", Reason.NO_ROWS, id="no data"),
-        pytest.param(b"<html>hello</html>", Reason.NO_ROWS, id="a web page"),
-        pytest.param(b"\x00" * 100, Reason.NO_ROWS, id="NULs"),
+        pytest.param(b"<html>hello</html>", Reason.NOT_XPU_MANAGER, id="a web page"),
+        pytest.param(b"\x00" * 100, Reason.NOT_XPU_MANAGER, id="NULs"),
         pytest.param(body(["xpum_power_watts 1"]), Reason.NO_ROWS, id="no topology"),
         pytest.param(body(both("0.0", "1.0")), Reason.NO_SELF_ROWS, id="links without self rows"),
         pytest.param(body(["xpum_topology_link 1"]), Reason.NO_SELF_ROWS, id="only bad rows"),

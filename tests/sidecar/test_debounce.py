@@ -9,7 +9,7 @@ from sidecar.classification import Seen
 from sidecar.debounce import Belief, Kind, believe
 from tests.strategies import topologies
 from topology.labels import links_text, parse_links
-from topology.model import Gpu, Link, PortState, Tile, Topology
+from topology.model import GPU_LIMIT, Gpu, Link, PortState, Tile, Topology
 
 
 def gpu(device: int, bus: int | None = None, **facts: object) -> Gpu:
@@ -231,3 +231,19 @@ def test_one_scrape_takes_no_link_away_unless_ids_moved(standing: Topology, seen
     belief = believe(Belief(standing), saw(seen), 2)
     if not belief.moved:
         assert belief.topology.by_ends.keys() == standing.by_ends.keys() | seen.by_ends.keys()
+
+
+def test_gpus_that_come_in_place_of_others_are_never_more_than_a_node_has() -> None:
+    def gpus_from(first: int) -> Topology:
+        ids = range(first, first + GPU_LIMIT)
+        tiles = [Tile(device, 0) for device in ids]
+        return topology(gpus=[gpu(device, device) for device in ids], tiles=tiles)
+
+    old, new = gpus_from(0), gpus_from(64)
+    belief = believe(None, saw(old), 3)
+    believed = []
+    for seen in (new, gpus_from(128), new, new):
+        belief = believe(belief, saw(seen), 3)
+        believed.append(belief.topology)
+        assert len(belief.topology.gpus) <= GPU_LIMIT
+    assert believed == [old, old, new, new]

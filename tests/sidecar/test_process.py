@@ -219,6 +219,8 @@ def test_dry_run_prints_the_file_and_writes_nothing(xpum: Simulator, labels: Pat
     with running("sidecar", *arguments(xpum, labels, "-dry-run", "-oneshot")) as process:
         assert process.wait() == 0
         printed = process.output
+        assert 'event="labels printed"' in "".join(process.lines)
+        assert "published" not in "".join(process.lines)
     assert list(labels.parent.iterdir()) == []
     assert f"{NS}/xe-links={LINKS}\n" in printed
 
@@ -229,11 +231,20 @@ def test_a_dry_run_does_nothing_at_its_end(xpum: Simulator, labels: Path, on_exi
     more = ("-dry-run", f"-on-exit={on_exit}")
     with running("sidecar", *arguments(xpum, labels, *more)) as process:
         process.wait_for("-on-exit has no effect with -dry-run")
-        process.wait_for("labels published")
+        process.wait_for("labels printed")
         assert process.stop() == 0
         assert "labels=removed" not in process.lines[-1]
         assert process.output.count("+expiry-time=") == 1
     assert labels.read_text() == f"{NS}/xe-links=0.0-1.0\n"
+
+
+def test_a_dry_run_that_is_stopped_does_not_say_that_labels_stay(
+    xpum: Simulator, labels: Path
+) -> None:
+    with running("sidecar", *arguments(xpum, labels, "-dry-run")) as process:
+        process.wait_for("labels printed")
+        assert process.stop() == 0
+        assert 'event=stopped labels="as they were"' in process.lines[-1]
 
 
 def test_flags_environment_and_file_reach_the_labels(xpum: Simulator, labels: Path) -> None:

@@ -118,7 +118,9 @@ def test_groups_are_linked_throughout_and_none_could_be_larger(topology: Topolog
     for group in node.groups:
         assert all(other in neighbors[one] for one, other in combinations(group, 2))
         assert not any(set(group) <= others for others in neighbors.values())
-    assert len(node.groups[0] if node.groups else ()) == len(largest_group(neighbors))
+    assert node.listed.complete
+    assert node.largest == largest_group(neighbors)
+    assert len(node.groups[0] if node.groups else ()) == len(node.largest.group)
     assert {gpu for group in node.groups for gpu in group} == set(neighbors)
 
 
@@ -128,4 +130,6 @@ def test_a_topology_made_to_have_countless_groups_holds_nobody_up() -> None:
     links = [
         Link(Tile(a, 0), Tile(b, 0), 4, 4) for a, b in combinations(gpus, 2) if a // 3 != b // 3
     ]
-    assert len(Node.of(Topology(tuple(links))).groups) == 1000
+    listed = Node.of(Topology(tuple(links))).listed
+    assert len(listed.groups) == 1000
+    assert not listed.complete

@@ -1,5 +1,5 @@
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.strategies import topologies
 from topology import features
-from topology.model import Gpu, Link, PortState, Tile, Topology
+from topology.model import GPU_LIMIT, TILE_LIMIT, Gpu, Link, PortState, Tile, Topology
 from topology.publication import (
     AbsentError,
     ExpiredError,
@@ -36,6 +36,11 @@ PAIR = Topology(
 
 
 HASH = "579a8f20c282aceb"
+
+
+def _many(count: int) -> Iterator[Gpu]:
+    for number in range(count):
+        yield Gpu(number, f"0000:{number:02x}:00.0")
 
 
 def test_the_file_in_full() -> None:
@@ -212,3 +217,19 @@ def test_what_cannot_be_is_never_born(make: Callable[[], object]) -> None:
 def test_the_weaker_direction_is_the_width() -> None:
     assert [link.width for link in PAIR.links] == [4, 4]
     assert Link.between(Tile(1, 0), Tile(0, 0), 8, 4) == PAIR.links[0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "what"),
+    [
+        pytest.param(Topology(gpus=tuple(_many(GPU_LIMIT + 1))), "65 GPUs are named", id="GPUs"),
+        pytest.param(
+            Topology(tiles=tuple(Tile(0, number) for number in range(TILE_LIMIT + 1))),
+            "129 tiles are named: no node has more than 128",
+            id="tiles",
+        ),
+    ],
+)
+def test_a_file_that_names_more_than_any_node_has_is_not_used(shape: Topology, what: str) -> None:
+    with pytest.raises(InconsistentError, match=what):
+        read(render(Publication(shape), NS), NS, NOW)

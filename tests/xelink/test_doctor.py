@@ -193,6 +193,16 @@ def xpum_has_no_topology(scene: Scene) -> Iterator[list[str]]:
         yield options
 
 
+@fault(
+    "xpum",
+    "fail",
+    r"something else answers at http.*: an empty answer, no metrics \(not-xpu-manager\): give XPU"
+    r" Manager's port with --xpum-port, or stop what answers on this one",
+)
+def something_else_answers(scene: Scene) -> Iterator[list[str]]:
+    yield from misbehaving(scene, "empty")
+
+
 @fault("xpum", "fail", r"no whole answer within 1 s \(timeout\): give it a minute")
 def xpum_hangs(scene: Scene) -> Iterator[list[str]]:
     for options in misbehaving(scene, "hang"):

@@ -5,6 +5,7 @@ import os
 import pty
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from sidecar.simulator import Blueprint
 from tests.data import BODIES, needs_data
 from tests.patience import PATIENCE
 from tests.xelink.commands import EXAMPLES, Xelink, labels, topology
-from topology.labels import decode
+from topology.labels import decode, parse_links
+from topology.model import Topology
 from topology.publication import links_hash
 
 MESH = Blueprint(gpus=8).build()
@@ -96,6 +98,18 @@ def test_exit_codes_tell_links_from_none_and_from_unknown(xelink: Xelink) -> Non
     assert xelink("show", "--features", xelink.features(None)).code == 4
     assert xelink("show", "--features", str(xelink.directory / "absent")).code == 1
     assert xelink("show").code == 2
+
+
+def test_groups_that_are_not_all_are_told_as_such(xelink: Xelink) -> None:
+    links = "_".join(f"{a}.0-{b}.0" for a, b in combinations(range(48), 2) if a // 3 != b // 3)
+    path = xelink.nodes(gpu=labels(Topology(parse_links(links))))
+    for more in ((), ("--view", "groups")):
+        said = xelink("show", "--node-json", path, *more)
+        assert "largest group 16" in said.out
+        assert "not all groups: there are too many to be gone through" in said.out
+    (node,) = json.loads(xelink("show", "--node-json", path, "--output", "json").out)["nodes"]
+    assert (len(node["groups"]), node["groups_complete"]) == (1000, False)
+    assert (node["largest_group"], node["largest_group_proven"]) == (16, True)
 
 
 def test_of_several_nodes_the_best_one_counts(xelink: Xelink) -> None:

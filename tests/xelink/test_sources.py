@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from device_plugin.labels import DEFAULT_PATH
 from sidecar.simulator import Blueprint, Serving, SimulatedNode, Simulator
-from tests.data import BODIES, needs_data
+from tests.data import BODIES, DATA, needs_data
 from tests.processes import running
+from tests.test_linear import MANY, bounded
 from tests.xelink.commands import EXAMPLES, Said, Xelink, labels, topology
 from topology.labels import LABEL
 
@@ -165,6 +166,62 @@ def test_every_real_body_is_known_as_one(xelink: Xelink, path: Path) -> None:
     said = xelink("show", "--features", str(path))
     assert said.code == 1
     assert said.err.endswith(": this looks like a body of /metrics, which is for --metrics\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        pytest.param(b"<html><body>login</body></html>", "a web page", id="a web page"),
+        pytest.param(b"GPU 0/0  S  MDF\n", "no metrics", id="what the command line prints"),
+        pytest.param(b"up 1\n", "metrics of another exporter", id="another exporter"),
+        pytest.param(
+            b'{"status":"success","data":{"resultType":"vector"}}',
+            "an answer of Prometheus's query API",
+            id="Prometheus' API",
+        ),
+        pytest.param(b"", "an empty answer", id="nothing"),
+    ],
+)
+def test_what_is_no_body_is_called_what_it_is(xelink: Xelink, content: bytes, what: str) -> None:
+    said = xelink("show", "--metrics", xelink.file("given", content))
+    assert said.code == 4
+    assert f"unknown: not-xpu-manager: {what}" in said.out
+    assert "answers here" not in said.out
+    assert "--node-json" not in said.out + said.err
+
+
+@needs_data
+@pytest.mark.parametrize("path", sorted((DATA / "field").glob("*not_*")), ids=lambda p: p.name)
+def test_what_was_no_body_in_the_field_is_called_what_it_is(xelink: Xelink, path: Path) -> None:
+    said = xelink("show", "--metrics", str(path))
+    assert said.code == 4
+    assert "unknown: not-xpu-manager: " in said.out
+
+
+@pytest.mark.parametrize("option", ["metrics", "features"])
+def test_utf_16_is_called_what_it_is(xelink: Xelink, option: str) -> None:
+    text = "# HELP xpum_power_watts x\nxpum_power_watts 1\n"
+    path = xelink.file("given", text.encode("utf-16"))
+    said = xelink("show", f"--{option}", path)
+    assert said.code == 1
+    assert "this is UTF-16 text, as PowerShell's > writes it: save it as UTF-8" in said.err
+
+
+@needs_data
+def test_utf_16_of_the_field_is_called_what_it_is(xelink: Xelink) -> None:
+    said = xelink("show", "--metrics", str(DATA / "field" / "utf16le.prom"))
+    assert said.code == 1
+    assert "this is UTF-16 text" in said.err
+
+
+@pytest.mark.parametrize("option", ["metrics", "features", "node-json"])
+@pytest.mark.parametrize("text", ["{ ", '{"kind" ', "# HELP ", "a/xe-links\n", "}\n", "\n\n"])
+def test_the_kind_of_a_file_is_told_in_time_by_its_length(
+    xelink: Xelink, option: str, text: str
+) -> None:
+    path = xelink.file("given", text * (MANY // len(text)))
+    with bounded():
+        assert xelink("show", f"--{option}", path).code in {1, 4}
 
 
 def test_deeply_nested_json_is_no_crash(xelink: Xelink) -> None:
