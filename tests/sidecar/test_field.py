@@ -279,6 +279,32 @@ def test_a_daemon_lives_and_hears_signals_whatever_graph_it_is_told(
         assert process.stop() == 0
 
 
+LIMIT = 128 << 10
+"""KiB that the overlays allow the sidecar."""
+
+
+def test_forged_gpus_and_their_pages_stay_within_the_memory_of_the_overlays(
+    tmp_path: Path,
+) -> None:
+    ids = 'local_device_id="{0}",local_subdevice_id="0",remote_device_id="{0}"'
+    line = f'xpum_topology_link{{{{lane_count="0",{ids},remote_subdevice_id="0"}}}} 0.0'
+    content = body(line.format(gpu) for gpu in range(19_500))
+    where = (f"-tmp-dir-prefix={tmp_path}", f"-dst-file-path={tmp_path / 'labels.txt'}")
+    often = ("-startup-delay=0", "-interval=1", "-listen=127.0.0.1:0")
+    with (
+        Answering(_answer(content, "identity")) as server,
+        running("sidecar", f"-xpum-port={server.port}", *where, *often) as process,
+    ):
+        url = address(process)
+        process.wait_for("19500 GPUs are named: no node has more than 64")
+        for _ in range(10):
+            assert get(f"{url}/")[0] == 200
+        told = Path(f"/proc/{process.process.pid}/status").read_text()
+        most = next(line for line in told.splitlines() if line.startswith("VmHWM:"))
+        assert int(most.split()[1]) < LIMIT
+        assert process.stop() == 0
+
+
 def test_rows_that_contradict_each_other_are_told_once_per_change(tmp_path: Path) -> None:
     scene = Scenario(tmp_path)
     stale = [*self_rows(*TILES), *PAIR, row("0.0", "1.0", value="3.0", lanes=0)]

@@ -18,13 +18,13 @@ FAILURES = [
     ("hang", "timeout"),
     ("daemon-down", "http-status"),
     ("cut", "protocol"),
-    ("empty", "no-topology-rows"),
+    ("empty", "not-xpu-manager"),
     ("drip-body", "timeout"),
     ("endless", "too-large"),
     ("redirect", "http-status"),
-    ("garbage", "no-topology-rows"),
+    ("garbage", "not-xpu-manager"),
     ("close", "reset"),
-    ("utf16", "no-topology-rows"),
+    ("utf16", "not-xpu-manager"),
 ]
 
 

@@ -279,7 +279,7 @@ def test_a_live_xpu_manager_is_shown_and_explained(xelink: Xelink) -> None:
     [
         ("daemon-down", "http-status: 500"),
         ("reset", "reset: "),
-        ("empty", "no-topology-rows: "),
+        ("empty", "not-xpu-manager: "),
         ("hang", "timeout: no whole answer within 0.3 s"),
     ],
 )
