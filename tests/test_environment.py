@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.processes import PATIENCE
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 TOOL = ROOT / "tools" / "environment.py"
