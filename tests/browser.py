@@ -32,8 +32,6 @@ needs_browser = pytest.mark.skipif(not CHROMIUM, reason="chromium is not install
 
 Message: TypeAlias = dict[str, Any]
 
-_SLOW_START = 60.0  # a browser is large, and others may start beside it
-
 # The protocol's pipes are descriptors 3 and 4.
 _WITH_PIPES = 'exec "$@" 3<&0 4>&1 </dev/null >/dev/null 2>&1'
 
@@ -75,7 +73,7 @@ class Browser:
         self._heard: dict[str, list[Message]] = {}
 
     def __enter__(self) -> Self:
-        self.call("Browser.getVersion", patience=_SLOW_START)
+        self.call("Browser.getVersion")
         return self
 
     def __exit__(

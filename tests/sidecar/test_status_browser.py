@@ -96,11 +96,12 @@ def test_a_loss_that_waits_and_a_scrape_that_fails_are_told_as_they_come(
 
 
 def test_the_expiry_counts_down(browser: Browser, xpum: Simulator, tmp_path: Path) -> None:
-    left = "document.querySelector('#labels time').textContent.match(/^in 4 min (\\d+) s$/)?.[1]"
-    with shown(browser, xpum, tmp_path) as page:
+    text = "document.querySelector('#labels time').textContent"
+    left = f"(([, m, s]) => 60 * m + 1 * s)({text}.match(/^in (\\d+) min (\\d+) s$/) ?? [])"
+    with shown(browser, xpum, tmp_path, "-expiry=3000") as page:
         before = page.wait(left)
-        after = page.wait(f"(now => now !== '{before}' && now)({left})")
-    assert int(after) < int(before)
+        after = page.wait(f"(now => now !== {before} && now)({left})")
+    assert 0 < after < before
 
 
 def test_it_is_used_with_the_keyboard_and_stays_where_one_is(
