@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from service.page import Html, Status, badge, code, instant, iso, pages, section, table, tag, words
 from service.probes import serving
+from service.release import FORMAT_VERSION
 from tests.browser import CHROMIUM, needs_browser
 from tests.patience import PATIENCE
 from tests.processes import get
@@ -132,7 +133,7 @@ def test_programs_get_the_same_as_json() -> None:
     status = {"state": NASTY, "expires": None}
     with served(status) as url:
         code, text = get(f"{url}/status.json")
-        assert (code, json.loads(text)) == (200, status)
+        assert (code, json.loads(text)) == (200, {"format_version": FORMAT_VERSION, **status})
         assert get(f"{url}/")[0] == 200
 
 
