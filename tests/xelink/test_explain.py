@@ -325,7 +325,7 @@ def test_whatever_graph_is_told_the_tool_ends_in_seconds(xelink: Xelink, command
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,  # some seconds, on a machine with much else to do
+        timeout=PATIENCE,  # some seconds, on a machine with nothing else to do
     )
     assert "at least 2" in said.stdout
 
