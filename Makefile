@@ -7,8 +7,9 @@ RUNTIME := $(VENV)/.runtime
 READY := $(VENV)/.ready
 # A Python that you name is the one that is used: an environment of another is built anew.
 ifneq ($(origin PYTHON),file)
-ifneq ($(shell $(BIN)/python --version 2>&1),$(shell $(PYTHON) --version 2>&1))
-$(shell rm -rf $(VENV))
+ANEW := --anew
+ifneq ($(shell { $(BIN)/python --version; } 2>&1),$(shell { $(PYTHON) --version; } 2>&1))
+.PHONY: $(RUNTIME)
 endif
 endif
 
@@ -26,11 +27,11 @@ help: ## this list
 
 $(RUNTIME): requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11 ...")'
-	@$(PYTHON) tools/environment.py $(VENV) requirements.lock
+	@$(PYTHON) tools/environment.py $(VENV) requirements.lock $(ANEW)
 	@touch $@
 
 $(READY): $(RUNTIME) requirements-dev.lock pyproject.toml
-	@$(PYTHON) tools/environment.py $(VENV) requirements-dev.lock --editable
+	@$(PYTHON) tools/environment.py $(VENV) requirements-dev.lock --editable $(ANEW)
 	@touch $@
 
 demo: $(RUNTIME) ## the whole story on this machine: no GPU, no cluster, under a minute
@@ -110,4 +111,4 @@ sbom: $(READY) ## what xelink and its locked dependencies are: CycloneDX, in dis
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file dist/xelink-$(VERSION).cdx.json build/sbom/bin/python
 
 clean: ## everything that was built
-	rm -rf .venv .venv-* dist build .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv .venv-* dist build .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
