@@ -16,7 +16,9 @@ def documented(title: str) -> set[str]:
     sections = dict(
         re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     )
-    return set(re.findall(r"^\| `([^`]+)` \|", sections[title], re.MULTILINE))
+    found = re.findall(r"^\| `([^`]+)` \|", sections[title], re.MULTILINE)
+    assert len(found) == len({*found})
+    return {*found}
 
 
 def keys(value: object, known: set[str], path: str = "") -> Iterator[str]:
