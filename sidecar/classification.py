@@ -54,6 +54,15 @@ class Seen:
     """Rows that could not be understood: of what they would have told nothing is known."""
     contradicting: frozenset[tuple[Tile, Tile]] = frozenset()
     """Directions of which two rows tell different things: one of them is out of date."""
+    narrow: int = 0
+    """Xe Links that are held back, as neither direction has the lanes."""
+    one_tile: int = 0
+    """Xe Links that have the lanes and are held back, as their GPUs have one tile."""
+
+    @property
+    def held_back(self) -> int:
+        """Xe Links that were seen and do not pass."""
+        return self.narrow + self.one_tile
 
     @property
     def kind(self) -> str:
@@ -89,7 +98,7 @@ def classify(reading: Reading, rules: Rules) -> Outcome:
             f"no self row among {len(reading.rows)} xpum_topology_link rows, and {reading.unread}"
             " that could not be understood: the matrix is incomplete",
         )
-    links = _admit(reading, rules)
+    links, narrow, one_tile = _admit(reading, rules)
     if reading.unread and not links:
         return Unknown(
             Reason.UNREADABLE_ROWS,
@@ -103,6 +112,8 @@ def classify(reading: Reading, rules: Rules) -> Outcome:
         ambiguous,
         reading.unread,
         _contradicting(reading),
+        narrow,
+        one_tile,
     )
 
 
@@ -142,21 +153,30 @@ def _contradicting(reading: Reading) -> frozenset[tuple[Tile, Tile]]:
     )
 
 
-def _admit(reading: Reading, rules: Rules) -> tuple[Link, ...]:
-    """Unite both directions; a pair passes when one direction does, as for the reference."""
+def _admit(reading: Reading, rules: Rules) -> tuple[tuple[Link, ...], int, int]:
+    """Unite both directions; a pair passes when one direction does, as for the reference.
+
+    Return the links that pass, and how many are held back: by their lanes, and by their one tile.
+    """
     lanes: dict[tuple[Tile, Tile], int] = {}
     passing: set[tuple[Tile, Tile]] = set()
+    wide: set[tuple[Tile, Tile]] = set()
     for row in reading.rows:
         if row.connection is not Connection.XE_LINK:
             continue
         direction = row.local, row.remote
         lanes[direction] = max(row.lanes, lanes.get(direction, 0))
-        if row.lanes >= rules.lane_count and (row.on_subdevice or rules.allow_subdeviceless_links):
-            passing.add((min(direction), max(direction)))
-    return tuple(
+        ends = min(direction), max(direction)
+        if row.lanes >= rules.lane_count:
+            wide.add(ends)
+            if row.on_subdevice or rules.allow_subdeviceless_links:
+                passing.add(ends)
+    links = tuple(
         Link(one, other, lanes.get((one, other), 0), lanes.get((other, one), 0))
         for one, other in passing
     )
+    every = {(min(direction), max(direction)) for direction in lanes}
+    return links, len(every - wide), len(wide - passing)
 
 
 def _id_map(reading: Reading) -> tuple[tuple[Gpu, ...], frozenset[int]]:

@@ -14,7 +14,7 @@ from structlog.typing import FilteringBoundLogger
 from service.command import OK
 from service.logs import logger_to_stderr
 from service.page import pages
-from service.probes import Page, serving
+from service.probes import Page, Probe, Verdict, serving
 from service.release import VERSION
 from service.stopping import Stop, Stopped
 from service.streams import forget_stdout
@@ -87,7 +87,7 @@ def run(loaded: "Loaded[SidecarSettings]") -> int:
         target = Printer(publisher) if settings.dry_run else publisher
         sidecar = Sidecar(source, target, _policy(settings), telemetry, log)
         pulse = Pulse(settings, time.monotonic)
-        probes = {"/healthz": pulse.problem, "/readyz": sidecar.not_ready}
+        probes: dict[str, Probe] = {"/healthz": pulse.problem, "/readyz": partial(ready, sidecar)}
         listen = "" if settings.oneshot else settings.listen
         shown = _pages(settings, sidecar, source)
         address = cleanup.enter_context(serving(listen, telemetry.registry, probes, shown))
@@ -106,6 +106,14 @@ def run(loaded: "Loaded[SidecarSettings]") -> int:
         else:
             sidecar.leave(settings.on_exit, _now())
     return OK
+
+
+def ready(sidecar: Sidecar) -> Verdict:
+    """Say whether what is published is what was last seen, and where it is nothing, why."""
+    problem = sidecar.not_ready()
+    if problem is None and sidecar.hint:
+        return Verdict(fine=True, text=f"no links: {sidecar.hint}")
+    return Verdict(problem is None, problem or "ok")
 
 
 def _pages(settings: "SidecarSettings", sidecar: Sidecar, source: Scraper) -> Mapping[str, Page]:

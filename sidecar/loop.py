@@ -13,11 +13,12 @@ from service.logs import Changes
 from sidecar.classification import Outcome, Reason, Rules, Seen, Unknown, answered, classify
 from sidecar.debounce import Belief, Kind, believe
 from sidecar.exposition import Reading
+from sidecar.hints import no_links
 from sidecar.publisher import OnExit, PublishError
 from sidecar.scrape import ScrapeError
 from sidecar.telemetry import Telemetry
 from topology import features
-from topology.model import Tile
+from topology.model import Tile, Topology
 from topology.publication import (
     GROUP,
     AbsentError,
@@ -30,9 +31,6 @@ from topology.publication import (
 
 _MOST_NAMED = 8
 _DIGITS = re.compile(r"[0-9]+")  # a detail that differs in numbers only is no news
-_NO_LINKS_HINT = (
-    "where links should be: is XPU Manager's Pod on the host network, is -lane-count too high?"
-)
 
 
 class Source(Protocol):
@@ -196,6 +194,16 @@ class Sidecar:
         return None
 
     @property
+    def hint(self) -> str:
+        """Why no link passed in the last scrape; empty where one did, or nothing is known."""
+        return self._hint(self.outcome)
+
+    def _hint(self, outcome: Outcome | None) -> str:
+        if not isinstance(outcome, Seen) or outcome.topology.links:
+            return ""
+        return no_links(outcome, self._policy.rules)
+
+    @property
     def published(self) -> bool:
         """Whether the last attempt to publish, if any, went well."""
         return self._publish_problem is None
@@ -300,7 +308,9 @@ class Sidecar:
         if same or said:
             self._log.debug(f"labels {'renewed' if same else self._verb}", expires=_text(expiry))
         else:
-            self._log.info(
+            gone = before and before.topology.links and not (wanted.topology or Topology()).links
+            tell = self._log.warning if gone else self._log.info
+            tell(
                 f"labels {self._verb}",
                 **_facts(wanted),
                 **_difference(before, wanted),
@@ -346,8 +356,10 @@ class Sidecar:
         """Tell what is new; give whether something was."""
         if isinstance(outcome, Seen):
             if self._changes.of("outcome", outcome.kind):
-                hint = {} if outcome.topology.links else {"hint": _NO_LINKS_HINT}
-                self._log.info("XPU Manager seen", **{"class": outcome.kind}, **hint)
+                hint = self._hint(outcome)
+                tell = self._log.warning if hint and outcome.held_back else self._log.info
+                facts = {"class": outcome.kind} | ({"hint": hint} if hint else {})
+                tell("XPU Manager seen", **facts)
                 return True
             return False
         if not self._changes.of("outcome", _news(outcome)):

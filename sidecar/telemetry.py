@@ -37,6 +37,13 @@ class Telemetry:
             "directions between tiles of which rows tell different things, as before XPU Manager"
             " 1.2.16: a cut link may still be published",
         )
+        self._held_back = metrics.gauge(
+            "links_held_back",
+            "Xe Links that were seen last and are not published, by the flag that holds them back",
+            "rule",
+        )
+        for rule in ("lane-count", "allow-subdeviceless-links"):
+            self._held_back.labels(rule)
         self._links = metrics.gauge("links", "links that are believed")
         self._lanes = metrics.gauge("lanes", "lanes of these links, weaker direction")
         self._tiles = metrics.gauge("tiles", "tiles that are believed")
@@ -73,6 +80,8 @@ class Telemetry:
         if isinstance(outcome, Seen):
             self._last_good.set(now)
             self._contradicting.set(len(outcome.contradicting))
+            self._held_back.labels("lane-count").set(outcome.narrow)
+            self._held_back.labels("allow-subdeviceless-links").set(outcome.one_tile)
 
     def read(self, reading: Reading) -> None:
         """Count the rows of one exposition."""

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from device_plugin.sysfs import MAX_SERIES
-from sidecar.classification import Reason, Unknown
+from sidecar.classification import Reason, Rules, Seen, Unknown, classify
+from sidecar.hints import no_links
 from sidecar.rows import Connection
 from sidecar.scrape import HOST
 from topology.model import Topology
@@ -69,6 +70,12 @@ def answers(visit: Visit) -> Finding:
             f"{said}, rows of {count} directions contradict each other: a cut link may still be"
             " told",
             "update XPU Manager to 1.2.16 or later",
+        )
+    usual = classify(answer.reading, Rules()) if answer.reading else seen
+    if isinstance(usual, Seen) and usual.held_back and not usual.topology.links:
+        return warn(
+            f"{said}; with the sidecar's defaults, {no_links(usual, Rules())}",
+            "give xelink-sidecar that flag, if these links are to be published",
         )
     return ok(said)
 

@@ -16,9 +16,8 @@ import pytest
 
 from device_plugin.simulator.admission import AdmissionError
 from tests.faults.rig import NS, Footprint, truth
-from topology.publication import Publication, render
-
 from tests.patience import PATIENCE
+from topology.publication import Publication, render
 
 ROOT = Path(__file__).parents[2]
 VIOLATED = """
