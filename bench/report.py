@@ -1,6 +1,10 @@
-"""One table of a benchmark: Markdown for people, the same as JSON for programs."""
+"""One table of a benchmark: Markdown for people, the same as JSON for programs.
+
+Both say which Python was measured: memory and start differ from one to the next.
+"""
 
 import json
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -16,7 +20,7 @@ class Table:
         self._file = RESULTS / f"{name}.json"
         self._columns = columns
         self._rows: list[Sequence[Cell]] = []
-        print(f"\n| {' | '.join(columns)} |")
+        print(f"\nPython {platform.python_version()}:\n\n| {' | '.join(columns)} |")
         print(f"|{'---|' * len(columns)}", flush=True)
 
     def row(self, *cells: Cell) -> None:
@@ -25,7 +29,8 @@ class Table:
         print(f"| {' | '.join(map(_text, cells))} |", flush=True)
         RESULTS.mkdir(parents=True, exist_ok=True)
         table = [dict(zip(self._columns, row, strict=True)) for row in self._rows]
-        self._file.write_text(json.dumps(table, indent=1) + "\n")
+        measured = {"python": platform.python_version(), "rows": table}
+        self._file.write_text(json.dumps(measured, indent=1) + "\n")
 
 
 def _text(cell: Cell) -> str:

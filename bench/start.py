@@ -30,6 +30,7 @@ lean.leave_out("bz2", "click", "lzma", "rich")
 lean.put_off("asyncio", "idna", "secrets")
 lean.lean_settings()
 with lean.nothing_to_collect():
+    lean.no_task_names()
     import httpx, prometheus_client, pydantic_settings, structlog, tenacity
     pydantic_settings.BaseSettings, structlog.wrap_logger
 """

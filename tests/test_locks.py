@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -161,6 +162,13 @@ def test_a_lock_is_installed_as_it_stands_whatever_the_index_has_by_now(
     done = ended(local(index, pip), sys.executable, TOOL, made, locked)
     assert done.returncode == 0, done.stdout
     assert installed(made) == {f"{name}-{version}" for name, version in LOCKED.items()}
+
+
+def test_the_package_names_the_pythons_that_are_tested() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = {one.rpartition(" ")[2] for one in project["classifiers"] if ":: 3." in one}
+    assert named == {f"3.{minor}" for minor in MINORS}
+    assert project["requires-python"] == f">=3.{MINORS[0]}"
 
 
 def test_the_python_that_runs_the_tests_is_one_of_the_machine() -> None:

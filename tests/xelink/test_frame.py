@@ -39,6 +39,35 @@ def test_help_has_examples_and_exit_codes_and_is_no_wider_than_the_terminal(
     assert max(map(len, told.splitlines())) <= 100
 
 
+def test_what_excludes_each_other_is_one_part_of_the_usage(
+    xelink: Xelink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert xelink("simulate", "-h").out.startswith(
+        "usage: xelink simulate [-h] (SCENARIO | --random SEED | --list) [--seed SEED]\n"
+        "                       [--runs N] [--output {text,json,svg,scenario}]\n"
+        "                       [--no-times]\n\n"
+    )
+
+
+def test_the_column_of_the_commands_is_as_wide_as_the_longest(
+    xelink: Xelink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    told = xelink("-h").out
+    for command, summary in COMMANDS.items():
+        assert f"\n    {command:<10}  {summary}\n" in told
+
+
+def test_help_has_no_colors_whatever_the_terminal_says(
+    xelink: Xelink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    for arguments in (("-h",), ("show", "-h"), ("show", "--nothing")):
+        said = xelink(*arguments)
+        assert "\x1b" not in said.out + said.err
+
+
 @pytest.mark.parametrize("arguments", [(), ("nothing",), ("show", "--nothing"), ("demo", "more")])
 def test_what_there_is_not_is_a_wrong_call(xelink: Xelink, arguments: tuple[str, ...]) -> None:
     said = xelink(*arguments)
