@@ -1,6 +1,7 @@
 """The device plugin as a process: settings in, one event loop, a clean end."""
 
 import asyncio
+import os
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -26,8 +27,9 @@ from service.command import OK
 from service.logs import logger_to_stderr
 from service.metrics import Metrics
 from service.page import pages
-from service.probes import Page, Verdict, serving
+from service.probes import Page, Site, Verdict, serving
 from service.release import VERSION
+from service.requests import own_names
 from service.signals import STOPPING, release_signals
 
 if TYPE_CHECKING:
@@ -95,7 +97,9 @@ async def _serve(settings: "PluginSettings", log: FilteringBoundLogger) -> None:
         endpoints=endpoints,
     )
     probes = {"/healthz": alive, "/readyz": ready}
-    with serving(settings.listen, metrics.registry, probes, _pages(settings, parts)) as address:
+    names = own_names(parts.host, os.environ, settings.listen_names)
+    site = Site(probes, _pages(settings, parts), names)
+    with serving(settings.listen, metrics, site, log) as address:
         log.info("started", version=VERSION, listen=address or "none")
         try:
             async with asyncio.TaskGroup() as tasks:

@@ -14,7 +14,13 @@ from device_plugin.offers import ByPath, Monitoring
 from device_plugin.policies import AllocationPolicy
 from device_plugin.sockets import DIRECTORY as PLUGIN_DIRECTORY
 from device_plugin.sockets import SocketName
-from service.flags import Directory, KlogSettings, listen_address
+from service.flags import (
+    LISTEN_NAMES,
+    Directory,
+    HostNames,
+    KlogSettings,
+    listen_address,
+)
 from topology.features import namespace
 from topology.publication import DEFAULT_NAMESPACE
 
@@ -138,6 +144,7 @@ class PluginSettings(KlogSettings):
         "127.0.0.1:29997",
         description="address of the page, /healthz, /readyz and /metrics; empty for none",
     )
+    listen_names: HostNames = Field(frozenset(), description=LISTEN_NAMES)
 
     @model_validator(mode="after")
     def _belong_together(self) -> "PluginSettings":

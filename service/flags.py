@@ -15,11 +15,12 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_args, get_origin
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -89,6 +90,44 @@ def _not_empty(value: object) -> object:
     if not str(value):
         raise ValueError("should be a path")
     return value
+
+
+# name = label *( "." label ), of letters, digits, "-" and "_"
+_HOST_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?", re.ASCII)
+_LONGEST_NAME = 253
+
+
+def _host_names(value: object) -> frozenset[str]:
+    """Read a list as text, or as YAML gives it."""
+    if isinstance(value, str):
+        value = [word.strip() for word in value.split(",") if word.strip()]
+    many = value if isinstance(value, list | frozenset) else [value]
+    return frozenset(map(_host_name, many))
+
+
+def _host_name(value: object) -> str:
+    if isinstance(value, str) and (
+        value == "*" or (len(value) <= _LONGEST_NAME and _HOST_NAME.fullmatch(value))
+    ):
+        return value
+    raise ValueError(
+        "should be names without ports: node-1.example.com,xelink.monitoring.svc; or *"
+    )
+
+
+def _listed_text(names: frozenset[str]) -> str:
+    return ",".join(sorted(names))
+
+
+HostNames = Annotated[
+    frozenset[str], NoDecode, BeforeValidator(_host_names), PlainSerializer(_listed_text)
+]
+"""Names of hosts, as text with commas, or as a list in YAML."""
+
+LISTEN_NAMES = (
+    "names under which -listen answers beside addresses, localhost, this host's name, $NODE_NAME"
+    " and $POD_NAME: node-1.example.com,xelink.monitoring.svc; * for any"
+)
 
 
 Directory = Annotated[Path, BeforeValidator(_not_empty)]

@@ -31,6 +31,13 @@ class Metrics:
         self.gauge("build_info", "1, with the versions", "version", "python").labels(
             VERSION, python_version()
         ).set(1)
+        self.refused = self.counter(
+            "listen_refused",
+            "connections at -listen that got no answer: too many at once, a slow client, an answer"
+            " that came late, a large or a malformed request, the Host of nobody here",
+            "reason",
+        )
+        """Refusals of the -listen server, by reason."""
 
     def gauge(self, name: str, text: str, *labels: str) -> Gauge:
         """Make a gauge."""

@@ -1,28 +1,29 @@
 """The `-listen` server: probes for kubelet, metrics for Prometheus, pages for people.
 
-prometheus_client's WSGI application on the standard library's server: no further dependency, a
-short-lived thread for each request, nothing in it can hold up the daemon's loop.
+Requests are read and connections held by modules beside this one; here is what is answered to whom.
 """
 
-import select
 import socket
-import socketserver
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client import make_wsgi_app
+from structlog.typing import FilteringBoundLogger
 
 from service.command import CannotStartError
-from service.values import split_address
+from service.connections import Connections, Later, Refusal
+from service.listening import listening
+from service.logs import Changes
+from service.metrics import Metrics
+from service.requests import MOST_HEAD, MalformedError, Request, is_answered, own_names, parse
 
 if TYPE_CHECKING:
-    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
-
-_REQUEST_SECONDS = 5
-_MOST_REQUESTS = 16
+    from wsgiref.types import WSGIApplication
 
 
 class Verdict(NamedTuple):
@@ -47,16 +48,22 @@ class Reply(NamedTuple):
 Page: TypeAlias = Callable[[], Reply]
 
 
+@dataclass(frozen=True)
+class Site:
+    """What is served beside the metrics, by path, and the names under which it is."""
+
+    probes: Mapping[str, Probe] = field(default_factory=dict)
+    pages: Mapping[str, Page] = field(default_factory=dict)
+    names: frozenset[str] = own_names("", {}, frozenset())
+
+
 class ListenError(CannotStartError):
     """The address cannot be listened on: a daemon that nobody can probe does not start."""
 
 
 @contextmanager
 def serving(
-    listen: str,
-    registry: CollectorRegistry,
-    probes: Mapping[str, Probe],
-    pages: Mapping[str, Page] | None = None,
+    listen: str, metrics: Metrics, site: Site, log: FilteringBoundLogger
 ) -> Iterator[str | None]:
     """Serve `/metrics` and one path for each probe and each page while the block runs.
 
@@ -67,115 +74,134 @@ def serving(
         yield None
         return
     try:
-        host, port = split_address(listen)
-        family, _, _, _, address = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        server = _server_class(family)(address[:2], _Handler)
+        listener, address = listening(listen)
     except (OSError, ValueError) as error:  # ValueError: a name that cannot be encoded
         raise ListenError(
             f"cannot listen on {listen}: {error}; give -listen another address, or none"
         ) from None
-    server.set_app(_application(registry, probes, pages or {}))
-    # The standard library's way to stop a server wakes it several times a second, for years.
+    connections = Connections(listener, _Application(metrics, site, log), log)
     stopped, stop = socket.socketpair()
-    thread = threading.Thread(target=_serve, args=(server, stopped), daemon=True)
+    thread = threading.Thread(target=connections.run, args=(stopped,), name="listen", daemon=True)
     thread.start()
     try:
-        name = f"[{host}]" if ":" in host else host
-        yield f"{name}:{server.server_address[1]}"
+        yield address
     finally:
         stop.close()
         thread.join()
         stopped.close()
-        server.server_close()
+        listener.close()
 
 
-def _serve(server: WSGIServer, stopped: socket.socket) -> None:
-    server.timeout = 0  # a connection that is gone when it is looked for is not waited for
-    awaited = server.fileno(), stopped.fileno()
-    while stopped.fileno() not in select.select(awaited, (), ())[0]:
-        server.handle_request()
+_PLAIN = (("Content-Type", "text/plain; charset=utf-8"), ("X-Content-Type-Options", "nosniff"))
+_METHODS = ("GET", "HEAD")
+
+_SAID = {
+    Refusal.CROWD: ("503 Service Unavailable", "there are too many connections"),
+    Refusal.SLOW: ("408 Request Timeout", "the request or its answer takes too long"),
+    Refusal.LATE: ("503 Service Unavailable", "the answer takes too long to make"),
+    Refusal.LARGE: (
+        "431 Request Header Fields Too Large",
+        f"a request has at most {MOST_HEAD} bytes of headers",
+    ),
+    Refusal.MALFORMED: ("400 Bad Request", "this is no request"),
+    Refusal.HOST: (
+        "421 Misdirected Request",
+        "this name is not answered: ask by address, or add it with -listen-names",
+    ),
+}
 
 
-_PLAIN = ("Content-Type", "text/plain; charset=utf-8")
+class _Application:
+    """Answers requests."""
 
+    def __init__(self, metrics: Metrics, site: Site, log: FilteringBoundLogger) -> None:
+        self._registry = make_wsgi_app(metrics.registry)
+        self._refused = metrics.refused
+        self._site = site
+        self._log = log
+        self._faults = Changes()
+        for refusal in Refusal:
+            self._refused.labels(refusal.value)
 
-def _application(
-    registry: CollectorRegistry, probes: Mapping[str, Probe], pages: Mapping[str, Page]
-) -> "WSGIApplication":
-    metrics = make_wsgi_app(registry)
-
-    def answer(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        path = environ["PATH_INFO"]
-        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            start_response("405 Method Not Allowed", [("Allow", "GET, HEAD"), _PLAIN])
-            return [b"this only tells: GET or HEAD\n"]
-        if path == "/metrics":
-            body: Iterable[bytes] = metrics(environ, start_response)
-            return body
-        if path in pages:
-            reply = pages[path]()
-            start_response("200 OK", [("Content-Type", reply.type), *reply.headers])
-            return [reply.body]
-        if path in probes:
-            found = probes[path]()
-            fine, said = found if isinstance(found, Verdict) else (not found, found or "ok")
-            status, text = "200 OK" if fine else "503 Service Unavailable", f"{said}\n"
-        else:
-            status, text = "404 Not Found", f"try {' '.join(['/metrics', *probes, *pages])}\n"
-        start_response(status, [_PLAIN])
-        return [text.encode()]
-
-    return answer
-
-
-class _Handler(WSGIRequestHandler):
-    timeout = _REQUEST_SECONDS
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as the base names it
-        """Say nothing: a probe every few seconds is no news."""
-
-
-class _Server(socketserver.ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-    request_queue_size = _MOST_REQUESTS  # connections over it would be late by a second
-    block_on_close = False
-
-    def __init__(self, *args: Any) -> None:  # noqa: ANN401 - handed on as they are
-        self._free = threading.BoundedSemaphore(_MOST_REQUESTS)
-        super().__init__(*args)
-
-    def server_bind(self) -> None:
-        # The base class asks DNS for the name of the address; nothing here needs it, and a node
-        # whose DNS hangs would not start.
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
-        self.setup_environ()
-
-    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as the base
-        if not self._free.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
+    def answer(self, head: bytes) -> bytes | Later:
+        """Give the answer to a request, or who makes it."""
         try:
-            super().process_request(request, client_address)
-        except RuntimeError:  # no thread can be had
-            self._free.release()
-            raise
+            request = parse(head)
+        except MalformedError as error:
+            return self.refuse(Refusal.MALFORMED, str(error))
+        body = request.method != "HEAD"
+        if not is_answered(request.host, self._site.names):
+            return self.refuse(Refusal.HOST, body=body)
+        if request.method not in _METHODS:
+            allow = ("Allow", ", ".join(_METHODS))
+            said = b"this only tells: GET or HEAD\n"
+            return _render("405 Method Not Allowed", (allow, *_PLAIN), said)
+        paths = ("/metrics", *self._site.probes, *self._site.pages)
+        if request.path not in paths:
+            return _render("404 Not Found", _PLAIN, f"try {' '.join(paths)}\n".encode(), body=body)
+        return Later(request.path, partial(self._work, request))
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as the base
+    def refuse(self, refusal: Refusal, why: str | None = None, *, body: bool = True) -> bytes:
+        """Count a refusal; give what is said to it."""
+        self._refused.labels(refusal.value).inc()
+        status, said = _SAID[refusal]
+        return _render(status, _PLAIN, f"{why or said}\n".encode(), body=body)
+
+    def _work(self, request: Request) -> bytes:
+        fault: Exception | None = None
         try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
+            status, headers, said = self._found(request)
+        except Exception as error:  # noqa: BLE001 - a page's fault is no fault of the daemon
+            status, headers, said = "500 Internal Server Error", _PLAIN, b"a fault; see the log\n"
+            fault = error
+        if self._faults.of(request.path, repr(fault)) and fault:
+            # What the system refuses, a descriptor for one, is no fault in the program.
+            trace = None if isinstance(fault, OSError) else fault
+            self._log.error(
+                "an answer failed", path=request.path, reason=repr(fault), exc_info=trace
+            )
+        return _render(status, headers, said, body=request.method != "HEAD")
 
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as the base
-        """Drop it: a client that hung up is no event of the daemon's."""
+    def _found(self, request: Request) -> "_Answer":
+        if request.path == "/metrics":
+            return _asked(self._registry, request)
+        if page := self._site.pages.get(request.path):
+            reply = page()
+            return "200 OK", (("Content-Type", reply.type), *reply.headers), reply.body
+        found = self._site.probes[request.path]()
+        fine, said = found if isinstance(found, Verdict) else (not found, found or "ok")
+        return "200 OK" if fine else "503 Service Unavailable", _PLAIN, f"{said}\n".encode()
 
 
-class _ServerV6(_Server):
-    address_family = socket.AF_INET6
+_Headers: TypeAlias = tuple[tuple[str, str], ...]
+_Answer: TypeAlias = tuple[str, _Headers, bytes]
 
 
-def _server_class(family: int) -> type[_Server]:
-    return _ServerV6 if family == socket.AF_INET6 else _Server
+def _asked(application: "WSGIApplication", request: Request) -> _Answer:
+    """Ask prometheus_client's application, which reads these of a request, and knows no HEAD."""
+    told: list[tuple[str, _Headers]] = []
+
+    def start_response(status: str, headers: list[tuple[str, str]], _: object = None, /) -> None:
+        told.append((status, tuple(headers)))
+
+    environ = {
+        "REQUEST_METHOD": "GET",
+        "PATH_INFO": request.path,
+        "QUERY_STRING": request.query,
+        "HTTP_ACCEPT": request.headers.get("accept", ""),
+        "HTTP_ACCEPT_ENCODING": request.headers.get("accept-encoding", ""),
+    }
+    body = b"".join(application(environ, start_response))  # type: ignore[arg-type]  # it writes nothing else
+    return *told[0], body
+
+
+def _render(status: str, headers: _Headers, said: bytes, *, body: bool = True) -> bytes:
+    lines = (
+        f"HTTP/1.1 {status}",
+        f"Date: {formatdate(usegmt=True)}",
+        *(f"{name}: {value}" for name, value in headers),
+        f"Content-Length: {len(said)}",
+        "Connection: close",
+    )
+    head = "".join(f"{line}\r\n" for line in lines).encode("latin-1") + b"\r\n"
+    return head + said if body else head

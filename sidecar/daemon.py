@@ -1,5 +1,6 @@
 """The sidecar as a process: settings in, one synchronous loop, a clean end."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -14,8 +15,9 @@ from structlog.typing import FilteringBoundLogger
 from service.command import OK
 from service.logs import logger_to_stderr
 from service.page import pages
-from service.probes import Page, Probe, Verdict, serving
+from service.probes import Page, Probe, Site, Verdict, serving
 from service.release import VERSION
+from service.requests import own_names
 from service.stopping import Stop, Stopped
 from service.streams import forget_stdout
 from sidecar.classification import Outcome, Rules, Unknown
@@ -89,8 +91,9 @@ def run(loaded: "Loaded[SidecarSettings]") -> int:
         pulse = Pulse(settings, time.monotonic)
         probes: dict[str, Probe] = {"/healthz": pulse.problem, "/readyz": partial(ready, sidecar)}
         listen = "" if settings.oneshot else settings.listen
-        shown = _pages(settings, sidecar, source)
-        address = cleanup.enter_context(serving(listen, telemetry.registry, probes, shown))
+        names = own_names(gethostname(), os.environ, settings.listen_names)
+        site = Site(probes, _pages(settings, sidecar, source), names)
+        address = cleanup.enter_context(serving(listen, telemetry.metrics, site, log))
         log.info("started", version=VERSION, source=source.url, listen=address or "none")
         _prepare(settings, publisher, log)
         sidecar.resume(_now())
@@ -156,7 +159,9 @@ def _prepare(settings: "SidecarSettings", publisher: Publisher, log: FilteringBo
 
 # Flags that mean something for a daemon only, or for a file that is really written
 _IDLE_WITH = {
-    "oneshot": {"confirmations", "interval", "listen", "on_exit", "startup_delay"},
+    "oneshot": {
+        *("confirmations", "interval", "listen", "listen_names", "on_exit", "startup_delay"),
+    },
     "dry_run": {"on_exit"},
 }
 

@@ -6,7 +6,13 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from service.flags import Directory, KlogSettings, listen_address
+from service.flags import (
+    LISTEN_NAMES,
+    Directory,
+    HostNames,
+    KlogSettings,
+    listen_address,
+)
 from sidecar.publisher import OnExit
 from topology.features import namespace
 from topology.publication import DEFAULT_NAMESPACE
@@ -117,6 +123,7 @@ class SidecarSettings(KlogSettings):
         "127.0.0.1:29998",
         description="address of the page, /healthz, /readyz and /metrics; empty for none",
     )
+    listen_names: HostNames = Field(frozenset(), description=LISTEN_NAMES)
     use_https: bool = Field(
         default=False, deprecated="-cert alone decides: with it HTTPS, without it HTTP"
     )

@@ -14,6 +14,7 @@ class Telemetry:
 
     def __init__(self) -> None:
         metrics = Metrics("xelink_sidecar")
+        self.metrics = metrics
         self.registry = metrics.registry
         self.rows = metrics.rows
         """Name, labels and description of each metric."""

@@ -39,6 +39,7 @@ DEFAULTS = {
     "prefix": "/",
     "device-root": "/",
     "listen": "127.0.0.1:29997",
+    "listen-names": "",
     "log-format": "text",
     "v": "2",
     "config-file": "",
@@ -73,6 +74,7 @@ VALUES: list[tuple[str, tuple[str, object], tuple[str, object]]] = [
     ("prefix", ("/host", Path("/host")), ("/b", Path("/b"))),
     ("device-root", ("/var/tree", Path("/var/tree")), ("/b", Path("/b"))),
     ("listen", ("[::1]:0", "[::1]:0"), (":1", ":1")),
+    ("listen-names", ("node-1.lan,S.svc", {"node-1.lan", "S.svc"}), ("*", {"*"})),
     ("log-format", ("json", LogFormat.JSON), ("text", LogFormat.TEXT)),
     ("v", ("4", 4), ("0", 0)),
 ]
@@ -136,6 +138,22 @@ def test_what_is_printed_is_read_again(flag: str, tmp_path: Path) -> None:
     assert again.model_dump(exclude={"config_file"}) == loaded.settings.model_dump(
         exclude={"config_file"}
     )
+
+
+# Names
+
+
+def test_names_may_be_a_list_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("listen-names: [node-1.lan, xelink.monitoring.svc]\n")
+    assert value("listen-names", f"-config-file={file}") == {"node-1.lan", "xelink.monitoring.svc"}
+
+
+@pytest.mark.parametrize(
+    "name", ["node-1:29997", "http://node-1", "*.lan", "[::1]", "a b", "a" * 254]
+)
+def test_what_is_no_name_is_refused(name: str) -> None:
+    assert "should be names without ports" in usage_error(f"-listen-names={name}")
 
 
 # Device ids

@@ -4,7 +4,7 @@ import json
 import re
 import subprocess
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -13,14 +13,14 @@ from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry
 
 from service.page import Html, Status, badge, code, instant, iso, pages, section, table, tag, words
-from service.probes import serving
+from service.probes import Site
 from service.release import FORMAT_VERSION
 from tests.browser import CHROMIUM, needs_browser
 from tests.patience import PATIENCE
 from tests.processes import get
+from tests.service.listener import listening_at
 
 NASTY = '<script>alert("x")</script>&amp;\'"'
 
@@ -123,9 +123,14 @@ def test_instants_are_told_with_their_zone_or_not_at_all() -> None:
 
 
 @contextmanager
+def served_pages(status: Status, body: Callable[[Status], Sequence[Html]]) -> Iterator[str]:
+    with listening_at("127.0.0.1:0", Site(pages=pages("a title", lambda: status, body))) as served:
+        yield served.address
+
+
+@contextmanager
 def served(status: Status) -> Iterator[str]:
-    registry = CollectorRegistry()
-    with serving("127.0.0.1:0", registry, {}, pages("a title", lambda: status, shown)) as address:
+    with served_pages(status, shown) as address:
         yield f"http://{address}"
 
 
@@ -166,10 +171,7 @@ def test_a_browser_counts_down_and_follows_what_changes(tmp_path: Path) -> None:
         answered += 1
         return shown(told if answered < 3 else {**told, "state": "later"})
 
-    registry = CollectorRegistry()
-    with serving(
-        "127.0.0.1:0", registry, {}, pages("a title", lambda: status, shown_once)
-    ) as address:
+    with served_pages(status, shown_once) as address:
         seen, complaints = browsed(f"http://{address}/", tmp_path)
     assert any(re.fullmatch(r"in (1 h 0|59 min \d+|60 min 0) (min|s)", text) for text in seen.texts)
     assert "✗ later" in seen.texts
@@ -189,11 +191,9 @@ def test_a_browser_says_that_the_daemon_is_gone_until_it_answers_again(tmp_path:
             raise OSError("on purpose")
         return shown(told)
 
-    registry, status = CollectorRegistry(), {"state": "fine", "expires": None}
+    status = {"state": "fine", "expires": None}
     for seconds, news in ((8, "No answer since"), (13, "It answers again.")):
         answers = 0
-        with serving(
-            "127.0.0.1:0", registry, {}, pages("a title", lambda: status, shown_sometimes)
-        ) as address:
+        with served_pages(status, shown_sometimes) as address:
             seen, _ = browsed(f"http://{address}/", tmp_path, seconds)
         assert [text for text in seen.texts if text.startswith(news)], seen.texts

@@ -22,11 +22,12 @@ from device_plugin.settings import PluginSettings
 from device_plugin.simulator import blueprint as hardware
 from device_plugin.simulator.kubelet import Kubelet
 from service.metrics import Metrics
-from service.probes import serving
+from service.probes import Site
 from sidecar.settings import SidecarSettings
 from sidecar.simulator import Blueprint, Serving, SimulatedNode, Simulator, render
 from tests.patience import PATIENCE
 from tests.processes import Running, address, running
+from tests.service.listener import listening_at
 from tests.sidecar.test_publisher_mounts import LIBC, NOBODY, as_root, being, mount
 from tests.sidecar.test_trust_servers import CA, trustme_pair
 from tests.xelink.commands import Said, Xelink, topology
@@ -436,8 +437,9 @@ def sidecar_silent(_: Scene) -> Iterator[list[str]]:
 
 
 def probed(option: str, prefix: str, said: str) -> Iterator[list[str]]:
-    with serving("127.0.0.1:0", Metrics(prefix).registry, {"/readyz": lambda: said}) as listening:
-        yield [f"{option}=http://{listening}"]
+    site = Site({"/readyz": lambda: said})
+    with listening_at("127.0.0.1:0", site, Metrics(prefix)) as served:
+        yield [f"{option}=http://{served.address}"]
 
 
 @fault("kubelet", "fail", r"there is no kubelet\.sock in .*: start kubelet")
