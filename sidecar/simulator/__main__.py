@@ -106,7 +106,12 @@ def _parser() -> argparse.ArgumentParser:
     teller.add_argument("--cold", action="store_true", help="as at the first scrape")
 
     server = parser.add_argument_group("the server")
-    server.add_argument("--bind", default="127.0.0.1", metavar="ADDRESS")
+    server.add_argument(
+        "--bind",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help=":: for every one, of both families (default 127.0.0.1)",
+    )
     server.add_argument("--port", type=int, default=29999, help="0: any (default 29999)")
     server.add_argument("--port-file", type=Path, metavar="FILE", help="write the port there")
     server.add_argument(

@@ -101,6 +101,8 @@ class Door:
         held = socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET)
         try:
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if self.host == "::":  # of both families, whatever the system's default is
+                held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             held.bind((self.host, self.port))
         except OSError:
             held.close()

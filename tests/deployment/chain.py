@@ -21,7 +21,7 @@ EXPORTER, SIDECAR = "python-exporter", "xelink-sidecar"
 MOUNT = "/cert"
 Secret = Mapping[str, bytes]
 _PROGRAMS = {"gunicorn": "gunicorn", "xelink-sidecar": "sidecar"}
-_BIND = re.compile(r"[0-9.]+:29999")
+_BIND = re.compile(r"(\[?[0-9a-f.:]+\]?):29999")
 _ANSWERED = "answered /metrics to xelink-sidecar"
 
 
@@ -78,16 +78,19 @@ def certificate_volume(daemon_set: Mapping[str, Any], name: str) -> dict[str, An
     return secret
 
 
-def call(manifest: Mapping[str, Any], mount: Path | None) -> tuple[list[str], dict[str, str]]:
+def call(
+    manifest: Mapping[str, Any], mount: Path | None, pod_ip: str = "127.0.0.2"
+) -> tuple[list[str], dict[str, str]]:
     """Give a container's call with our ports and places, and what that changed.
 
-    The port becomes one that is free, what is below /cert is read below `mount`, and the program
-    is started as a module of this interpreter. Nothing else is touched.
+    The Pod's address is put in, as kubelet does. The port becomes one that is free, what is below
+    /cert is read below `mount`, and the program is started as a module of this interpreter. Nothing
+    else is touched.
     """
     words = [*manifest.get("command", ()), *manifest.get("args", ())]
     changes = {}
     for word in words[1:]:
-        changed = _BIND.sub("127.0.0.1:0", word)
+        changed = _BIND.sub(r"\1:0", word.replace("$(POD_IP)", pod_ip))
         if mount:
             changed = changed.replace(f"{MOUNT}/", f"{mount}/")
         if changed != word:
@@ -147,11 +150,16 @@ class Chain:
 
 
 @contextmanager
-def exporting(words: Sequence[str], **env: str) -> Iterator[tuple[Running, int]]:
-    """Run gunicorn with this call; give it and its port."""
-    options = f"--no-control-socket {env.pop('GUNICORN_CMD_ARGS', '')}"
-    with running(*words, PYTHONPATH=str(REST), GUNICORN_CMD_ARGS=options, **env) as exporter:
-        match = re.search(r"://127\.0\.0\.1:(\d+)", exporter.wait_for("Listening at: http"))
+def exporting(
+    words: Sequence[str], before: tuple[str, ...] = (), env: Mapping[str, str] | None = None
+) -> Iterator[tuple[Running, int]]:
+    """Run gunicorn with this call, started by the program `before`; give it and its port."""
+    given = dict(env or {})
+    options = f"--no-control-socket {given.pop('GUNICORN_CMD_ARGS', '')}"
+    own = {"PYTHONPATH": str(REST), "GUNICORN_CMD_ARGS": options, **given}
+    with Running(words[0], *words[1:], env=own, before=before) as exporter:
+        listening = exporter.wait_for("Listening at: http")
+        match = re.search(r"://127\.0\.0\.1:(\d+)", listening)
         assert match
         try:
             yield exporter, int(match[1])
@@ -187,7 +195,7 @@ def chain(
     """Run both; at the end each must still be the process that was started, and end well."""
     labels = directory / "features.d" / "xpum-sidecar-labels.txt"
     with (
-        exporting(exporting_call, **env) as (exporter, port),
+        exporting(exporting_call, env=env) as (exporter, port),
         labeling(labeling_call, port, labels, **env) as sidecar,
     ):
         yield Chain(exporter, sidecar, labels, port, address(sidecar))

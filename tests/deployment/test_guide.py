@@ -229,7 +229,7 @@ def test_a_kustomization_of_one_s_own_names_the_registry(overlay: str, tmp_path:
 @needs_kubectl
 def test_xpu_manager_s_containers_get_requests_and_limits(tmp_path: Path) -> None:
     both = block("yaml", "registry.example.com") + block("yaml", "requests:")
-    (rendered,) = of_the_site(tmp_path, both)
+    (rendered,) = filter(is_workload, of_the_site(tmp_path, both))
     before = daemon_set("http")
     for name in ("xpumd", "python-exporter"):
         own = container(rendered, name)

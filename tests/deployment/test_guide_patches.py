@@ -138,7 +138,8 @@ def test_the_image_and_the_end_are_set_at_the_sidecar_alone(tmp_path: Path) -> N
     assert image["image"] == "registry.example.com/xelink:0.1.0"
     after = patched(user, shown("kubectl -n monitoring set env ").line, before)
     assert container(after, SIDECAR)["env"] == [
-        {"name": "XELINK_SIDECAR_ON_EXIT", "value": "remove"}
+        *container(before, SIDECAR)["env"],
+        {"name": "XELINK_SIDECAR_ON_EXIT", "value": "remove"},
     ]
     assert container(after, EXPORTER)["env"] == container(before, EXPORTER)["env"]
 

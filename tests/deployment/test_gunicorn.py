@@ -3,6 +3,7 @@
 Gunicorn gets the very command of the rendered DaemonSet, and serves the simulator's body.
 """
 
+import re
 import ssl
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -23,9 +24,11 @@ from tests.deployment.chain import (
     certificate_volume,
     chain,
     container,
+    exporting,
 )
 from tests.deployment.issuing import Issued, issue
 from tests.deployment.rendering import render
+from tests.networks import needs_both_families
 from tests.patience import PATIENCE
 from tests.processes import get
 
@@ -98,14 +101,30 @@ def test_only_the_port_and_the_place_of_the_certificate_differ_from_the_overlay(
     words, changes = call(container(secured.daemon_set, EXPORTER), tmp_path)
     assert words[0] == "gunicorn"
     assert list(changes) == [
-        "0.0.0.0:29999",
+        "127.0.0.1:29999",
+        "[$(POD_IP)]:29999",
         "--certfile=/cert/tls.crt",
         "--keyfile=/cert/tls.key",
     ]
     assert list(call(container(secured.daemon_set, SIDECAR), tmp_path)[1]) == ["-cert=/cert/ca.crt"]
     plain, changes = call(container(Overlay("http").daemon_set, EXPORTER), None)
-    assert list(changes) == ["0.0.0.0:29999"]
+    assert list(changes) == ["127.0.0.1:29999", "[$(POD_IP)]:29999"]
     assert [word for word in words if not word.startswith(("--certfile=", "--keyfile="))] == plain
+
+
+@needs_both_families
+@pytest.mark.parametrize("pod_ip", ["127.0.0.2", "::1"], ids=["IPv4", "IPv6"])
+def test_kubelet_s_probes_are_answered_at_the_pod_s_address_of_either_family(pod_ip: str) -> None:
+    overlay = Overlay("http")
+    words, _ = call(container(overlay.daemon_set, EXPORTER), None, pod_ip)
+    with exporting(words) as (exporter, port):
+        (line,) = (each for each in exporter.lines if "Listening at: http" in each)
+        (other,) = set(re.findall(r"http://([0-9a-f.:\[\]]+):(\d+)", line)) - {
+            ("127.0.0.1", str(port))
+        }
+        assert other[0].strip("[]") == pod_ip
+        for probe in overlay.probes(EXPORTER):
+            assert get(f"http://{':'.join(other)}{probe['path']}")[0] == 200
 
 
 @pytest.mark.parametrize(

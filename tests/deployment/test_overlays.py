@@ -28,9 +28,9 @@ def entries(content: Document) -> Iterator[str]:
     """Give every path of a kustomization."""
     for field in ("resources", "components", "bases", "crds", "configurations", "generators"):
         yield from content.get(field, ())
-    for patch in content.get("patches", ()):
-        if "path" in patch:
-            yield patch["path"]
+    for entry in (*content.get("patches", ()), *content.get("replacements", ())):
+        if "path" in entry:
+            yield entry["path"]
 
 
 def xpum(overlay: str) -> Document:
@@ -150,7 +150,8 @@ def test_the_exporter_runs_as_xpu_manager_s_own_manifest_runs_it(overlay: str) -
     exporter = container(overlay, "python-exporter")
     command = [word for word in exporter["command"] if not re.match("--(cert|key)file=", word)]
     assert command == [
-        *("gunicorn", "--bind", "0.0.0.0:29999", "--worker-connections", "64"),
+        *("gunicorn", "--bind", "127.0.0.1:29999", "--bind", "[$(POD_IP)]:29999"),
+        *("--worker-connections", "64"),
         *("--worker-class", "gthread", "--workers", "1", "--threads", "4"),
         "xpum_rest_main:main()",
     ]
@@ -158,6 +159,7 @@ def test_the_exporter_runs_as_xpu_manager_s_own_manifest_runs_it(overlay: str) -
     assert exporter["workingDir"] == "/usr/lib/xpum/rest"
     env = {each["name"]: each for each in exporter["env"]}
     assert env["NODE_NAME"]["valueFrom"] == {"fieldRef": {"fieldPath": "spec.nodeName"}}
+    assert env["POD_IP"]["valueFrom"] == {"fieldRef": {"fieldPath": "status.podIP"}}
     assert env["XPUM_EXPORTER_NO_AUTH"]["value"] == env["XPUM_EXPORTER_ONLY"]["value"] == "1"
     mounts = {mount["name"]: mount for mount in exporter["volumeMounts"]}
     assert mounts["sockdir"] == {"name": "sockdir", "mountPath": "/tmp"}  # noqa: S108 - as above

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.deployment.rendering import OVERLAYS, Document, needs, render, run, tool
+from tests.deployment.rendering import OVERLAYS, Document, needs, pods, run, tool
 
 pytestmark = needs("kubectl")
 
@@ -51,7 +51,7 @@ def without_ours(daemon_set: Document) -> Document:
 @pytest.fixture
 def running() -> Document:
     """Build somebody's XPU Manager, with whatever else an administrator has put into its Pod."""
-    (daemon_set,) = render("base")
+    (daemon_set,) = (pod.workload for pod in pods("base"))
     daemon_set["metadata"]["annotations"] = {"example.com/owner": "gpu-team"}
     daemon_set["metadata"]["labels"]["example.com/stage"] = "production"
     daemon_set["spec"]["updateStrategy"] = {"type": "OnDelete"}
@@ -98,8 +98,8 @@ def test_only_the_sidecar_and_its_volume_are_added(running: Document, tmp_path: 
 
 
 def test_the_patch_and_the_overlay_are_the_same(tmp_path: Path) -> None:
-    (base,) = render("base")
-    (http,) = render("http")
+    (base,) = (pod.workload for pod in pods("base"))
+    (http,) = (pod.workload for pod in pods("http"))
     found = patched(base, tmp_path)
     for field in ("containers", "volumes"):
         assert named(found, field) == named(http, field)
@@ -140,7 +140,7 @@ def test_intel_s_sidecar_is_replaced_and_its_arguments_and_mounts_stay(
     found = patched(with_intels, tmp_path)
     assert without_ours(found) == without_ours(with_intels)
     sidecar = named(found, "containers")["xelink-sidecar"]
-    (fresh,) = render("http")
+    (fresh,) = (pod.workload for pod in pods("http"))
     ours = named(fresh, "containers")["xelink-sidecar"]
     args = ["-v=2", "--lane-count=8", "--cert=/cert/tls.crt"]
     mounts = [*ours["volumeMounts"], {"name": "xpum-cert", "mountPath": "/cert"}]

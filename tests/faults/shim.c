@@ -3,6 +3,7 @@
  * Preloaded. What is wrong is read at each call from the file named by XELINK_SHIM, one line each:
  *   clock SECONDS        the time of day is that much later, or earlier
  *   monotonic SECONDS    so is the clock that nobody sets, as after a pause of the whole machine
+ *   ipv6 ERRNO           a socket of IPv6 cannot be had, as where the kernel has none
  *   CALL ERRNO           open, read, write, fsync or rename below XELINK_SHIM_ROOT fails with it;
  *                        fsync is that of a file, fsync-directory that of a directory
  * Without the file nothing is wrong.
@@ -16,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -67,6 +69,15 @@ int clock_gettime(clockid_t clock, struct timespec *now) {
         errno = saved;
     }
     return (int)status;
+}
+
+int socket(int family, int type, int protocol) {
+    long number = family == AF_INET6 ? told("ipv6") : 0;
+    if (number) {
+        errno = (int)number;
+        return -1;
+    }
+    return (int)syscall(SYS_socket, family, type, protocol);
 }
 
 ssize_t read(int fd, void *bytes, size_t size) {

@@ -1,4 +1,4 @@
-"""The preloaded shim: a clock that jumps, and calls of the file system that fail."""
+"""The preloaded shim: a clock that jumps, calls of the file system that fail, no IPv6."""
 
 import atexit
 import shutil

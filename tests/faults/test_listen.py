@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tests.faults.rig import footprint
+from tests.patience import PATIENCE
 from tests.processes import Running, address, get
 
 OVERLAYS = Path(__file__).parents[2] / "overlays"
@@ -23,7 +24,6 @@ MiB = 1 << 20
 FLAT = 16 * MiB
 """Bytes that a daemon may take in addition while it is attacked."""
 CROWD = 1000
-PATIENCE = 30.0
 
 LINE = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 ATTACKS = {

@@ -21,8 +21,8 @@ from service.connections import (
     Refusal,
 )
 from service.listening import listening
+from tests.patience import PATIENCE
 
-PATIENCE = 30.0
 LONG = MOST_UNSENT - 1024  # and something of another connection
 WHOLE = b"GET / HTTP/1.0\r\n\r\n"
 
