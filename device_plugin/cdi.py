@@ -22,6 +22,7 @@ from typing import Any
 from device_plugin.devfs import DeviceNode, Mount
 from device_plugin.devices import Card, Inventory
 from device_plugin.offers import ByPath, mounts
+from service.files import read_beginning, read_file
 
 VERSION = "0.5.0"
 KIND = "intel.cdi.k8s.io/gpu"
@@ -152,7 +153,9 @@ def _stands(path: Path, content: bytes) -> bool:
     try:
         told = path.lstat()
         regular = stat.S_ISREG(told.st_mode) and stat.S_IMODE(told.st_mode) == _MODE
-        return regular and told.st_size == len(content) and path.read_bytes() == content
+        if not regular or told.st_size != len(content):
+            return False
+        return read_file(path, len(content)) == content
     except OSError:
         return False
 
@@ -198,12 +201,6 @@ def _sync(directory: Path) -> None:
 
 def _start(path: Path) -> bytes:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return read_beginning(path, _SPEC_LIMIT)
     except OSError:
         return b""
-    try:
-        return os.read(descriptor, _SPEC_LIMIT)
-    except OSError:
-        return b""
-    finally:
-        os.close(descriptor)

@@ -12,8 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
+from device_plugin.aside import aside
 from device_plugin.waiting import first_of, until
 from topology import features, publication
 from topology.publication import Publication
@@ -23,6 +26,10 @@ POLL_SECONDS = 1.0
 SETTLED = timedelta(milliseconds=300)
 """How long a file must stand unchanged that nothing proves to be complete."""
 
+PATIENCE = 5.0
+"""Seconds for one look at the file."""
+
+_HANGS = "not read within {:g} s: its file system does not answer"
 _REASON_LIMIT = 300  # bytes: a reason may quote the file, which may be anybody's
 
 
@@ -99,6 +106,9 @@ def look(path: Path, before: Look | None = None) -> Look:
     return before if before and before == found else found
 
 
+Looking: TypeAlias = Callable[[Path, Look | None], Look]
+
+
 def _look_into(descriptor: int) -> Look:
     told = os.fstat(descriptor)
     if not stat.S_ISREG(told.st_mode):
@@ -154,7 +164,7 @@ def _utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-async def follow(
+async def follow(  # noqa: PLR0913 - what the tests replace has names
     path: Path,
     namespace: str,
     tell: Callable[[Reading], None],
@@ -162,11 +172,16 @@ async def follow(
     *,
     now: Callable[[], datetime] = _utc_now,
     every: float = POLL_SECONDS,
+    looking: Looking = look,
+    patience: float = PATIENCE,
 ) -> None:
     """Look at the file every so many seconds until `stop` is set, and tell each new reading.
 
     The first reading is told at once, then every change: of what it says, of its expiry, and the
     expiry itself, which comes without any change of the file. What `tell` raises ends the loop.
+
+    Where the file system does not answer for `patience` seconds, what the file said last holds on
+    until its expiry.
     """
     seen: Look | None = None
     told: Reading | None = None
@@ -174,11 +189,22 @@ async def follow(
 
     def is_due() -> bool:
         outlived = told is not None and told.outlived(now())
-        return unsettled or outlived or look(path, seen) is not seen
+        return unsettled or outlived or looking(path, seen) is not seen
 
     while not stop.is_set():
-        # Not in a thread: 64 KiB at most, on a local file system, and only when it has changed.
-        found, instant = look(path, seen), now()
+        # Beside the loop, which a file system that does not answer would hold: RPCs and signals.
+        looks = asyncio.ensure_future(aside(partial(looking, path, seen)))
+        wait = patience
+        while not await first_of(asyncio.wait([looks]), stop.wait(), seconds=wait):
+            if told is None or told.outlived(now()):
+                unsettled = True  # whatever comes next is read
+                told = Reading(State.MISSING, _HANGS.format(patience))
+                tell(told)
+            wait = every
+        if not looks.done():  # the end came
+            looks.cancel()
+            return
+        found, instant = looks.result(), now()
         if told is None or unsettled or found is not seen or told.outlived(instant):
             reading = read(found, namespace, instant)
             unsettled = not reading.settled(instant)

@@ -11,6 +11,7 @@ import shutil
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import date
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_args, get_origin
@@ -26,6 +27,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from service.files import PatientReader
 from service.loaded import Loaded, S
 from service.values import LogFormat, split_address
 
@@ -37,6 +39,9 @@ _SERVICE_VARIABLE = re.compile(r"SERVICE_(HOST|PORT\w*)|PORT(_\w+)?")
 _TO_STDERR = "logs always go to standard error, nowhere else"
 _NO_HEADER = "log lines have one form: -log-format"
 _DEBUG_FROM = 4
+
+_MOST_CONFIG = 1 << 16  # bytes of a configuration file
+_CONFIG_SECONDS = 10.0  # to read it
 
 
 class UsageError(Exception):
@@ -385,10 +390,11 @@ def _read_file(path: Path, settings: type[DaemonSettings]) -> dict[str, Any]:
     import yaml  # noqa: PLC0415 - needed with a configuration file only
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = PatientReader(_CONFIG_SECONDS)(path, _MOST_CONFIG).decode()
+        content = yaml.safe_load(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        text = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        reason = " ".join(text.split())
+        told = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        reason = " ".join(told.split())
         raise UsageError(f"-config-file {path}: {reason}") from None
     if content is None:  # nothing but comments
         return {}
@@ -400,11 +406,38 @@ def _read_file(path: Path, settings: type[DaemonSettings]) -> dict[str, Any]:
             raise UsageError(f"-config-file {path}: {key!r} is no setting; see -h")
     if len(set(names.values())) < len(names):
         raise UsageError(f"-config-file {path}: a setting is given twice")
+    for key, value in content.items():
+        if problem := _misread(str(key), value, settings.model_fields[names[str(key)]], text):
+            raise UsageError(f"-config-file {path}: {problem}")
     # As text, a boolean is refused where a number is wanted, like everywhere else.
     return {
         names[str(key)]: str(value).lower() if isinstance(value, bool) else value
         for key, value in content.items()
     }
+
+
+def _misread(key: str, value: object, field: FieldInfo, text: str) -> str | None:
+    """Say of what YAML made of a value that it cannot be what was meant; None where it can."""
+    import yaml  # noqa: PLC0415 - needed with a configuration file only
+
+    parts: list[object] = [value]
+    if isinstance(value, list) and get_origin(field.annotation) is frozenset:
+        parts = value
+    # Not only no setting: with aliases a few lines can stand for more than fits into any memory.
+    if any(isinstance(part, list | dict | set | tuple) for part in parts):
+        return f"{key!r} takes one value"
+    if _takes(field) not in {"TEXT", "FILE"} and not _is_choice(field):
+        return None
+    if value is None or isinstance(value, str):
+        return None
+    kinds = ((bool, "a boolean"), (int | float, "a number"), (date, "a date"))
+    kind = next((name for kind, name in kinds if isinstance(value, kind)), "no text")
+    written = yaml.load(text, yaml.BaseLoader).get(key, value)  # noqa: S506 - it makes texts only
+    return f"{key}: {written} is {kind} to YAML; quote it: {key}: '{written}'"
+
+
+def _is_choice(field: FieldInfo) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, Enum)
 
 
 _PLAINER = {

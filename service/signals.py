@@ -17,3 +17,8 @@ def hold_signals() -> None:
 def release_signals() -> None:
     """Deliver what waits; to be called when handlers are in place."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+
+
+def is_stopping() -> bool:
+    """Tell whether SIGTERM or SIGINT waits to be delivered."""
+    return not signal.sigpending().isdisjoint(STOPPING)

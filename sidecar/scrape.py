@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import tenacity
 
+from service.files import PatientReader, Read
 from sidecar.classification import Reason
 from sidecar.exposition import Reader, Reading
 from sidecar.sieve import TooManyRowsError
@@ -27,6 +28,11 @@ _UNAUTHORIZED = 401
 # After a wrong password the server holds one of its four threads asleep, each time for longer.
 _BACKOFF_FIRST = 60.0
 _BACKOFF_MOST = 3600.0
+
+_MOST_PASSWORD = 4096  # bytes
+# Of a scrape's time, for each of its four files; and no longer than this many seconds.
+_FILE_SHARE = 1 / 8
+_FILE_SECONDS = 2.0
 
 
 class ScrapeError(Exception):
@@ -69,8 +75,11 @@ class Target:
 class _Login:
     """HTTP Basic, and the patience that a refusal asks for."""
 
-    def __init__(self, credentials: Credentials | None, monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self, credentials: Credentials | None, monotonic: Callable[[], float], read: Read
+    ) -> None:
         self._credentials = credentials
+        self._read = read
         self._monotonic = monotonic
         self._sent: bytes | None = None
         self._accepted: bytes | None = None
@@ -80,7 +89,7 @@ class _Login:
 
     def auth(self) -> httpx.Auth | None:
         """Give what to send. Raises `ScrapeError` while it is too early to try again."""
-        password = _password(self._credentials.password_file) if self._credentials else None
+        password = self._password(self._credentials.password_file) if self._credentials else None
         left = self._not_before - self._monotonic()
         if self._refusals and left > 0 and password == self._refused:
             raise ScrapeError(
@@ -116,16 +125,17 @@ class _Login:
         if again or (self._sent is not None and self._sent != self._accepted):
             self.refused()
 
-
-def _password(file: Path) -> bytes:
-    try:
-        password = file.read_bytes().rstrip(b"\r\n")
-    except OSError as error:
-        detail = error.strerror or str(error)
-        raise ScrapeError(Reason.UNAUTHORIZED, f"-password-file {file}: {detail}") from error
-    if not password:
-        raise ScrapeError(Reason.UNAUTHORIZED, f"-password-file {file}: there is none in it")
-    return password
+    def _password(self, file: Path) -> bytes:
+        try:
+            password = self._read(file, _MOST_PASSWORD).rstrip(b"\r\n")
+        except TimeoutError:  # of the whole scrape, not of this file
+            raise
+        except OSError as error:
+            detail = error.strerror or str(error)
+            raise ScrapeError(Reason.UNAUTHORIZED, f"-password-file {file}: {detail}") from error
+        if not password:
+            raise ScrapeError(Reason.UNAUTHORIZED, f"-password-file {file}: there is none in it")
+        return password
 
 
 class Scraper:
@@ -162,9 +172,10 @@ class Scraper:
             },
         )
         self._reader = Reader()
-        self._trust = Trust(target.trust, self.close) if target.trust else None
+        read = PatientReader(min(_FILE_SECONDS, target.timeout * _FILE_SHARE))
+        self._trust = Trust(target.trust, self.close, read) if target.trust else None
         self._transport: Transport | None = None
-        self._login = _Login(target.credentials, monotonic)
+        self._login = _Login(target.credentials, monotonic, read)
         self.certificate_expiry: float | None = None
         """When the server's certificate ends, in seconds since 1970."""
         self.content_type: str | None = None
@@ -193,10 +204,9 @@ class Scraper:
 
     def scrape(self) -> Reading:
         """Fetch the metrics once. Raises `ScrapeError`."""
-        auth = self._login.auth()
         try:
             with self._bounded(self._target.timeout), _translated(plain=not self._trust):
-                return self._retrying(self._get, auth)
+                return self._retrying(self._get, self._login.auth())
         except TimeoutError as error:
             self.hang_up()
             if isinstance(error.__cause__, httpx.ReadTimeout):  # the request was sent

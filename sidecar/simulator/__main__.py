@@ -8,11 +8,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from service.files import read_file
 from sidecar.simulator.blueprint import CARDS, WIRINGS, Blueprint
 from sidecar.simulator.gpu import MODELS
 from sidecar.simulator.misbehaviours import MISBEHAVIOURS, REFUSE
 from sidecar.simulator.node import SimulatedNode
 from sidecar.simulator.server import Serving, Simulator
+
+_MOST_PASSWORD = 4096  # bytes
 
 _EXAMPLES = """\
 examples:
@@ -169,11 +172,15 @@ def _serving(flags: argparse.Namespace) -> Serving:
         cert=flags.cert,
         key=flags.key,
         username=flags.username,
-        password=flags.password_file.read_text().rstrip("\r\n") if flags.password_file else None,
+        password=_password(flags.password_file) if flags.password_file else None,
         auth_sleep=flags.auth_sleep,
         latency=flags.latency,
         control=flags.control,
     )
+
+
+def _password(file: Path) -> str:
+    return read_file(file, _MOST_PASSWORD).decode().rstrip("\r\n")
 
 
 def _summary(node: SimulatedNode) -> str:

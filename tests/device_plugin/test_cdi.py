@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import stat
 from dataclasses import replace
@@ -272,4 +273,9 @@ def test_other_specs_of_our_kind_are_found(directory: Path, inventory: Inventory
     (directory / "note.txt").write_text("intel.cdi.k8s.io/gpu")
     (directory / "directory.json").mkdir()
     (directory / "dangling.json").symlink_to("nowhere")
-    assert cdi.rivals(directory) == ("intel.cdi.k8s.io-gpu_card1.yaml", "old.json")
+    os.mkfifo(directory / "pipe.json")
+    (directory / "endless.json").symlink_to("/dev/zero")
+    with (directory / "huge.json").open("w") as huge:
+        huge.write("kind: intel.cdi.k8s.io/gpu\n")
+        huge.truncate(1 << 40)
+    assert cdi.rivals(directory) == ("huge.json", "intel.cdi.k8s.io-gpu_card1.yaml", "old.json")

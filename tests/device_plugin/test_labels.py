@@ -1,6 +1,7 @@
 import asyncio
 import os
 import tempfile
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -391,6 +392,70 @@ def test_half_of_a_file_is_never_told(tmp_path: Path) -> None:
 
 def without_lanes(link: Link) -> Link:
     return Link(link.a, link.b)
+
+
+class Mount:
+    """A file system that answers until it dies."""
+
+    def __init__(self) -> None:
+        self.alive = threading.Event()
+        self.alive.set()
+        self.asked = threading.Event()
+
+    def look(self, path: Path, before: Look | None = None) -> Look:
+        if not self.alive.is_set():
+            self.asked.set()
+            assert self.alive.wait(20)
+        return look(path, before)
+
+
+def test_a_file_system_that_does_not_answer_holds_nobody(tmp_path: Path) -> None:
+    """Neither a loop that goes on, nor labels that have not expired."""
+    path = tmp_path / "labels"
+    publish(path, file())
+
+    async def story() -> None:
+        mount, stop, instant = Mount(), asyncio.Event(), [NOW]
+        told: asyncio.Queue[Reading] = asyncio.Queue()
+        mount.alive.clear()
+        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+            tasks.create_task(
+                follow(
+                    path,
+                    NS,
+                    told.put_nowait,
+                    stop,
+                    now=lambda: instant[0],
+                    every=0.002,
+                    looking=mount.look,
+                    patience=0.05,
+                )
+            )
+            reading = await told.get()
+            assert reading.state is State.MISSING
+            assert reading.reason == "not read within 0.05 s: its file system does not answer"
+            mount.alive.set()
+            assert (await told.get()).state is State.IN_USE
+            stop.set()
+
+    asyncio.run(story())
+
+
+def test_a_stop_ends_it_while_a_file_system_does_not_answer(tmp_path: Path) -> None:
+    async def story() -> None:
+        mount, stop = Mount(), asyncio.Event()
+        mount.alive.clear()
+        try:
+            async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+                tasks.create_task(
+                    follow(tmp_path / "labels", NS, print, stop, looking=mount.look, patience=3600)
+                )
+                await asyncio.to_thread(mount.asked.wait, 10)
+                stop.set()
+        finally:
+            mount.alive.set()
+
+    asyncio.run(story())
 
 
 def test_a_stop_ends_it_at_once(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@
  *   ipv6 ERRNO           a socket of IPv6 cannot be had, as where the kernel has none
  *   CALL ERRNO           open, read, write, fsync or rename below XELINK_SHIM_ROOT fails with it;
  *                        fsync is that of a file, fsync-directory that of a directory
+ *   hang 1               whoever opens a file there is held, whatever signals come: a dead mount
  * Without the file nothing is wrong.
  */
 #define _GNU_SOURCE
@@ -99,6 +100,9 @@ int renameat(int from, const char *old, int to, const char *new) {
 }
 
 static int opened(int directory, const char *path, int flags, mode_t mode) {
+    const struct timespec glance = {0, 20000000};
+    while (below(directory, path) && told("hang"))
+        nanosleep(&glance, NULL);
     if ((flags & O_ACCMODE) != O_RDONLY && fails("open", directory, path))
         return -1;
     return (int)syscall(SYS_openat, directory, path, flags, mode);
@@ -118,4 +122,20 @@ int openat64(int directory, const char *path, int flags, ...) {
     mode_t mode = va_arg(more, mode_t);
     va_end(more);
     return opened(directory, path, flags, mode);
+}
+
+int open(const char *path, int flags, ...) {
+    va_list more;
+    va_start(more, flags);
+    mode_t mode = va_arg(more, mode_t);
+    va_end(more);
+    return opened(AT_FDCWD, path, flags, mode);
+}
+
+int open64(const char *path, int flags, ...) {
+    va_list more;
+    va_start(more, flags);
+    mode_t mode = va_arg(more, mode_t);
+    va_end(more);
+    return opened(AT_FDCWD, path, flags, mode);
 }

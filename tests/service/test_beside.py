@@ -4,6 +4,7 @@ import os
 import select
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -97,6 +98,47 @@ def test_it_does_not_outlive_who_waits() -> None:
             waits.wait(PATIENCE)
             waits.stdin.close()
             assert select.select([works], [], [], PATIENCE)[0], "it still writes"
+        finally:
+            os.close(works)
+
+
+ENDLESS = (
+    "from functools import partial\n"
+    "def work():\n"
+    "    print(os.getpid(), flush=True)\n"
+    "    while True: signal.pause()\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "why"),
+    [
+        ("seconds=0.2", "the settings were not read within 0.2 s"),
+        ("stopping=lambda: True", "stopped before the settings were read"),
+    ],
+    ids=["time", "signal"],
+)
+def test_what_takes_too_long_is_killed(bounds: str, why: str) -> None:
+    before = (
+        f"{ENDLESS}import service.beside\nservice.beside._LAST = 0.2\n"
+        f"beside = partial(beside, {bounds})\n"
+        "from service.command import CannotStartError as ZeroDivisionError\n"
+    )
+    child, said, *rest = told(before)
+    assert said == f"raised {why}"
+    assert rest[0] == told("work = int")[1]  # no descriptor is left
+    assert not Path(f"/proc/{child}/fd").exists() or not [*Path(f"/proc/{child}/fd").iterdir()]
+
+
+def test_it_dies_with_who_waits_even_while_it_is_busy() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM.format(before=ENDLESS)], stdout=subprocess.PIPE, text=True
+    ) as waits:
+        assert waits.stdout
+        works = os.pidfd_open(int(waits.stdout.readline()))
+        try:
+            waits.kill()
+            assert select.select([works], [], [], 20)[0], "it still works"
         finally:
             os.close(works)
 

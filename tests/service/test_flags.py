@@ -1,6 +1,7 @@
 """The flags of a daemon, on the sidecar's own settings: the reference's arguments must work."""
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,16 @@ def test_flag_environment_file_default_in_this_order(
     assert ["confirmations:", "2", "#", "default"] in printed
 
 
+# A few lines that stand for 10 ** 9 texts
+BOMB = (
+    "[&a [x,x,x,x,x,x,x,x,x,x]"
+    + "".join(
+        f", &{name} [{','.join([f'*{before}'] * 10)}]" for before, name in pairwise("abcdefghi")
+    )
+    + "]"
+)
+
+
 def test_what_is_printed_is_a_configuration_file(tmp_path: Path) -> None:
     loaded = load(SidecarSettings, ["-expiry=60", "-on-exit=keep", "-listen=", "-timeout=2.5"])
     file = tmp_path / "config.yaml"
@@ -193,6 +204,15 @@ def test_what_is_printed_is_a_configuration_file(tmp_path: Path) -> None:
     ("content", "part"),
     [
         ("lanes: 4\n", "'lanes' is no setting"),
+        ("username: 0123", "username: 0123 is a number to YAML; quote it: username: '0123'"),
+        ("listen: 29998", "listen: 29998 is a number to YAML; quote it: listen: '29998'"),
+        ("username: no", "username: no is a boolean to YAML; quote it: username: 'no'"),
+        ("username: 1:30", "quote it: username: '1:30'"),
+        ("password-file: 2026-01-31", "2026-01-31 is a date to YAML; quote it"),
+        ("on-exit: 5", "quote it: on-exit: '5'"),
+        ("interval: [1]", "'interval' takes one value"),
+        (f"username: {BOMB}", "'username' takes one value"),
+        ("#" * ((1 << 16) + 1), "config.yaml: more than 65536 bytes"),
         ("config-file: x\n", "'config-file' is no setting"),
         ("[1, 2]\n", "flag: value"),
         ("a: b: c\n", "mapping values"),
