@@ -14,6 +14,7 @@ from device_plugin import sockets, xpumd
 from device_plugin.assembly import Assembler, Choosing
 from device_plugin.devfs import Roots
 from device_plugin.kubelet import Endpoints
+from device_plugin.limits import Limits
 from device_plugin.node import Node, Sources
 from device_plugin.offers import Offer
 from device_plugin.page import body
@@ -76,6 +77,7 @@ async def _serve(settings: "PluginSettings", log: FilteringBoundLogger) -> None:
             require_links=settings.require_links,
             # Later than the search's own limit: what it has found by then is worth more than none.
             patience=settings.allocation_timeout / 1000 + _PREFERENCE_MARGIN,
+            limits=Limits.of(settings.shared_dev_num),
         ),
     )
 

@@ -22,7 +22,7 @@ import grpc
 from structlog.typing import FilteringBoundLogger
 
 from device_plugin import sockets
-from device_plugin.decoding import handlers
+from device_plugin.decoding import handlers, options
 from device_plugin.plugin import Manners, Plugin
 from device_plugin.registration import (
     ConnectedAlreadyError,
@@ -136,8 +136,9 @@ class Endpoint:
     async def _serving(self) -> AsyncIterator[None]:
         sockets.require_free(self.path)
         born = sockets.birthplace(self.path)
-        server = grpc.aio.server()
-        server.add_generic_rpc_handlers((handlers(self.plugin, self.plugin.undecodable),))
+        limits = self.plugin.limits
+        server = grpc.aio.server(options=options(limits))
+        server.add_generic_rpc_handlers((handlers(self.plugin, self.plugin.refused, limits),))
         try:
             server.add_insecure_port(f"unix:{born}")
             await server.start()

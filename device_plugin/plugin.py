@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
 
@@ -39,6 +39,7 @@ from device_plugin.aside import Asides, NoRoomError
 from device_plugin.decision import PLAIN, UNKNOWN, Decision
 from device_plugin.history import Allocated, History, Preferred
 from device_plugin.journal import Journal
+from device_plugin.limits import Limits
 from device_plugin.snapshot import Snapshot, Watch
 from device_plugin.telemetry import Telemetry
 from device_plugin.waiting import first_of
@@ -53,6 +54,8 @@ _REMEMBERED = 64  # preferences that kubelet has not followed or passed over yet
 # kubelet names each device once, and may remember some of an instance before us; a request that
 # names far more is no kubelet's, and is answered, but not kept
 _OLDER_TOO = 4
+# Of requests that are too many, one is told of, and the next one after so many seconds without any
+_QUIET = 10.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ class Manners:
     Give more than the time after which a preference settles for the best that it has found, or that
     would be lost. Of those that take long at most `threads` are looked for at the same time, those
     that hang included: what is asked for beyond them gets a plain choice at once.
+
+    `limits` bound what may be asked in one request, and at the same time.
     """
 
     prefers: bool = True
@@ -78,6 +83,7 @@ class Manners:
     memory: float = 10.0
     patience: float = 2.0
     threads: int = 8
+    limits: Limits = field(default_factory=Limits)
 
 
 class _Given(NamedTuple):
@@ -159,6 +165,7 @@ class Plugin(DevicePluginServicer):
         self._asides = Asides(self._manners.threads)
         self._journal = Journal()
         self._ending = asyncio.Event()
+        self._flooded_until = 0.0
         self._streams: set[object] = set()
         # Which resources a preference is asked for is fixed at registration.
         self._prefers = self._manners.prefers and any(
@@ -185,9 +192,10 @@ class Plugin(DevicePluginServicer):
         self._ending.set()
         self._ending = asyncio.Event()
 
-    def undecodable(self, rpc: str) -> None:
-        """Count a request that was no message: gRPC has refused it."""
-        self._count_refusal(rpc, StatusCode.UNKNOWN.name, "the request is no message of this RPC")
+    @property
+    def limits(self) -> Limits:
+        """How much may be asked of it."""
+        return self._manners.limits
 
     async def close(self, patience: float) -> None:
         """Write down what is still to be told, but within so many seconds."""
@@ -457,9 +465,15 @@ class Plugin(DevicePluginServicer):
     async def _refuse(self, context: Context, rpc: str, error: Exception) -> NoReturn:
         unusable = isinstance(error, UnusableError)
         code = StatusCode.FAILED_PRECONDITION if unusable else StatusCode.INVALID_ARGUMENT
-        self._count_refusal(rpc, code.name, str(error))
+        self.refused(rpc, code.name, str(error))
         await context.abort(code, str(error))
 
-    def _count_refusal(self, rpc: str, code: str, reason: str) -> None:
+    def refused(self, rpc: str, code: str, reason: str) -> None:
+        """Count a request that was refused, and say so; of a flood, the first."""
         self._telemetry.refused(self.resource, rpc, code)
+        if code == StatusCode.RESOURCE_EXHAUSTED.name:
+            now = asyncio.get_running_loop().time()
+            flooded, self._flooded_until = now < self._flooded_until, now + _QUIET
+            if flooded:
+                return
         self._log.warning("refused", rpc=rpc, code=code, reason=reason)

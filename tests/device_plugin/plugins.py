@@ -13,10 +13,8 @@ import grpc
 import structlog
 from structlog.typing import FilteringBoundLogger, Processor
 
-from device_plugin.api.deviceplugin_pb2_grpc import (
-    DevicePluginStub,
-    add_DevicePluginServicer_to_server,
-)
+from device_plugin.api.deviceplugin_pb2_grpc import DevicePluginStub
+from device_plugin.decoding import handlers, options
 from device_plugin.devfs import DeviceNode, Mount
 from device_plugin.devices import Card
 from device_plugin.kubelet import Endpoints, Pace
@@ -190,8 +188,9 @@ async def served(snapshot: Snapshot, manners: Manners | None = None) -> AsyncIte
             manners=manners or Manners(),
         )
         given.plugin = Plugin(I915, given.watch, given.telemetry, given.log, given.manners)
-        server = grpc.aio.server()
-        add_DevicePluginServicer_to_server(given.plugin, server)
+        limits = given.plugin.limits
+        server = grpc.aio.server(options=options(limits))
+        server.add_generic_rpc_handlers((handlers(given.plugin, given.plugin.refused, limits),))
         server.add_insecure_port(given.address)
         await server.start()
         try:

@@ -1,0 +1,93 @@
+"""How much one request, and all requests together, may ask of the plugin: pure.
+
+kubelet's largest requests are far below: it asks for one container at a time, names each of its
+devices at most twice, and has one connection with one stream and one call that waits. Whoever
+exceeds a bound hears RESOURCE_EXHAUSTED, and kubelet's own requests are answered meanwhile.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+_MOST_GPUS = 64  # four times those of the largest node
+_LEAST_IDS = 4096
+_BYTES_OF_ID = 32  # "card63-999" has 10, and 2 before it
+_OTHER_BYTES = 1 << 14
+
+
+class ExceededError(Exception):
+    """A request, or all of them together, ask for more than is answered: RESOURCE_EXHAUSTED."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of one resource's server.
+
+    `ids` and `containers` are those of one request, `calls` those under way, until the answer is
+    sent. `streams` are those of ListAndWatch. A request must be there within `patience` seconds.
+    """
+
+    ids: int = _LEAST_IDS
+    containers: int = 32
+    calls: int = 128
+    streams: int = 16
+    patience: float = 5.0
+
+    @classmethod
+    def of(cls, shares: int) -> "Limits":
+        """Give the bounds where each GPU is as many devices, which a request may name twice."""
+        return cls(ids=max(_LEAST_IDS, 2 * _MOST_GPUS * shares))
+
+    @property
+    def bytes(self) -> int:
+        """Of one request."""
+        return self.ids * _BYTES_OF_ID + _OTHER_BYTES
+
+
+class Varint(NamedTuple):
+    """A number of the wire format, and where it ends."""
+
+    value: int
+    end: int
+
+
+def require_few(message: bytes, most: int) -> None:
+    """Raise `ExceededError` where a message has more than `most` fields at its top.
+
+    To be asked before it is parsed: each may be an empty container of two bytes, which takes a
+    hundred in memory. What is no message is let through, for who parses it.
+    """
+    at = 0
+    for _ in range(most):
+        if (end := _end(message, at)) is None or end >= len(message):
+            return
+        at = end
+    raise ExceededError(f"more than {most} fields in one request")
+
+
+# message = *( tag value ) ; tag = varint, of which the last three bits are the kind of the value
+# value = varint / 8OCTET / ( length *OCTET ) / 4OCTET
+_FIXED = {1: 8, 5: 4}
+_LENGTH = 2
+
+
+def _end(message: bytes, at: int) -> int | None:
+    """Say where the field that begins at `at` ends, None where there is none."""
+    tag = _varint(message, at)
+    if tag is None:
+        return None
+    kind = tag.value & 7
+    if kind in _FIXED:
+        return tag.end + _FIXED[kind]
+    value = _varint(message, tag.end)
+    if value is None or kind not in {0, _LENGTH}:
+        return None
+    return value.end + (value.value if kind == _LENGTH else 0)
+
+
+def _varint(message: bytes, at: int) -> Varint | None:
+    value = 0
+    for place, byte in enumerate(message[at : at + 10]):
+        value |= (byte & 0x7F) << 7 * place
+        if byte < 0x80:  # noqa: PLR2004 - the last byte of a number has its highest bit clear
+            return Varint(value, at + place + 1)
+    return None
