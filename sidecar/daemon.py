@@ -15,7 +15,7 @@ from structlog.typing import FilteringBoundLogger
 from service.command import OK
 from service.logs import logger_to_stderr
 from service.page import pages
-from service.probes import Page, Probe, Site, Verdict, serving
+from service.probes import Page, Site, serving
 from service.release import VERSION
 from service.requests import own_names
 from service.stopping import Stop, Stopped
@@ -68,6 +68,10 @@ class Printer:
     def withdraw(self) -> None:
         """Remove nothing."""
 
+    def other_writer(self) -> str | None:
+        """Give none: what is printed is nobody else's."""
+        return None
+
 
 def run(loaded: "Loaded[SidecarSettings]") -> int:
     """Run until SIGTERM or SIGINT, or once with -oneshot; give the exit code.
@@ -86,10 +90,11 @@ def run(loaded: "Loaded[SidecarSettings]") -> int:
         source = _scraper(settings, stop)
         cleanup.callback(source.close)
         publisher = Publisher(settings.dst_file_path, settings.tmp_dir_prefix)
+        cleanup.callback(publisher.close)
         target = Printer(publisher) if settings.dry_run else publisher
         sidecar = Sidecar(source, target, _policy(settings), telemetry, log)
         pulse = Pulse(settings, time.monotonic)
-        probes: dict[str, Probe] = {"/healthz": pulse.problem, "/readyz": partial(ready, sidecar)}
+        probes = {"/healthz": pulse.problem, "/readyz": sidecar.ready}
         listen = "" if settings.oneshot else settings.listen
         names = own_names(gethostname(), os.environ, settings.listen_names)
         site = Site(probes, _pages(settings, sidecar, source), names)
@@ -109,14 +114,6 @@ def run(loaded: "Loaded[SidecarSettings]") -> int:
         else:
             sidecar.leave(settings.on_exit, _now())
     return OK
-
-
-def ready(sidecar: Sidecar) -> Verdict:
-    """Say whether what is published is what was last seen, and where it is nothing, why."""
-    problem = sidecar.not_ready()
-    if problem is None and sidecar.hint:
-        return Verdict(fine=True, text=f"no links: {sidecar.hint}")
-    return Verdict(problem is None, problem or "ok")
 
 
 def _pages(settings: "SidecarSettings", sidecar: Sidecar, source: Scraper) -> Mapping[str, Page]:

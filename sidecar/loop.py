@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 from structlog.typing import FilteringBoundLogger
 
 from service.logs import Changes
+from service.probes import Verdict
 from sidecar.classification import Outcome, Reason, Rules, Seen, Unknown, answered, classify
 from sidecar.debounce import Belief, Kind, believe
 from sidecar.exposition import Reading
@@ -54,6 +55,9 @@ class Target(Protocol):
     @property
     def verb(self) -> str:
         """Say what becomes of labels there: published, or only printed."""
+
+    def other_writer(self) -> str | None:
+        """Give who else writes there; None where it is ours, from now on."""
 
     def read(self) -> bytes | None:
         """Give what stands."""
@@ -108,6 +112,7 @@ class Sidecar:
         self._believed_until: datetime | None = None
         self._judged: tuple[Reading, Outcome] | None = None
         self._publish_problem: str | None = None
+        self._other: str | None = None
         self._fault: str | None = None
         self._changes = Changes()
         self._written: tuple[Publication, bytes] | None = None
@@ -189,16 +194,25 @@ class Sidecar:
             return f"not published: {self._publish_problem}"
         if self._belief and self._belief.missing:
             return f"a loss waits for confirmation: {_pending(self._belief)}"
-        if self._written and self._target.read() != self._written[1]:
+        if not self._other and self._written and self._target.read() != self._written[1]:
             return "the feature file is not what was published; mended at the next scrape"
         return None
 
-    @property
-    def hint(self) -> str:
-        """Why no link passed in the last scrape; empty where one did, or nothing is known."""
-        return self._hint(self.outcome)
+    def ready(self) -> Verdict | str | None:
+        """Say why we are not ready; and, when we are, who publishes for us, or why no link is.
+
+        Who stands by is ready: in a rollout that overlaps, the old one ends when the new one is.
+        """
+        if problem := self.not_ready():
+            return problem
+        if self._other:
+            return Verdict(fine=True, text=f"standing by: {self._other} publishes")
+        if hint := self._hint(self.outcome):
+            return Verdict(fine=True, text=f"no links: {hint}")
+        return None
 
     def _hint(self, outcome: Outcome | None) -> str:
+        """Return why no link passes; nothing where one does, or nothing is known."""
         if not isinstance(outcome, Seen) or outcome.topology.links:
             return ""
         return no_links(outcome, self._policy.rules)
@@ -206,10 +220,13 @@ class Sidecar:
     @property
     def published(self) -> bool:
         """Whether the last attempt to publish, if any, went well."""
-        return self._publish_problem is None
+        return self._publish_problem is None and self._other is None
 
     def leave(self, on_exit: OnExit, now: datetime) -> None:
         """Do with the feature file what was asked for the end."""
+        if self._other or self._target.other_writer():
+            self._log.info("stopped", labels="those of another sidecar")
+            return
         content = self._target.read()
         if content is None or on_exit is OnExit.EXPIRE:
             expiry = features.parse(content or b"", now).expiry
@@ -272,6 +289,11 @@ class Sidecar:
         self, wanted: Publication, now: datetime, before: Belief | None, *, said: bool = False
     ) -> None:
         """Publish where that changes something; `said` is that the change was told already."""
+        self._say_who_publishes(self._target.other_writer())
+        if self._other:
+            # What is believed lives as long as if it had been written: it may be, at any time.
+            self._believed_until, self._written = self._expiry(now), None
+            return
         content = self._target.read()
         self._say_other_writer(content)
         standing = features.parse(content, now).expiry if content is not None else None
@@ -375,6 +397,16 @@ class Sidecar:
             **standing,
         )
         return True
+
+    def _say_who_publishes(self, other: str | None) -> None:
+        """Tell when another sidecar writes the file, and when it is ours again."""
+        self._other = other
+        self._telemetry.stands_by(other is not None)
+        if self._changes.of("who publishes", other):
+            if other:
+                self._log.warning("another sidecar publishes here: standing by", other=other)
+            else:
+                self._log.info("the other sidecar has ended: publishing")
 
     def _say_other_writer(self, content: bytes | None) -> None:
         """Tell when the file is not as we left it, as with a second sidecar of other flags."""

@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 
+from sidecar.ownership import Ownership
+
 STAGE = ".stage"
 _MOST = 1 << 20  # bytes to read of what somebody else may have put in its place
 _MODE = 0o644  # NFD's worker is another user than we are
@@ -52,6 +54,15 @@ class Publisher:
         """Publish at `path`, preparing in `stage_parent`/.stage; both on one file system."""
         self._path = path
         self._stage = stage_parent / STAGE
+        self._ownership = Ownership(self._stage, path.name)
+
+    def other_writer(self) -> str | None:
+        """Give the other sidecar that writes this file; None where it is ours, from now on."""
+        return self._ownership.other()
+
+    def close(self) -> None:
+        """Let another sidecar write the file."""
+        self._ownership.release()
 
     def read(self) -> bytes | None:
         """Give the file that stands; None where there is none or it cannot be read."""
@@ -89,6 +100,7 @@ class Publisher:
             with suppress(FileNotFoundError):
                 os.unlink(self._path.name, dir_fd=target)
             os.fsync(target)
+        self._ownership.remove()
         with suppress(OSError):
             self._stage.rmdir()
 

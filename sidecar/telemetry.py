@@ -65,6 +65,9 @@ class Telemetry:
         self._expiry = metrics.gauge(
             "expiry_timestamp_seconds", "when the labels expire; 0: never, or there are none"
         )
+        self._standing_by = metrics.gauge(
+            "standing_by", "1 while another sidecar publishes the feature file"
+        )
         self._certificate = metrics.gauge(
             "certificate_expiry_timestamp_seconds",
             "when XPU Manager's certificate ends; 0: it showed none",
@@ -113,6 +116,10 @@ class Telemetry:
     def stands(self, expiry: float) -> None:
         """Show when what stands expires."""
         self._expiry.set(expiry)
+
+    def stands_by(self, standing: bool) -> None:  # noqa: FBT001 - there is nothing else to say
+        """Show whether another sidecar publishes."""
+        self._standing_by.set(standing)
 
     def certificate(self, expiry: float | None) -> None:
         """Show when the server's certificate ends."""

@@ -9,6 +9,7 @@ import ctypes
 import errno
 import os
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from socket import gethostname
 from typing import NamedTuple
 
 import pytest
@@ -23,7 +25,7 @@ import pytest
 from sidecar.simulator import Simulator
 from tests.faults.rig import FILE, NS, Sidecar, arguments, sidecar, truth
 from tests.faults.shim import LackingError, Shim
-from tests.processes import Running
+from tests.processes import Running, address, get
 from topology.publication import read
 
 _RDONLY, _REMOUNT, _DETACH = 1, 32, 2
@@ -84,7 +86,8 @@ class Place:
     def staged(self) -> list[str]:
         """What lies in our own stage, where it is one."""
         real = self.stage.is_dir() and not self.stage.is_symlink()
-        return [path.name for path in self.stage.iterdir()] if real else []
+        found = self.stage.iterdir() if real else ()
+        return [path.name for path in found if path.name != f"{FILE}.lock"]
 
     @property
     def treasure(self) -> Path:
@@ -434,34 +437,57 @@ def test_a_file_that_cannot_be_read_back_is_told_and_holds_the_truth_all_the_sam
         daemon.is_bounded()
 
 
-def test_a_second_sidecar_beside_us_costs_no_reader_a_label(place: Place) -> None:
-    """Of other flags, so that each finds what the other wrote and writes its own again."""
+def test_a_second_sidecar_stands_by_until_the_first_one_ends(place: Place) -> None:
+    """Of other flags: each would find what the other wrote, and write its own again."""
     stop = threading.Event()
     wrong: list[str] = []
-    contents: set[bytes] = set()
+    contents: list[bytes] = []
 
     def watch() -> None:
         while not stop.is_set():
             try:
                 content = place.file.read_bytes()
                 assert read(content, NS, datetime.now(UTC)).topology == truth(4).topology
-                contents.add(content)
+                if content not in contents[-1:]:
+                    contents.append(content)
             except (OSError, ValueError, AssertionError) as error:
                 wrong.append(repr(error))
 
+    flags = (*arguments(0, place.features_d)[1:], "-summary-labels=false", "-on-exit=remove")
     with (
         Simulator(truth(4)) as xpum,
-        sidecar(xpum.port, place.features_d) as one,
-        sidecar(xpum.port, place.features_d, "-summary-labels=false") as other,
+        sidecar(xpum.port, place.features_d) as first,
+        Running("sidecar", f"-xpum-port={xpum.port}", *flags) as second,
     ):
         reader = threading.Thread(target=watch)
         reader.start()
-        for daemon in (one, other):
-            assert "does a second sidecar run here?" in daemon.process.wait_for("somebody else")
+        url = address(second)
+        line = second.wait_for("another sidecar publishes here: standing by")
+        assert f"process {first.pid}" in line
         xpum.wait_for_request(xpum.requests + 6)
+        assert get(f"{url}/readyz") == (
+            200,
+            f"standing by: {gethostname()} process {first.pid} publishes\n",
+        )
+        assert "xelink_sidecar_standing_by 1.0" in get(f"{url}/metrics")[1]
+        assert first.metrics()["xelink_sidecar_standing_by"] == 0
+        assert len(contents) == 1
+        first.is_bounded()
+        assert first.process.stop(signal.SIGKILL) == -signal.SIGKILL
+        second.wait_for("the other sidecar has ended: publishing")
+        second.wait_for("labels published")
+        assert get(f"{url}/readyz") == (200, "ok\n")
         stop.set()
         reader.join()
-        for daemon in (one, other):
-            daemon.is_bounded()
-    assert wrong == []
-    assert len(contents) > 1  # of each of the two
+        assert wrong == []
+        assert len(contents) <= 2
+        second.forget()
+        with Running("sidecar", f"-xpum-port={xpum.port}", *flags, "-oneshot") as third:
+            assert third.wait() == 5  # not published
+        with Running("sidecar", f"-xpum-port={xpum.port}", *flags) as third:
+            third.wait_for("standing by")
+            assert third.stop() == 0
+            assert "another sidecar" in third.lines[-1]
+        assert place.file.exists()  # it was not the third's to remove
+        assert second.stop() == 0
+        assert not place.file.exists()

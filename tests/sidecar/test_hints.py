@@ -6,7 +6,6 @@ import pytest
 
 from service.probes import Verdict
 from sidecar.classification import Rules, Seen
-from sidecar.daemon import ready
 from sidecar.hints import no_links
 from sidecar.simulator import Blueprint, SimulatedNode, render
 from tests.sidecar.test_loop import Scenario
@@ -51,7 +50,7 @@ def test_log_readiness_and_metrics_name_the_rule(
     (seen,) = [entry for entry in scenario.logs.entries if entry["event"] == "XPU Manager seen"]
     held_back = node is not NOTHING
     assert (seen["hint"], seen["log_level"]) == (hint, "warning" if held_back else "info")
-    assert ready(scenario.sidecar) == Verdict(fine=True, text=f"no links: {hint}")
+    assert scenario.sidecar.ready() == Verdict(fine=True, text=f"no links: {hint}")
     by_rule = {
         rule: scenario.telemetry.registry.get_sample_value(
             "xelink_sidecar_links_held_back", {"rule": rule}
@@ -75,7 +74,7 @@ def test_both_rules_are_named_where_both_hold_links_back() -> None:
 def test_where_a_link_passes_there_is_no_hint(tmp_path: Path) -> None:
     scenario = Scenario(tmp_path)
     scenario.tick(render(Blueprint(gpus=2).build()))
-    assert ready(scenario.sidecar) == Verdict(fine=True, text="ok")
+    assert scenario.sidecar.ready() is None
 
 
 def test_the_loss_of_all_links_is_a_warning(tmp_path: Path) -> None:

@@ -1,0 +1,86 @@
+"""Which of several sidecars writes one feature file: who was first, until its process ends.
+
+The kernel lets go of the lock when its holder ends, however it ends: so the next one takes over,
+and nobody has to clean up. Where there are no locks, or the file cannot be made, everybody writes.
+"""
+
+import fcntl
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+from socket import gethostname
+
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+# Whoever can open it can lock it, and keep us from writing.
+_MODE = 0o600
+_MOST = 200  # bytes of what tells who holds it
+_TRIES = 3
+
+
+class Ownership:
+    """The lock of one feature file: a file named `name`.lock."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self._directory = directory
+        self._name = f"{name}.lock"
+        self._held: int | None = None
+
+    def other(self) -> str | None:
+        """Take the lock, if it is not ours; give the host and process that hold it, None if we."""
+        if self._held is not None and self._stands(self._held):
+            return None
+        self.release()
+        for _ in range(_TRIES):
+            try:
+                descriptor = os.open(self._directory / self._name, _FLAGS, _MODE)
+            except OSError:  # who writes tells what is wrong with this directory
+                return None
+            try:
+                other = self._lock(descriptor)
+            except OSError:  # not every file system has locks
+                other = None
+            if other is not None:
+                os.close(descriptor)
+                return other
+            # It may have been removed in between: then another one locks the one that is there.
+            if self._stands(descriptor):
+                self._held = descriptor
+                return None
+            os.close(descriptor)
+        return None
+
+    def remove(self) -> None:
+        """Remove the file, if it is ours."""
+        if self._held is not None and self._stands(self._held):
+            with suppress(OSError):
+                (self._directory / self._name).unlink()
+
+    def release(self) -> None:
+        """Let another one write."""
+        held, self._held = self._held, None
+        if held is not None:
+            os.close(held)
+
+    def _lock(self, descriptor: int) -> str | None:
+        """Lock a file and write down who did; give who has done so before. Raises `OSError`."""
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with suppress(OSError):
+                told = os.pread(descriptor, _MOST, 0).decode("ascii", "replace").strip()
+                return told or "unknown"
+            return "unknown"
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{gethostname()} process {os.getpid()}\n".encode(), 0)
+        return None
+
+    def _stands(self, descriptor: int) -> bool:
+        """Tell whether it is this file that stands at the path."""
+        try:
+            there = os.stat(self._directory / self._name, follow_symlinks=False)  # noqa: PTH116 - each tick
+            return os.path.samestat(there, os.fstat(descriptor))
+        except OSError:
+            return False
