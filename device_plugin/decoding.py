@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["DevicePlugin"]
 _READING = 8  # requests that are read at the same time
-_CONNECTIONS = 16
+_CONNECTIONS = 64
 _STREAMS = 32  # of one connection; its client waits with more
 
 Refused: TypeAlias = Callable[[str, str, str], None]

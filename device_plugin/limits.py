@@ -29,7 +29,7 @@ class Limits:
     ids: int = _LEAST_IDS
     containers: int = 32
     calls: int = 128
-    streams: int = 16
+    streams: int = 64
     patience: float = 5.0
 
     @classmethod

@@ -2,6 +2,7 @@ import asyncio
 import threading
 import time
 from collections.abc import (
+    AsyncGenerator,
     AsyncIterator,
     Awaitable,
     Callable,
@@ -9,7 +10,7 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -59,9 +60,13 @@ def meet(
     asyncio.run(told())
 
 
-async def listings(plugin: Served) -> AsyncIterator[Listing]:
-    async for response in plugin.stub.ListAndWatch(pb.Empty()):
-        yield [(device.ID, device.health) for device in response.devices]
+async def listings(plugin: Served) -> AsyncGenerator[Listing]:
+    stream: Any = plugin.stub.ListAndWatch(pb.Empty())
+    try:
+        async for response in stream:
+            yield [(device.ID, device.health) for device in response.devices]
+    finally:
+        stream.cancel()
 
 
 async def following(stream: AsyncIterator[Listing]) -> Listing:
@@ -982,15 +987,15 @@ def test_whatever_comes_and_goes_the_last_word_is_what_there_is(
 
     async def story() -> None:
         before = plugin.watch.current
-        stream = listings(plugin)
-        await following(stream)
-        for numbers in snapshots:
-            plugin.watch.replace(node([card(number) for number in sorted(numbers)]))
-            await asyncio.sleep(0)
-        plugin.watch.replace(node([card(9)]))
-        told = await following(stream)
-        while ("card9-0", "Healthy") not in told:
+        async with aclosing(listings(plugin)) as stream:  # a connection has so many, and no more
+            await following(stream)
+            for numbers in snapshots:
+                plugin.watch.replace(node([card(number) for number in sorted(numbers)]))
+                await asyncio.sleep(0)
+            plugin.watch.replace(node([card(9)]))
             told = await following(stream)
+            while ("card9-0", "Healthy") not in told:
+                told = await following(stream)
         assert [id_ for id_, health in told if health == "Healthy"] == ["card9-0"]
         plugin.watch.replace(before)
 
