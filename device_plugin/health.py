@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, IntEnum
 
 from device_plugin.devices import Card
+from topology.text import printable
 
 PATIENCE = 30.0
 """Seconds without news after which health is unknown; a message comes about every 5."""
@@ -186,12 +187,12 @@ def _judge_gpu(
 
 def _describe(statuses: Iterable[Status]) -> str:
     worst_first = sorted(statuses, key=lambda status: (-status.severity, status.name))
-    return printable("; ".join(map(str, worst_first)))
+    return told("; ".join(map(str, worst_first)))
 
 
-def printable(text: str) -> str:
-    """Make what xpumd or gRPC says fit for one log line: ASCII, no line ends, not too long."""
-    return text.strip().encode("unicode_escape")[:_TEXT_LIMIT].decode()
+def told(text: str) -> str:
+    """Make what xpumd or gRPC says fit for one log line, and not too long."""
+    return printable(text.strip(), _TEXT_LIMIT)
 
 
 def age(health: Health, now: float, patience: float = PATIENCE) -> Health:

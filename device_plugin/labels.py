@@ -20,6 +20,7 @@ from device_plugin.aside import aside
 from device_plugin.waiting import first_of, until
 from topology import features, publication
 from topology.publication import Publication
+from topology.text import printable
 
 DEFAULT_PATH = Path("/etc/kubernetes/node-feature-discovery/features.d/xpum-sidecar-labels.txt")
 POLL_SECONDS = 1.0
@@ -30,7 +31,7 @@ PATIENCE = 5.0
 """Seconds for one look at the file."""
 
 _HANGS = "not read within {:g} s: its file system does not answer"
-_REASON_LIMIT = 300  # bytes: a reason may quote the file, which may be anybody's
+_REASON_LIMIT = 300  # characters: a reason may quote the file, which may be anybody's
 
 
 class State(Enum):
@@ -138,7 +139,7 @@ def read(seen: Look, namespace: str, now: datetime) -> Reading:
     except publication.UnusableError as error:
         # NFD's own rules may have told more of a file that says nothing.
         file = features.parse(seen.content, now)
-        reason = _printable("; ".join((str(error), *file.problems)))
+        reason = printable("; ".join((str(error), *file.problems)), _REASON_LIMIT)
         return Reading(_UNUSABLE[type(error)], reason, None, file.expiry, seen.modified)
     state, reason = State.IN_USE, ""
     if said.topology is None:
@@ -153,11 +154,6 @@ _UNUSABLE: Mapping[type[publication.UnusableError], State] = {
     publication.ExpiredError: State.EXPIRED,
     publication.InconsistentError: State.INCONSISTENT,
 }
-
-
-def _printable(text: str) -> str:
-    """Make a text fit for one log line, whatever bytes it quotes."""
-    return text.encode("unicode_escape")[:_REASON_LIMIT].decode()
 
 
 def _utc_now() -> datetime:

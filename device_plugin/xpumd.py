@@ -24,7 +24,7 @@ from device_plugin.health import (
     Status,
     age,
     judge,
-    printable,
+    told,
 )
 
 DEFAULT_ENDPOINT = "/run/xpumd/intelxpuinfo.sock"
@@ -136,7 +136,7 @@ class _Watcher:
             trouble = f"gRPC: {error}"
         except TimeoutError:
             trouble = f"no news for {self.pace.patience:g} s"
-        self._learn(replace(self.health, trouble=printable(trouble)))
+        self._learn(replace(self.health, trouble=told(trouble)))
         if self.health.messages == before:
             raise _LostError(trouble)
 

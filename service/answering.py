@@ -29,10 +29,10 @@ def answer(settings: type[S], arguments: Sequence[str] | None) -> Loaded[S] | in
     except HelpWanted:
         return _say(settings.PROGRAM, help_text(settings))
     except UsageError as error:
-        complain(f"{settings.PROGRAM}: {error}\n")
+        complain(f"{settings.PROGRAM}: {error}")
         return USAGE
     if text := _text(loaded):
-        complain("".join(f"{settings.PROGRAM}: {line}\n" for line in loaded.warnings))
+        complain(*(f"{settings.PROGRAM}: {line}" for line in loaded.warnings))
         return _say(settings.PROGRAM, text)
     return Loaded(_plain(loaded.settings), loaded.origins, loaded.warnings)
 
@@ -54,7 +54,7 @@ def _say(program: str, text: str) -> int:
         say(f"{text}\n")
     except OSError as error:
         forget_stdout()
-        complain(f"{program}: cannot print: {error.strerror or error}\n")
+        complain(f"{program}: cannot print: {error.strerror or error}")
         return CANNOT_START
     return OK
 

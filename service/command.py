@@ -22,5 +22,5 @@ def run_command(read: Callable[[], Loaded[S] | int], run: Callable[[Loaded[S]], 
     try:
         return run(loaded)
     except CannotStartError as error:
-        complain(f"{loaded.settings.PROGRAM}: {error}\n")
+        complain(f"{loaded.settings.PROGRAM}: {error}")
         return CANNOT_START

@@ -30,6 +30,7 @@ from pydantic_settings import (
 from service.files import PatientReader
 from service.loaded import Loaded, S
 from service.values import LogFormat, split_address
+from topology.text import printable
 
 # What Kubernetes puts into the environment for a Service of the daemon's name is no setting.
 _AT_ONCE = frozenset({"print_config", "version"})
@@ -48,7 +49,7 @@ class UsageError(Exception):
     """The program was called wrongly: say this one line and end with exit code 2."""
 
     def __init__(self, text: str) -> None:
-        super().__init__("".join(letter if letter.isprintable() else "?" for letter in text))
+        super().__init__(printable(text))
 
 
 class HelpWanted(Exception):  # noqa: N818 - a wish, no error
@@ -175,7 +176,8 @@ def print_config(loaded: Loaded[S]) -> str:
             continue
         value = values[name]
         text = yaml.safe_dump({_flag(name): value}, width=1000).strip()
-        lines.append(f"{text:<44} # {loaded.origins.get(name, 'default')}".rstrip())
+        origin = printable(loaded.origins.get(name, "default"))
+        lines.append(f"{text:<44} # {origin}".rstrip())
     return "\n".join(lines)
 
 

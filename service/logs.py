@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, TextIO
 import structlog
 
 from service.values import LogFormat
+from topology.text import printable
 
 if TYPE_CHECKING:
-    from structlog.typing import FilteringBoundLogger, Processor
+    from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
 
 class _Patient:
@@ -33,7 +34,7 @@ def logger_to_stderr(log_format: LogFormat, *, debug: bool = False) -> "Filterin
     """Make the process's logger: `event key=value ...` as text, or one JSON object a line."""
     renderer: Processor
     if log_format is LogFormat.JSON:
-        renderer = structlog.processors.JSONRenderer()
+        renderer = structlog.processors.JSONRenderer()  # ASCII only
     else:
         renderer = structlog.processors.LogfmtRenderer(
             key_order=["timestamp", "level", "event"], drop_missing=True
@@ -45,12 +46,21 @@ def logger_to_stderr(log_format: LogFormat, *, debug: bool = False) -> "Filterin
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.ExceptionRenderer(),
-            renderer,
+            _one_line(renderer),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )
     return logger
+
+
+def _one_line(renderer: "Processor") -> "Processor":
+    """Escape what is not printable in a line: in JSON that is DEL, which is in strings only."""
+
+    def render(logger: object, name: str, entry: "EventDict") -> str:
+        return printable(str(renderer(logger, name, entry)).replace("\x7f", "\\u007f"))
+
+    return render
 
 
 class Changes:

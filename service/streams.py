@@ -5,6 +5,8 @@ import sys
 from io import FileIO, TextIOWrapper
 from typing import TextIO
 
+from topology.text import printable, printable_lines
+
 
 def stand_in() -> None:
     """Put a stream that fails in the place of each standard stream that is closed.
@@ -49,19 +51,25 @@ def forget_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def say(text: str) -> None:
-    """Write to standard output; whoever reads no further, as `| head`, has what was asked for."""
+def say(text: str, *, styled: bool = False) -> None:
+    """Write to standard output; whoever reads no further, as `| head`, has what was asked for.
+
+    Lines come out printable, whatever they quote; but those that are `styled` already.
+    """
     try:
-        sys.stdout.write(text)
+        sys.stdout.write(text if styled else printable_lines(text))
         sys.stdout.flush()
     except BrokenPipeError:
         forget_stdout()
 
 
-def complain(text: str) -> None:
-    """Write to standard error, if that can be: there is nowhere else to say that it cannot."""
+def complain(*lines: str) -> None:
+    """Write lines to standard error, if that can be: there is nowhere else to say that it cannot.
+
+    Each comes out as one line, and printable, whatever it quotes.
+    """
     try:
-        sys.stderr.write(text)
+        sys.stderr.write("".join(f"{printable(line)}\n" for line in lines))
         sys.stderr.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())

@@ -29,6 +29,7 @@ from topology.publication import (
     read,
     render,
 )
+from topology.text import printable
 
 _MOST_NAMED = 8
 _DIGITS = re.compile(r"[0-9]+")  # a detail that differs in numbers only is no news
@@ -318,7 +319,7 @@ class Sidecar:
             # What is believed is no better for it: it lives as long as if it had been written.
             self._believed_until = self._believed_until or self._expiry(now)
             self._telemetry.published("failed", now.timestamp(), 0)
-            self._settle(str(error))
+            self._settle(printable(str(error)))
             return
         self._written = wanted, content
         self._believed_until = expiry
@@ -400,7 +401,7 @@ class Sidecar:
 
     def _say_who_publishes(self, other: str | None) -> None:
         """Tell when another sidecar writes the file, and when it is ours again."""
-        self._other = other
+        self._other = None if other is None else printable(other)
         self._telemetry.stands_by(other is not None)
         if self._changes.of("who publishes", other):
             if other:

@@ -16,6 +16,7 @@ from sidecar.exposition import Reader, Reading
 from sidecar.sieve import TooManyRowsError
 from sidecar.transport import CERTIFICATE, HungUpError, Transport
 from sidecar.trust import Trust, TrustError, TrustFiles
+from topology.text import printable
 
 HOST = "127.0.0.1"
 
@@ -39,6 +40,7 @@ class ScrapeError(Exception):
     """XPU Manager gave no usable answer: what is published still stands."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
+        detail = printable(detail)
         super().__init__(f"{reason.value}: {detail}")
         self.reason = reason
         self.detail = detail
@@ -365,5 +367,4 @@ def _told(response: httpx.Response) -> str:
     with suppress(httpx.HTTPError):  # the status is known, whatever becomes of the body
         beginning = next(response.iter_raw(_DETAIL_LIMIT), b"")
     line = beginning.decode(errors="replace").strip().partition("\n")[0].strip()
-    text = "".join(letter if letter.isprintable() else "?" for letter in line)[:_DETAIL_LIMIT]
-    return f"{response.status_code} {text}".strip()
+    return f"{response.status_code} {printable(line, _DETAIL_LIMIT)}".strip()

@@ -13,6 +13,7 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from topology.model import Link, Tile
 from topology.node import Mark, Node
+from topology.text import printable
 
 _STYLE = """
 .xe-links text { fill: #1f2328;
@@ -295,4 +296,4 @@ def _draw_legend(
 
 def _text(element: Element, text: str) -> None:
     # XML has no way to write control characters.
-    element.text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    element.text = printable(text)

@@ -10,10 +10,11 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from service.release import VERSION
 from service.streams import complain, forget_stdout, stand_in
+from topology.text import printable
 from xelink.helptext import HelpFormatter
 from xelink.outcome import FAILED, INTERRUPTED, OK, FailedError
 
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except FailedError as error:
-        complain(f"{program}: {error}\n")
+        complain(f"{program}: {error}")
         return error.code
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         forget_stdout()
     except OSError as error:  # what is read is minded where it is read: this is what is printed
         forget_stdout()
-        complain(f"{program}: cannot print: {error.strerror or error}\n")
+        complain(f"{program}: cannot print: {error.strerror or error}")
         return FAILED
     return code
 
@@ -79,7 +80,10 @@ class _Parser(argparse.ArgumentParser):
         if file is not None and file is sys.stdout:
             file.write(message)  # argparse would hide that it cannot be printed
         else:
-            complain(message)
+            complain(*message.rstrip("\n").split("\n"))
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))  # it quotes the call, which may hold a line end
 
 
 def command_line(modules: Mapping[str, ModuleType]) -> argparse.ArgumentParser:

@@ -26,7 +26,7 @@ from xelink.finding import Finding, Status
 from xelink.helptext import HelpFormatter
 from xelink.outcome import FAILED, OK, FailedError, WrongCallError
 from xelink.permits import User, caller
-from xelink.readings import printable
+from xelink.readings import line
 from xelink.show import json_text
 from xelink.sources import number
 from xelink.tables import BAD, FAINT, GOOD, HEAD, WORST, Cell, aligned, show
@@ -208,7 +208,7 @@ def _stopping() -> Iterator[Stop]:
 
 def _told(found: Finding) -> Finding:
     """Make a finding fit for a line of its own: it may quote what others wrote."""
-    return replace(found, reason=printable(found.reason), todo=printable(found.todo))
+    return replace(found, reason=line(found.reason), todo=line(found.todo))
 
 
 def _lines(found: Mapping[str, Finding]) -> Sequence[Text]:

@@ -92,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
     """Explain. Raises `FailedError`."""
     node = _only(sources.load(options))
     if node.topology is None:
-        complain(f"xelink explain: {node.title}: {node.state.value}: {node.reason}\n")
+        complain(f"xelink explain: {node.title}: {node.state.value}: {node.reason}")
         return UNKNOWN
     wanted = Wanted(
         size=options.want,

@@ -1,5 +1,7 @@
 """How a command ends: its exit codes, and the errors that are one line for a person."""
 
+from topology.text import printable
+
 OK = 0
 FAILED = 1
 WRONG_CALL = 2
@@ -12,6 +14,9 @@ class FailedError(Exception):
     """The command cannot go on: the user is told why in one line."""
 
     code = FAILED
+
+    def __init__(self, text: str) -> None:
+        super().__init__(printable(text))
 
 
 class WrongCallError(FailedError):

@@ -12,6 +12,7 @@ from sidecar.exposition import Reading
 from topology import features, labels, publication
 from topology.model import Link, excess
 from topology.node import Node, State
+from topology.text import printable
 
 _REASON_LIMIT = 300
 _LABELS_ONLY = (
@@ -75,7 +76,7 @@ def of_file(content: bytes, namespace: str, source: str, now: datetime) -> Node:
     except publication.UnusableError as error:
         # NFD's own rules may have told more of a file that says nothing.
         problems = features.parse(content, now).problems
-        return Node(source, reason=printable("; ".join((str(error), *problems))))
+        return Node(source, reason=line("; ".join((str(error), *problems))))
     if said.topology is None:
         reason = "XPU Manager there tells nothing of Xe Links"
         return Node(source, state=State.NO_FABRIC_DATA, reason=reason)
@@ -90,7 +91,7 @@ def of_labels(found: Mapping[str, str], namespace: str, source: str, now: dateti
     own = {name: value for name, value in found.items() if name.startswith(prefix)}
     for name, value in own.items():
         if problem := features.label_problem(name, value):
-            return Node(source, reason=printable(problem))
+            return Node(source, reason=line(problem))
     content = "".join(f"{name}={value}\n" for name, value in own.items())
     return of_file(content.encode(), namespace, source, now)
 
@@ -113,11 +114,11 @@ def _name_and_labels(entry: object) -> tuple[str, Mapping[str, str]]:
         case {"kind": "Node", "metadata": {"name": str(name), **metadata}} if name:
             found = metadata.get("labels") or {}
             if isinstance(found, dict) and all(isinstance(value, str) for value in found.values()):
-                return printable(name), found
-            raise ValueError(f"the labels of node {printable(name)} are no labels")
+                return line(name), found
+            raise ValueError(f"the labels of node {line(name)} are no labels")
     raise ValueError("an item is no Node, or has no name")
 
 
-def printable(text: str) -> str:
+def line(text: str) -> str:
     """Make a text fit for one line, whatever it quotes."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)[:_REASON_LIMIT]
+    return printable(text, _REASON_LIMIT)

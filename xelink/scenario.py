@@ -21,6 +21,8 @@ from pydantic import (
     model_validator,
 )
 
+from topology.text import printable
+
 Pair: TypeAlias = tuple[int, int]
 """Two GPUs of a node by their places in PCI order, the lower one first."""
 
@@ -282,7 +284,7 @@ def _first(error: ValidationError) -> str:
 
 def _one_line(error: object) -> str:
     text = " ".join(str(error).split())
-    return "".join(letter if letter.isprintable() else "?" for letter in text)[:300]
+    return printable(text, 300)
 
 
 def _places(pair: str) -> Pair:

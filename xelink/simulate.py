@@ -14,6 +14,7 @@ from rich.progress import track
 from shtab import FILE
 
 from service.streams import say
+from topology.text import printable
 from xelink import chance, sources
 from xelink.bars import bars
 from xelink.helptext import HelpFormatter
@@ -33,6 +34,7 @@ _MOST_RUNS = 100_000
 _MOST_SEEDS = 1 << 32
 _LONG = 20  # runs from which on a progress bar is worth a line
 
+_MOST_NAME = 300  # characters
 _EXAMPLES = """\
 examples:
   the scenarios that are there:
@@ -109,7 +111,7 @@ def run(options: argparse.Namespace) -> int:
         return OK
     series = _series(options)
     if options.output == "scenario":
-        sys.stdout.writelines(map(render, series.scenarios))
+        say("".join(map(render, series.scenarios)))
         return OK
     report = Report()
     for scenario in _watched(series):
@@ -171,9 +173,9 @@ def _read(name: str) -> Scenario:
     try:
         return parse(_text(name), partial(_real_node, Path(name).parent))
     except ScenarioError as error:
-        raise FailedError(f"{_printable(name)}: {error}") from error
+        raise FailedError(f"{printable(name, _MOST_NAME)}: {error}") from error
     except UnicodeDecodeError as error:
-        raise FailedError(f"{_printable(name)}: no text in UTF-8") from error
+        raise FailedError(f"{printable(name, _MOST_NAME)}: no text in UTF-8") from error
 
 
 def _real_node(directory: Path, kind: str, name: str) -> dict[str, Any]:
@@ -219,9 +221,9 @@ def _text(name: str) -> str:
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "no name of a file"
         known = f"; there are {', '.join(_names())}" if isinstance(error, FileNotFoundError) else ""
-        raise FailedError(f"{_printable(name)}: {why}{known}") from error
+        raise FailedError(f"{printable(name, _MOST_NAME)}: {why}{known}") from error
     if len(content) > FILE_LIMIT:
-        raise FailedError(f"{_printable(name)}: more than {FILE_LIMIT} bytes")
+        raise FailedError(f"{printable(name, _MOST_NAME)}: more than {FILE_LIMIT} bytes")
     return content.decode()
 
 
@@ -236,7 +238,3 @@ def _list() -> Iterator[str]:
     width = max(map(len, _names()))
     for name in _names():
         yield f"{name:<{width}}  {_read(name).about}"
-
-
-def _printable(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in text)[:300]

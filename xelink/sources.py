@@ -179,7 +179,7 @@ def _from_url(options: argparse.Namespace) -> tuple[Node, ...]:
     try:
         reading = live.scrape(target)
     except live.NoAnswerError as error:
-        return (Node(target.url, reason=readings.printable(str(error))),)
+        return (Node(target.url, reason=readings.line(str(error))),)
     return (readings.of_rows(reading, _rules(options), target.url, live=True),)
 
 
@@ -218,7 +218,7 @@ def _from_node_json(options: argparse.Namespace) -> tuple[Node, ...]:
     try:
         found = readings.labels_by_node(json.loads(content))
     except (ValueError, RecursionError) as error:
-        what = readings.printable(str(error))
+        what = readings.line(str(error))
         raise FailedError(
             f"--node-json {source}: not what kubectl get node -o json prints: {what}"
         ) from error
@@ -252,9 +252,10 @@ def _with_file(name: str, path: str, read: Callable[[BinaryIO], T]) -> T:
         with Path(path).open("rb") as file:
             return read(file)
     except (OSError, ValueError) as error:
-        if isinstance(error, OSError) or "\0" in path:
-            why = error.strerror if isinstance(error, OSError) else str(error)
-            raise FailedError(f"{_option(name)} {path!r}: {why or error}") from error
+        if isinstance(error, OSError):
+            raise FailedError(f"{_option(name)} {path!r}: {error.strerror or error}") from error
+        if "\0" in path or isinstance(error, UnicodeEncodeError):
+            raise FailedError(f"{_option(name)} {path!r}: {error}") from error
         raise
 
 

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from service.streams import say
+from topology.text import printable
 
 GAP = 2
 FAINT = "dim"
@@ -29,12 +30,17 @@ Row: TypeAlias = Sequence[Cell | str]
 
 def aligned(rows: Iterable[Row], indent: int = 0) -> list[Text]:
     """Align the columns of rows, to the left; no blanks at the end of a line."""
-    cells = [[Cell(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+    cells = [[_cell(cell) for cell in row] for row in rows]
     widths: dict[int, int] = {}
     for row in cells:
         for at, cell in enumerate(row):
             widths[at] = max(widths.get(at, 0), cell_len(cell.text))
     return [_line(row, widths, indent) for row in cells]
+
+
+def _cell(given: Cell | str) -> Cell:
+    cell = Cell(given) if isinstance(given, str) else given
+    return cell._replace(text=printable(cell.text))
 
 
 def head(*names: str) -> list[Cell]:
@@ -61,6 +67,13 @@ def show(lines: Iterable[Text | str]) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     with console.capture() as captured:
         for line in lines:
-            console.print(line, soft_wrap=True)
+            console.print(_clean(line), soft_wrap=True)
     # Not by the console itself: it would end the process where nobody reads on.
-    say(captured.get())
+    say(captured.get(), styled=True)
+
+
+def _clean(line: Text | str) -> Text | str:
+    """Take no control of a terminal but the styles that are ours."""
+    if isinstance(line, str):
+        return printable(line)
+    return line if line.plain.isprintable() else Text(printable(line.plain))

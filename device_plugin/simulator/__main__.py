@@ -8,6 +8,7 @@ from pathlib import Path
 from device_plugin.simulator import tree
 from device_plugin.simulator.blueprint import CARDS, DRIVERS, MODELS, Blueprint
 from device_plugin.simulator.node import Node
+from service.streams import complain
 
 _EXAMPLES = """\
 examples:
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         node = tree.put(blueprint, flags.root, device_nodes=flags.device_nodes)
     except tree.TreeError as error:
-        sys.stderr.write(f"{parser.prog}: {error}\n")
+        complain(f"{parser.prog}: {error}")
         return 1
     sys.stdout.write(f"{_summary(blueprint, node, device_nodes=flags.device_nodes)}\n")
     return 0

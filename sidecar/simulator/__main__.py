@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from service.files import read_file
+from service.streams import complain
 from sidecar.simulator.blueprint import CARDS, WIRINGS, Blueprint
 from sidecar.simulator.gpu import MODELS
 from sidecar.simulator.misbehaviours import MISBEHAVIOURS, REFUSE
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             simulator = Simulator(node, serving).start()
         except (OSError, OverflowError) as error:
-            sys.stderr.write(f"{parser.prog}: cannot serve: {error}\n")
+            complain(f"{parser.prog}: cannot serve: {error}")
             return 1
         try:
             if flags.misbehave:
