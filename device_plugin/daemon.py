@@ -25,6 +25,7 @@ from device_plugin.status import Parts, status
 from device_plugin.telemetry import NodeTelemetry, Telemetry
 from device_plugin.waiting import looking_for
 from service.command import OK
+from service.descriptors import require_descriptors
 from service.logs import logger_to_stderr
 from service.metrics import Metrics
 from service.page import pages
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 # The loop is dead, and kubelet should restart us, after so many seconds without a look at the node.
 _PATIENCE = 60.0
 _PREFERENCE_MARGIN = 1.0
+# gRPC takes a dozen for a server, and ends the process where it cannot have them
+_LEAST_DESCRIPTORS = 128
 
 
 def run(loaded: "Loaded[PluginSettings]") -> int:
@@ -48,6 +51,7 @@ def run(loaded: "Loaded[PluginSettings]") -> int:
     log = logger_to_stderr(settings.log_format, debug=settings.debug)
     for warning in loaded.warnings:
         log.warning(warning)
+    require_descriptors(_LEAST_DESCRIPTORS)
     # Before anything is written: without kubelet there is nobody to write a CDI spec for.
     sockets.require_directory(settings.plugin_dir)
     asyncio.run(_serve(settings, log))

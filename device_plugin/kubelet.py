@@ -38,6 +38,7 @@ from device_plugin.sockets import (
     SocketError,
     SocketTakenError,
     SocketWipedError,
+    UncertainError,
 )
 from device_plugin.telemetry import Telemetry
 from device_plugin.waiting import first_of, until
@@ -146,8 +147,8 @@ class Endpoint:
             born.rename(self.path)
         except (OSError, RuntimeError) as error:
             await server.stop(None)
-            # By the name that stays the same: a reason is said once.
-            reason = str(error).replace(str(born), str(self.path))
+            # gRPC names no reason. And by the name that stays the same: a reason is said once.
+            reason = sockets.why_unbindable(born) or str(error).replace(str(born), str(self.path))
             wiped = isinstance(error, FileNotFoundError) and self.path.parent.is_dir()
             kind = SocketWipedError if wiped else SocketError
             raise kind(f"cannot serve on {self.path}: {reason}") from error
@@ -197,8 +198,12 @@ class Endpoint:
         now = sockets.identity(self.path)
         if now == self._own:
             return True
-        if now is not None and sockets.is_answered(self.path):
-            raise SocketTakenError(f"{self.path} was taken over by another process")
+        try:
+            if now is not None and sockets.is_answered(self.path):
+                raise SocketTakenError(f"{self.path} was taken over by another process")
+        except UncertainError as error:
+            self._cannot_look(error)
+            return True
         self._log.warning("our socket is gone: serving anew", socket=str(self.path))
         return False
 
@@ -215,7 +220,13 @@ class Endpoint:
         When it ends, its streams end, too: then nobody answers at its socket, and a new one comes.
         """
         due = self._due()
-        return due is not None and self._clock() >= due and sockets.is_answered(self._kubelet)
+        if due is None or self._clock() < due:
+            return False
+        try:
+            return sockets.is_answered(self._kubelet)
+        except UncertainError as error:
+            self._cannot_look(error)
+            return False
 
     def _due(self) -> float | None:
         """Tell when a hang-up makes us register again; None while kubelet listens or never did."""
@@ -242,13 +253,22 @@ class Endpoint:
         It is the socket that is dialed that tells kubelets apart, not the one that stands at the
         path before or after: a kubelet that appears meanwhile would be registered with twice.
         """
-        with sockets.holding(self._kubelet) as kubelet:
-            if kubelet is None or sockets.identity(self.path) != self._own:
-                return None
-            if not sockets.is_answered(kubelet.path):  # it has gone, or does not listen yet
-                self._wait_for_kubelet(f"nobody listens on {self._kubelet}")
-                return None
-            return await self._register_with(kubelet, stop)
+        try:
+            with sockets.holding(self._kubelet) as kubelet:
+                if kubelet is None or sockets.identity(self.path) != self._own:
+                    return None
+                if not sockets.is_answered(kubelet.path):  # it has gone, or does not listen yet
+                    self._wait_for_kubelet(f"nobody listens on {self._kubelet}")
+                    return None
+                return await self._register_with(kubelet, stop)
+        except UncertainError as error:
+            self._cannot_look(error)
+            return None
+
+    def _cannot_look(self, error: UncertainError) -> None:
+        self.trouble = str(error)
+        if self._changes.of("failure", self.trouble):
+            self._log.error("cannot look at sockets", reason=self.trouble)
 
     async def _register_with(self, kubelet: Held, stop: asyncio.Event) -> Identity | None:
         registration = Registration(self.plugin.resource, self.path.name, self.plugin.options)

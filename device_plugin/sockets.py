@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from service.command import CannotStartError
+from service.descriptors import is_shortage
 
 DIRECTORY = Path("/var/lib/kubelet/device-plugins")
 KUBELET = "kubelet.sock"
@@ -39,6 +40,10 @@ class SocketError(CannotStartError):
 
 class SocketTakenError(SocketError):
     """Somebody else serves there: two plugins of one resource would fight for kubelet."""
+
+
+class UncertainError(SocketError):
+    """Nobody can say who serves there, for want of descriptors: what was known stands."""
 
 
 class SocketWipedError(SocketError):
@@ -86,11 +91,13 @@ def holding(path: Path) -> Iterator[Held | None]:
     """Hold the socket that stands at a path, None when there is none.
 
     Between a look at a path and a connection to it another socket may take its place; the one that
-    is held can be dialed for certain.
+    is held can be dialed for certain. Raises `UncertainError` as `is_answered` does.
     """
     try:
         descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
+    except OSError as error:
+        if is_shortage(error):
+            raise UncertainError(f"cannot open {path}: {error.strerror}") from error
         yield None
         return
     try:
@@ -108,8 +115,15 @@ def _identity(told: os.stat_result) -> Identity | None:
 
 
 def is_answered(path: Path) -> bool:
-    """Tell whether anybody listens on a socket; a stale one refuses."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+    """Tell whether anybody listens on a socket; a stale one refuses.
+
+    Raises `UncertainError` where we have nothing to look with.
+    """
+    try:
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:
+        raise UncertainError(f"cannot look who serves {path}: {error.strerror}") from error
+    with client:
         client.settimeout(_CONNECT_SECONDS)
         try:
             client.connect(str(path))
@@ -148,6 +162,17 @@ def require_free(path: Path) -> None:
         )
 
 
+def why_unbindable(path: Path) -> str | None:
+    """Say why no socket can be made at a path where none is; None when one can."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as own:
+            own.bind(str(path))
+            path.unlink()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
 def birthplace(path: Path) -> Path:
     """Name a path beside `path`, and no longer, where a socket can be bound before it is moved.
 
@@ -175,7 +200,10 @@ def remove_dead(directory: Path, resource: str) -> tuple[str, ...]:
 def _remove_dead(path: Path) -> bool:
     seen = identity(path)
     grown = seen is not None and time.time() - seen.created / 1e9 > _BIRTH_SECONDS
-    return grown and not is_answered(path) and remove_own(path, seen)
+    try:
+        return grown and not is_answered(path) and remove_own(path, seen)
+    except UncertainError:
+        return False
 
 
 def _mode(path: Path) -> int | None:

@@ -4,21 +4,23 @@ As process 1 of a container, which has no default handlers, a SIGTERM that comes
 place would be lost, and the Pod would wait for its whole grace period.
 """
 
-import signal
+# Not `signal`, whose names are enumerations: to import these takes longer than all before it, and
+# what comes meanwhile is lost.
+import _signal  # type: ignore[import-not-found] # has no stub
 
-STOPPING = (signal.SIGTERM, signal.SIGINT)
+STOPPING: tuple[int, ...] = (_signal.SIGTERM, _signal.SIGINT)
 
 
 def hold_signals() -> None:
     """Keep SIGTERM and SIGINT waiting."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, STOPPING)
 
 
 def release_signals() -> None:
     """Deliver what waits; to be called when handlers are in place."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, STOPPING)
 
 
 def is_stopping() -> bool:
     """Tell whether SIGTERM or SIGINT waits to be delivered."""
-    return not signal.sigpending().isdisjoint(STOPPING)
+    return not _signal.sigpending().isdisjoint(STOPPING)

@@ -25,6 +25,7 @@ class Reason(Enum):
     PROTOCOL = "protocol"
     TOO_LARGE = "too-large"
     NOT_XPU_MANAGER = "not-xpu-manager"
+    RESOURCES = "resources"
     NO_ROWS = "no-topology-rows"
     NO_SELF_ROWS = "no-self-rows"
     UNREADABLE_ROWS = "unreadable-rows"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from structlog.typing import FilteringBoundLogger
 
 from service.command import OK
+from service.descriptors import require_descriptors
 from service.logs import logger_to_stderr
 from service.page import pages
 from service.probes import Page, Site, serving
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 NO_LINKS = 3
 UNKNOWN = 4
 NOT_PUBLISHED = 5
+
+_LEAST_DESCRIPTORS = 64
 
 
 class Printer:
@@ -82,6 +85,7 @@ def run(loaded: "Loaded[SidecarSettings]") -> int:
     log = logger_to_stderr(settings.log_format, debug=settings.debug)
     for warning in (*loaded.warnings, *settings.doubts, *_without_effect(loaded)):
         log.warning(warning)
+    require_descriptors(_LEAST_DESCRIPTORS)
     telemetry = Telemetry()
     with ExitStack() as cleanup:
         stop = Stop()

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import tenacity
 
+from service.descriptors import is_shortage
 from service.files import PatientReader, Read
 from sidecar.classification import Reason
 from sidecar.exposition import Reader, Reading
@@ -134,6 +135,8 @@ class _Login:
             raise
         except OSError as error:
             detail = error.strerror or str(error)
+            if is_shortage(error):
+                raise ScrapeError(Reason.RESOURCES, _shortage(error)) from error
             raise ScrapeError(Reason.UNAUTHORIZED, f"-password-file {file}: {detail}") from error
         if not password:
             raise ScrapeError(Reason.UNAUTHORIZED, f"-password-file {file}: there is none in it")
@@ -294,6 +297,8 @@ def _translated(*, plain: bool) -> Iterator[None]:
         raise TimeoutError from error
     except (HungUpError, httpx.HTTPError, ValueError) as error:
         causes = tuple(_causes(error))
+        if shortage := next(filter(is_shortage, causes), None):
+            raise ScrapeError(Reason.RESOURCES, _shortage(shortage)) from error
         for kind, reason in _REASONS:
             if cause := next((cause for cause in causes if isinstance(cause, kind)), None):
                 hint = _RESET_HINT if plain and reason is Reason.RESET else ""
@@ -313,6 +318,10 @@ _REASONS = (
 
 # A server that expects TLS just drops who speaks plain HTTP.
 _RESET_HINT = "; XPU Manager restarts, or speaks HTTPS on this port (-cert)"
+
+
+def _shortage(error: BaseException) -> str:
+    return f"{getattr(error, 'strerror', error)}: on this side, whatever XPU Manager does"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -22,6 +22,7 @@ _OTHER_PORT = "give XPU Manager's port with --xpum-port"
 _TODO: Mapping[Reason, str] = {
     Reason.REFUSED: "start XPU Manager, give its port with --xpum-port, or ask from the host's"
     " network",
+    Reason.RESOURCES: "close files, or allow more (ulimit -n)",
     Reason.RESET: "wait while it restarts; where it speaks HTTPS, give --cert",
     Reason.TIMEOUT: f"give it a minute after its start, then {_RESTART}",
     Reason.UNAUTHORIZED: "give the right --username and --password-file",

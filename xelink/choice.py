@@ -231,7 +231,9 @@ class _Index:
         self._cards: dict[str, str] = {}
         for gpu in topology.gpus:
             name = names[gpu.id]
-            for called in (name, gpu.bdf, str(gpu.id), f"GPU{gpu.id}"):
+            # As lspci prints it: without the domain, where that is 0000.
+            short = gpu.bdf.removeprefix("0000:")
+            for called in (name, gpu.bdf, short, str(gpu.id), f"GPU{gpu.id}"):
                 self._cards.setdefault(called.lower(), name)
         self.every = tuple(f"{names[gpu.id]}-{i}" for gpu in topology.gpus for i in range(shares))
 

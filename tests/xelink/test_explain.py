@@ -113,7 +113,7 @@ def test_the_group_that_is_left_is_linked_and_none_is_larger(
         assert not any(linked(some) for some in combinations(left, len(group) + 1))
 
 
-@pytest.mark.parametrize("name", ["card4", "CARD4", "1", "GPU1", "gpu1", "0000:3a:00.0"])
+@pytest.mark.parametrize("name", ["card4", "CARD4", "1", "GPU1", "gpu1", "0000:3a:00.0", "3A:00.0"])
 def test_a_gpu_is_known_by_card_id_and_address(xelink: Xelink, name: str) -> None:
     assert _explained(xelink, "--want", "1", "--have", name, "--features", EIGHT)["cards"] == [
         "card4"
