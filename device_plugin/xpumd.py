@@ -34,7 +34,9 @@ _OPTIONS = (
     # Else all channels of the process share connections and their backoff of up to two minutes.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
+    ("grpc.max_receive_message_length", 1 << 20),
 )
+_MOST = 1 << 13  # devices, and checks of all of them: of a full node, some hundreds
 
 
 class _LostError(Exception):
@@ -165,7 +167,14 @@ class _Watcher:
 
 
 def read(answer: bytes, at: float) -> Message:
-    """Take a message out of protobuf, as it is. Raises `DecodeError`."""
+    """Take a message out of protobuf, as it is. Raises `DecodeError`.
+
+    That, too, for one that tells of more than any node has: what takes two bytes in a message
+    takes hundreds here.
+    """
+    devices = DeviceHealthResponse.FromString(answer).devices
+    if len(devices) > _MOST or sum(len(device.health) for device in devices) > _MOST:
+        raise DecodeError("more devices or checks than a node has")
     return Message(
         at,
         tuple(
@@ -176,6 +185,6 @@ def read(answer: bytes, at: float) -> Message:
                     for status in device.health
                 ),
             )
-            for device in DeviceHealthResponse.FromString(answer).devices
+            for device in devices
         ),
     )

@@ -1,7 +1,8 @@
 """Signals that come while a daemon starts wait until somebody listens.
 
 As process 1 of a container, which has no default handlers, a SIGTERM that comes before ours are in
-place would be lost, and the Pod would wait for its whole grace period.
+place would be lost, and the Pod would wait for its whole grace period. One that comes before this
+module is imported still is: docs/image.md says so.
 """
 
 # Not `signal`, whose names are enumerations: to import these takes longer than all before it, and

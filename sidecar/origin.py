@@ -45,7 +45,6 @@ def _kind(text: bytes) -> str:
 
 
 def _first_line(text: str) -> str:
-    """Give the first line with something on it, fit for a log."""
+    """Give the first line with something on it; `repr` quotes it, and escapes its controls."""
     line = text.strip().partition("\n")[0].strip()
-    shown = "".join(letter if letter.isprintable() else "?" for letter in line)
-    return shown if len(shown) <= _LINE_LIMIT else f"{shown[:_LINE_LIMIT]}..."
+    return line if len(line) <= _LINE_LIMIT else f"{line[:_LINE_LIMIT]}..."

@@ -116,7 +116,8 @@ class SidecarSettings(KlogSettings):
     oneshot: bool = Field(
         default=False,
         description="publish what one scrape sees, and end; exit code 0: links, 3: no links, 4: XPU"
-        " Manager gave no usable answer, 5: the file could not be written",
+        " Manager gave no usable answer, 5: the file could not be written, or another sidecar"
+        " writes it",
     )
     dry_run: bool = Field(default=False, description="print the feature file instead of writing it")
     listen: Annotated[str, AfterValidator(listen_address)] = Field(

@@ -20,6 +20,7 @@ from typing import BinaryIO, NamedTuple, TypeVar
 from shtab import DIRECTORY, FILE
 
 from device_plugin.labels import DEFAULT_PATH
+from service.files import read_up_to
 from sidecar.classification import Rules
 from sidecar.exposition import Reader, Reading
 from sidecar.sieve import TooManyRowsError
@@ -36,6 +37,8 @@ STDIN = "-"
 _LANE_COUNT = 4
 _DAY = 86400
 _CHUNK = 1 << 20
+_MOST_METRICS = 64 << 20  # bytes, as the sidecar's -max-body
+_MOST_JSON = 256 << 20  # some thousand nodes, with all that kubectl tells of them
 
 
 class _Source(NamedTuple):
@@ -189,7 +192,11 @@ def _from_metrics(options: argparse.Namespace) -> tuple[Node, ...]:
         sieve = reader.sieve()
         chunk = file.read(_CHUNK)
         _require_kind("metrics", options.metrics, chunk)
+        size = 0
         while chunk:
+            size += len(chunk)
+            if size > _MOST_METRICS:
+                raise _too_long("metrics", options.metrics, _MOST_METRICS)
             sieve.feed(chunk)
             chunk = file.read(_CHUNK)
         return reader.read(sieve)
@@ -212,7 +219,11 @@ def _from_features(options: argparse.Namespace) -> tuple[Node, ...]:
 
 
 def _from_node_json(options: argparse.Namespace) -> tuple[Node, ...]:
-    content = _with_file("node_json", options.node_json, lambda file: file.read())
+    content = _with_file(
+        "node_json", options.node_json, lambda file: read_up_to(file.read, _MOST_JSON + 1)
+    )
+    if len(content) > _MOST_JSON:
+        raise _too_long("node_json", options.node_json, _MOST_JSON)
     _require_kind("node_json", options.node_json, content)
     namespace, source, now = _namespace(options), _named(options.node_json), datetime.now(UTC)
     try:
@@ -231,6 +242,10 @@ def _from_node_json(options: argparse.Namespace) -> tuple[Node, ...]:
         replace(readings.of_labels(labels, namespace, source, now), name=name)
         for name, labels in found
     )
+
+
+def _too_long(name: str, path: str, most: int) -> FailedError:
+    return FailedError(f"{_option(name)} {_named(path)}: more than {most} bytes")
 
 
 def _rules(options: argparse.Namespace) -> Rules:

@@ -298,11 +298,13 @@ def test_what_is_no_message_is_counted_and_survived(
             await watcher.until(after(1))
             xpumd.send(b"\xff\xff\xff")
             xpumd.send(b"\x0a\x06\x0a\x04\x0a\x02\xff\xfe")
+            xpumd.send(b"\x0a\x00" * 10_000)  # more GPUs than there are
+            xpumd.send(b"\x0a\x04\x12\x00\x12\x00" * 5_000)  # more checks
             xpumd.add("rubbish")
             xpumd.say(FIRST, "memory", 99)
             xpumd.push()
             health = await watcher.until(after(2))
-            assert health.bad_messages == 2
+            assert health.bad_messages == 4
             assert (health.bad_addresses, health.bad_severities) == (1, 1)
             assert xpumd.connections == 1
             assert not [record for record in caplog.records if record.name.startswith("grpc")]

@@ -373,6 +373,22 @@ def test_ctrl_c_ends_a_scrape_that_hangs() -> None:
             assert process.lines == []
 
 
+@pytest.mark.parametrize(
+    ("option", "first", "most"),
+    [("--metrics", b"# HELP", 64 << 20), ("--node-json", b"{", 256 << 20)],
+)
+def test_what_has_no_end_is_told_in_one_line(
+    xelink: Xelink, tmp_path: Path, option: str, first: bytes, most: int
+) -> None:
+    endless = tmp_path / "endless"
+    with endless.open("wb") as file:
+        file.write(first + b"\n")
+        file.truncate(1 << 40)
+    said = xelink("show", option, str(endless))
+    assert said.code == 1
+    assert said.err == f"xelink show: {option} {endless}: more than {most} bytes\n"
+
+
 def test_a_pipe_is_read_as_a_file_is(xelink: Xelink) -> None:
     reader, writer = os.pipe()
     try:
