@@ -22,10 +22,10 @@ from device_plugin.api.deviceplugin_pb2_grpc import DevicePluginStub
 from device_plugin.limits import ExceededError, Limits, require_few
 from device_plugin.plugin import Manners
 from device_plugin.simulator.kubelet import Kubelet
-from tests.device_plugin.happenings import PATIENCE
 from tests.device_plugin.plugins import I915, Served, node, served
 from tests.device_plugin.test_daemon import SOCKET, Scene
 from tests.faults.rig import footprint
+from tests.patience import PATIENCE
 from tests.processes import address, get
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -19,7 +19,8 @@ import trustme
 from sidecar.simulator import Serving, Simulator
 from tests.faults.rig import arguments, sidecar, truth
 from tests.faults.shim import LackingError, Shim
-from tests.processes import PATIENCE, Running, children
+from tests.patience import PATIENCE
+from tests.processes import Running, children
 
 PASSWORD = "correct horse"  # noqa: S105 - of a simulator
 CA = trustme.CA()
@@ -132,8 +133,6 @@ def test_it_ends_at_once_while_a_file_hangs(secrets: Secrets, tmp_path: Path, na
         "password": ("-username=ann", f"-password-file={secrets.path}/password"),
         "ca.crt": (f"-cert={secrets.path}/ca.crt",),
     }[name]
-    # An eighth of it is for a file: longer than this test waits for anything.
-    flags = (*flags, f"-timeout={16 * PATIENCE:.0f}")
     with (
         secrets.shim.failing("hang", 1),
         Running(

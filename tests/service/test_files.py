@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.files import HungError, PatientReader, read_file, read_up_to
-
-PATIENCE = 20.0
+from tests.patience import PATIENCE
 
 
 @given(st.binary(max_size=300_000), st.integers(1, 70_000))
