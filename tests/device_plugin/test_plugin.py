@@ -12,6 +12,7 @@ from collections.abc import (
 )
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import grpc
@@ -607,6 +608,19 @@ def test_what_was_given_before_is_given_as_the_node_is_now() -> None:
     meet(node(lanes={(1, 2): 8}), story)
 
 
+def test_of_the_sets_that_were_given_so_many_are_remembered() -> None:
+    async def story(plugin: Served) -> None:
+        pairs = [*combinations([f"card{n}-0" for n in range(1, 13)], 2)]
+        for pair in pairs[:50]:
+            await allocate(plugin, *pair)
+        assert len(plugin.plugin._given) == 50  # noqa: SLF001 - what it takes is its own affair
+        for pair in pairs[50:]:
+            await allocate(plugin, *pair)
+        assert len(pairs) > len(plugin.plugin._given) == 64  # noqa: SLF001 - as above
+
+    meet(node(12), story)
+
+
 def test_the_environment_can_be_left_alone() -> None:
     async def story(plugin: Served) -> None:
         given = await allocate(plugin, "card1-0")
@@ -886,6 +900,24 @@ def test_an_unknown_device_is_refused_by_name() -> None:
         )
 
     meet(node(), story)
+
+
+def test_a_refusal_names_a_few_of_many_and_fits_into_a_header() -> None:
+    """Details of more than 8 KiB would come as another error."""
+    unknown = [f"{'x' * 100}{number}" for number in range(500)]
+    gone = {bdf(number): "it is hot, " * 100 for number in range(1, 101)}
+
+    async def story(plugin: Served) -> None:
+        code, text = await refusal(allocate(plugin, *unknown))
+        assert code is StatusCode.INVALID_ARGUMENT
+        assert text.endswith(" and 492 more")
+        assert len(text) < 1000
+        code, text = await refusal(allocate(plugin, *(f"card{n}-0" for n in range(1, 101))))
+        assert code is StatusCode.FAILED_PRECONDITION
+        assert text.endswith(" and 92 more")
+        assert len(text) < 4000
+
+    meet(node(100, unhealthy=gone), story)
 
 
 @pytest.mark.parametrize(

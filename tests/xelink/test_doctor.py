@@ -580,6 +580,18 @@ def test_a_fault_is_named_in_its_line_and_in_no_other(
     assert said.code == (1 if "fail" in worst else 3)
 
 
+@pytest.mark.parametrize("over", [False, True], ids=["published", "expired"])
+def test_links_are_those_that_are_published_now_else_those_of_xpu_manager(
+    xelink: Xelink, scene: Scene, *, over: bool
+) -> None:
+    life = timedelta(seconds=-60 if over else 60)
+    worn = scene.published(rendered(wide().degrade(4, 4, "0.0-1.0"), life=life))
+    _, found = called(xelink, scene, *in_features(worn), "--only=links")
+    source = "XPU Manager's answer" if over else "the feature file"
+    assert found["links"]["reason"].startswith(f"{source} tells of ")
+    assert found["links"]["status"] == ("ok" if over else "warn")
+
+
 @pytest.mark.parametrize("output", ["text", "json"])
 def test_no_control_character_of_others_reaches_the_terminal(
     xelink: Xelink, scene: Scene, output: str
