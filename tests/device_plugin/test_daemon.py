@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -158,6 +159,48 @@ def test_what_hangs_for_a_minute_makes_kubelet_restart_us(
     silence: float, look: float, problem: str | None
 ) -> None:
     assert stalled(silence, look) == problem
+
+
+# The plugin, but that what looks at sockets beside the loop hangs while a file is there, and that
+# seconds stand for minutes.
+HANGING = """
+import os, sys, threading
+from dataclasses import replace
+from pathlib import Path
+from device_plugin import daemon, sockets
+from device_plugin.__main__ import main
+identity, sources, quick = sockets.identity, daemon._sources, threading.Event()
+def hangs(path):
+    while os.path.exists(os.environ["HANG"]) and threading.current_thread() != MAIN:
+        quick.wait(0.01)
+    return identity(path)
+def fast(settings):
+    return replace(sources(settings), scan_seconds=0.05, look_seconds=0.05)
+MAIN = threading.main_thread()
+sockets.identity, daemon._sources, daemon._PATIENCE = hangs, fast, 2.0
+sys.exit(main())
+"""
+
+
+def test_a_look_that_hangs_is_no_life_though_the_node_is_looked_at(
+    scene: Scene, tmp_path: Path
+) -> None:
+    (tmp_path / "hanging.py").write_text(HANGING)
+    hang = tmp_path / "hang"
+    env = {"PYTHONPATH": str(tmp_path), "HANG": str(hang)}
+    with Running("hanging", *scene.arguments(), env=env) as process:
+        url = address(process)
+        process.wait_for("waiting for kubelet")
+        hang.touch()
+        until = time.monotonic() + PATIENCE
+        while (told := get(f"{url}/healthz"))[0] == 200:
+            assert time.monotonic() < until
+        assert told[0] == 503
+        assert told[1].startswith("a look at sockets or the feature file has taken ")
+        hang.unlink()
+        while get(f"{url}/healthz") != (200, "ok\n"):
+            assert time.monotonic() < until + PATIENCE
+        assert process.stop() == 0
 
 
 def test_it_is_ready_from_registration_on_and_says_what_the_links_are(scene: Scene) -> None:

@@ -336,6 +336,11 @@ def forever(*_: object) -> Preference:
         pytest.param(
             lambda *_: Preference(("card2-0", "card2-0")), "preferred 2 devices", id="one twice"
         ),
+        pytest.param(
+            lambda *_: Preference(("card2-0", "card1-0", "card2-0")),
+            "preferred 3 devices instead of 2",
+            id="enough, and one twice",
+        ),
     ],
 )
 def test_a_fault_in_the_preference_gives_a_plain_choice(

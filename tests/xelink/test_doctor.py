@@ -711,6 +711,12 @@ def _timeless(line: str) -> str:
     return re.sub(r"\b\d+ (s|min|h|days)\b", "a while", line)
 
 
+def test_signals_are_heard_afterwards_as_before(xelink: Xelink) -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    assert xelink("doctor", "--only=tls").code == 0
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
 def test_ctrl_c_ends_it_while_it_waits(scene: Scene) -> None:
     asked = scene.xpum.requests
     scene.xpum.misbehave("hang")
