@@ -368,7 +368,7 @@ def test_any_arguments_give_settings_or_one_line(arguments: list[str]) -> None:
 
 
 def test_what_cannot_be_printed_does_not_break_the_line() -> None:
-    assert "-a?b" in usage_error("-a\nb")
+    assert "-a\\nb" in usage_error("-a\nb")
 
 
 @pytest.mark.parametrize(

@@ -114,9 +114,9 @@ def test_a_python_whose_hashes_are_all_openssl_s_keeps_them() -> None:
 
 
 SIGNALS = """
-import signal, sys
+import _signal, sys
 loaded = []
-signal.pthread_sigmask = lambda *_: loaded.append(len(sys.modules)) or sys.exit()
+_signal.pthread_sigmask = lambda *_: loaded.append(len(sys.modules)) or sys.exit()
 before = len(sys.modules)
 from {daemon}.__main__ import main
 try:
