@@ -124,7 +124,7 @@ def plugin(env: Mapping[str, str]) -> float:
 
 def main() -> None:
     """Print the table."""
-    print(f"Python {sys.version.split()[0]}, {platform.machine()}")
+    print(platform.machine())
     sides = [f"{name}{what}" for name in ("sidecar", "plugin") for what in (", MB", "/glibc's own")]
     table = Table("allocator", ("settings (MALLOC_...)", *sides))
     both = [*zip(SETTINGS, sidecars(), map(plugin, SETTINGS.values()), strict=True)]

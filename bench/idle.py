@@ -10,7 +10,6 @@ serve gRPC, with no method, is the floor of the plugin.
 
 import os
 import re
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -111,7 +110,7 @@ def empty(place: Path) -> Iterator["Popen[str]"]:
 
 def main() -> None:
     """Print the table."""
-    print(f"Python {sys.version.split()[0]}, {SECONDS:g} s")
+    print(f"{SECONDS:g} s")
     columns = (
         "daemon",
         "% of a core",
