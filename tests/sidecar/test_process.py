@@ -10,11 +10,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from service.release import VERSION
 from sidecar.simulator import Blueprint, Simulator
 from tests.patience import NEVER, PATIENCE
 from tests.processes import address, children, get, mapped, running
@@ -257,6 +258,86 @@ def test_flags_environment_and_file_reach_the_labels(xpum: Simulator, labels: Pa
     assert features.parse(labels.read_bytes(), datetime.now(UTC)).labels == {
         "from.environment/xe-links": ""
     }
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "told"),
+    [
+        (["-timeout=0.2"], "hang", "no whole answer within 0.2 s"),
+        (["-max-body=1000"], "chunked", "the body is longer than 1000 bytes (-max-body)"),
+    ],
+    ids=["-timeout", "-max-body"],
+)
+def test_the_bounds_of_a_scrape_are_those_of_the_flags(
+    xpum: Simulator, labels: Path, flags: list[str], name: str, told: str
+) -> None:
+    xpum.misbehave(name)
+    with running("sidecar", *arguments(xpum, labels, "-oneshot", *flags)) as process:
+        assert process.wait() == 4
+    assert told in process.lines[-1]
+
+
+@pytest.mark.parametrize(("flags", "code"), [([], 3), (["-allow-subdeviceless-links"], 0)])
+def test_links_of_one_tile_gpus_are_published_where_the_flag_is_given(
+    xpum: Simulator, labels: Path, flags: list[str], code: int
+) -> None:
+    xpum.node = Blueprint(gpus=2, tiles=1).build()
+    with running("sidecar", *arguments(xpum, labels, "-oneshot", *flags)) as process:
+        assert process.wait() == code
+    assert published(labels)["xe-links"] == ("" if code else "0.0-1.0")
+
+
+@pytest.mark.parametrize(
+    ("flags", "life"),
+    [([], 300), (["-interval=1000"], 6000), (["-expiry=4000"], 4000), (["-expiry=0"], None)],
+    ids=["short intervals", "long ones", "-expiry", "for ever"],
+)
+def test_labels_live_as_long_as_the_flags_say(
+    xpum: Simulator, labels: Path, flags: list[str], life: int | None
+) -> None:
+    before = datetime.now(UTC).replace(microsecond=0)
+    with running("sidecar", *arguments(xpum, labels, "-oneshot", *flags)) as process:
+        assert process.wait() == 0
+    after = datetime.now(UTC)
+    expiry = read(labels.read_bytes(), NS, after).expiry
+    if life is None:
+        assert expiry is None
+    else:
+        assert expiry
+        assert before <= expiry - timedelta(seconds=life) <= after
+
+
+def test_with_one_confirmation_a_loss_does_not_wait(xpum: Simulator, labels: Path) -> None:
+    with running("sidecar", *arguments(xpum, labels, "-confirmations=1")) as process:
+        process.wait_for("labels published")
+        xpum.node = NODE.cut("0.0-1.0")
+        process.wait_for("labels published")
+        assert process.stop() == 0
+        assert not [line for line in process.lines if "waits for confirmation" in line]
+    assert published(labels)["xe-links"] == LINKS.removeprefix("0.0-1.0_")
+
+
+@pytest.mark.parametrize(("flags", "levels"), [([], set()), (["-v=4"], {"level=debug"})])
+def test_a_renewal_is_a_debug_line_and_shown_when_asked_for(
+    xpum: Simulator, labels: Path, flags: list[str], levels: set[str]
+) -> None:
+    def lines(life: int) -> list[str]:
+        more = ("-oneshot", f"-expiry={life}", *flags)
+        with running("sidecar", *arguments(xpum, labels, *more)) as process:
+            assert process.wait() == 0
+            return process.lines
+
+    assert [line for line in lines(3600) if "labels published" in line]
+    renewing = lines(7200)  # it finds but half of that left
+    assert not [line for line in renewing if "labels published" in line]
+    assert {"level=debug"} & set(" ".join(renewing).split()) == levels
+    assert read(labels.read_bytes(), NS, datetime.now(UTC)).expiry
+
+
+def test_xpu_manager_is_told_who_asks(xpum: Simulator, labels: Path) -> None:
+    with running("sidecar", *arguments(xpum, labels, "-oneshot")) as process:
+        assert process.wait() == 0
+    assert xpum.seen[0].headers["user-agent"] == f"xelink-sidecar/{VERSION}"
 
 
 def test_probes_and_metrics_tell_what_happens(xpum: Simulator, labels: Path) -> None:
