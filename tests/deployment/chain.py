@@ -78,16 +78,29 @@ def certificate_volume(daemon_set: Mapping[str, Any], name: str) -> dict[str, An
     return secret
 
 
+_SETTING = "XELINK_SIDECAR_"
+
+
 def call(
     manifest: Mapping[str, Any], mount: Path | None, pod_ip: str = "127.0.0.2"
 ) -> tuple[list[str], dict[str, str]]:
     """Give a container's call with our ports and places, and what that changed.
 
-    The Pod's address is put in, as kubelet does. The port becomes one that is free, what is below
+    The Pod's address is put in, as kubelet does, and variables that are the sidecar's settings as
+    the flags that they stand for. The port becomes one that is free, what is below
     /cert is read below `mount`, and the program is started as a module of this interpreter. Nothing
     else is touched.
     """
-    words = [*manifest.get("command", ()), *manifest.get("args", ())]
+    flags = {
+        each["name"].removeprefix(_SETTING).lower().replace("_", "-"): each["value"]
+        for each in manifest.get("env", ())
+        if each["name"].startswith(_SETTING)
+    }
+    words = [
+        *manifest.get("command", ()),
+        *manifest.get("args", ()),
+        *(f"-{flag}={value}" for flag, value in flags.items()),
+    ]
     changes = {}
     for word in words[1:]:
         changed = _BIND.sub(r"\1:0", word.replace("$(POD_IP)", pod_ip))

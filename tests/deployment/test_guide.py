@@ -126,8 +126,8 @@ HERE = {
     "kubectl -n xelink-demo wait ": "what_waits",
     "kubectl -n xelink-demo logs two-gpus": "a_pod_that_asks_for_two",
     "kubectl -n monitoring logs ": "the_log_is_as_shown",
-    "kubectl -n monitoring set image ": "the_image_and_the_end_are_set",
-    "kubectl -n monitoring set env ": "the_image_and_the_end_are_set",
+    "kubectl -n monitoring set image ": "the_image_and_the_settings_are_set",
+    "kubectl -n monitoring set env ": "the_image_and_the_settings_are_set",
     "kubectl -n monitoring exec ": "the_calls_are_right",
     "curl -s http://127.0.0.1:2999": "the_probes_answer",
     "kubectl patch node ": "a_resource_is_taken_off",
@@ -173,6 +173,9 @@ def test_the_links_of_the_guide_lead_somewhere(link: str) -> None:
     target = ROOT / "docs" / path if path else ROOT / "docs/install.md"
     titles = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
     assert not anchor or anchor in {title.lower().replace(" ", "-") for title in titles}
+
+
+PLUGIN = "xelink-device-plugin"
 
 
 def is_workload(document: Document) -> bool:
@@ -224,6 +227,24 @@ def test_a_kustomization_of_one_s_own_names_the_registry(overlay: str, tmp_path:
         images = {each["image"] for each in containers}
         assert "xelink:0.1.0" not in images
         assert (asked[1] in images) is (overlay != "base")
+
+
+@needs_kubectl
+def test_a_changed_flag_takes_nothing_away_from_what_the_overlay_needs(tmp_path: Path) -> None:
+    own = block("yaml", "registry.example.com").replace("/http\n", "/companion-cert-manager\n")
+    both = own + block("yaml", "-lane-count=8")
+    (rendered,) = filter(is_workload, of_the_site(tmp_path, both))
+    before = daemon_set("companion-cert-manager")
+    sidecar, plugin = (container(rendered, name) for name in ("xelink-sidecar", PLUGIN))
+    assert sidecar.pop("args") == ["-lane-count=8", "-allow-subdeviceless-links"]
+    assert load(SidecarSettings, ["-lane-count=8", "-allow-subdeviceless-links"]).warnings == ()
+    assert {"name": "XELINK_SIDECAR_CERT", "value": "/cert/ca.crt"} in sidecar["env"]
+    changed = {"name": "XELINK_DEVICE_PLUGIN_SHARED_DEV_NUM", "value": "2"}
+    assert changed in plugin["env"]
+    plugin["env"].remove(changed)
+    for after in (sidecar, plugin):
+        after["image"] = "xelink:0.1.0"
+        assert after == container(before, after["name"])
 
 
 @needs_kubectl

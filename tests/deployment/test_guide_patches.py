@@ -114,7 +114,8 @@ def test_https_is_taken_out_again_and_nothing_else(tmp_path: Path) -> None:
     user = Shell(tmp_path)
     (tmp_path / "overlays").symlink_to(OVERLAYS)
     secured = patched(user, shown(f"{PATCH} --patch-file ", "/https.yaml").line, daemon_set("http"))
-    assert container(secured, SIDECAR)["args"] == ["-cert=/cert/ca.crt"]
+    cert = {"name": "XELINK_SIDECAR_CERT", "value": "/cert/ca.crt"}
+    assert cert in container(secured, SIDECAR)["env"]
     after = patched(user, shown(f"{PATCH} --patch-file ", "/no-https.yaml").line, secured)
     for probe in ("startupProbe", "livenessProbe"):
         # What the API server puts where nothing is said.
@@ -130,18 +131,20 @@ def ordered(found: Document) -> Document:
     return spec
 
 
-def test_the_image_and_the_end_are_set_at_the_sidecar_alone(tmp_path: Path) -> None:
+def test_the_image_and_the_settings_are_set_at_the_sidecar_alone(tmp_path: Path) -> None:
     user, before = Shell(tmp_path), daemon_set("http")
     image = container(
         patched(user, shown("kubectl -n monitoring set image ").line, before), SIDECAR
     )
     assert image["image"] == "registry.example.com/xelink:0.1.0"
-    after = patched(user, shown("kubectl -n monitoring set env ").line, before)
-    assert container(after, SIDECAR)["env"] == [
-        *container(before, SIDECAR)["env"],
-        {"name": "XELINK_SIDECAR_ON_EXIT", "value": "remove"},
-    ]
-    assert container(after, EXPORTER)["env"] == container(before, EXPORTER)["env"]
+    for name, value in (("ON_EXIT", "remove"), ("LANE_COUNT", "8")):
+        line = shown("kubectl -n monitoring set env ", f"XELINK_SIDECAR_{name}={value}").line
+        after = patched(user, line, before)
+        assert container(after, SIDECAR)["env"] == [
+            *container(before, SIDECAR)["env"],
+            {"name": f"XELINK_SIDECAR_{name}", "value": value},
+        ]
+        assert container(after, EXPORTER)["env"] == container(before, EXPORTER)["env"]
 
 
 # HTTPS by hand

@@ -697,8 +697,11 @@ def test_two_instances_overlap_under_unique_sockets(path: Path, keyed_by_name: b
         with Kubelet(path, keyed_by_name=keyed_by_name) as kubelet:
             async with AsyncExitStack() as news, running(path, suffix="old") as old:
                 await off(kubelet.wait_for_allocatable, I915, 4)
-                await news.enter_async_context(running(path, suffix="new"))
+                pace = replace(FAST)
+                await news.enter_async_context(running(path, suffix="new", pace=pace))
                 await off(kubelet.wait_for_streams, 2)
+                # By name it is hung up on, too, perhaps before it has heard that it is listened to.
+                quicken(pace, lost=0.1)
                 await old.ended()
                 assert sockets(path) == ["gpu.intel.com-i915-new.sock", "kubelet.sock"]
                 await off(kubelet.wait_for_streams, 1)
