@@ -7,7 +7,7 @@ bytes, connections in number. Where there is no place, the oldest connection mak
 that takes its time, while a probe asks at once, and so is answered in any crowd.
 """
 
-import errno
+import resource
 import select
 import socket
 import threading
@@ -20,9 +20,12 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 from structlog.typing import FilteringBoundLogger
 
+from service.descriptors import is_shortage
 from service.requests import MOST_HEAD, head_end
 
 MOST_CONNECTIONS = 64
+_LEAST_CONNECTIONS = 4
+_PART = 4  # of the descriptors that the process may have: the rest is for its work
 HEAD_SECONDS = 5.0
 """From the beginning of a connection to the end of the request's head."""
 CONNECTION_SECONDS = 10.0
@@ -35,7 +38,6 @@ _MOST_LINGERED = 64 << 10
 _ACCEPTED_AT_ONCE = 16
 _PAUSE_SECONDS = 1.0
 _CALM_SECONDS = 10.0
-_SHORT = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 Clock: TypeAlias = Callable[[], float]
 
@@ -114,6 +116,8 @@ class Connections:
         self._clock = clock
         self._poll = select.poll()
         self._open: dict[int, _Connection] = {}  # by descriptor, oldest first
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = min(MOST_CONNECTIONS, max(_LEAST_CONNECTIONS, descriptors // _PART))
         self._buffer = bytearray(MOST_HEAD + 1)
         self._working: set[str] = set()
         self._made: deque[tuple[_Connection, Later, bytes]] = deque()
@@ -149,13 +153,12 @@ class Connections:
                 self._woken.recv(len(self._buffer))
         while self._made:
             self._finish(*self._made.popleft())
-        now = self._clock()
         if self._listener.fileno() in ready:
-            self._accept(now)
-        elif self._resume_at is not None and self._resume_at <= now:
+            self._accept()
+        elif self._resume_at is not None and self._resume_at <= self._clock():
             self._resume_at = None
             self._poll.register(self._listener, select.POLLIN)
-        self._expire(now)
+        self._expire(self._clock())
 
     def _milliseconds(self) -> int | None:
         """Give how long nothing is due; None is for ever."""
@@ -166,19 +169,20 @@ class Connections:
 
     # Coming and going
 
-    def _accept(self, now: float) -> None:
+    def _accept(self) -> None:
         for _ in range(_ACCEPTED_AT_ONCE):
             try:
                 sock, _ = self._listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as error:
-                self._cannot_accept(error, now)
+                self._cannot_accept(error, self._clock())
                 return
+            now = self._clock()
             if self._short_at is not None and now - self._short_at > _CALM_SECONDS:
                 self._short_at = None
                 self._log.info("connections at -listen are accepted again")
-            if len(self._open) >= MOST_CONNECTIONS:
+            if len(self._open) >= self._most:
                 self._make_room()
             sock.setblocking(False)  # noqa: FBT003 - it has no name
             connection = self._open[sock.fileno()] = _Connection(sock, now)
@@ -192,7 +196,7 @@ class Connections:
         self._short_at = now
         # The oldest connection gives its descriptor, and the next turn tries again. Without one, a
         # listener that stays ready would be asked again and again.
-        if error.errno not in _SHORT or not self._make_room():
+        if not is_shortage(error) or not self._make_room():
             self._poll.unregister(self._listener)
             self._resume_at = now + _PAUSE_SECONDS
 

@@ -6,6 +6,7 @@ import select
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
@@ -188,3 +189,52 @@ def pushed(client: socket.socket, sent: memoryview) -> memoryview:
     except OSError:
         return sent[:0]
     return sent
+
+
+def test_a_lack_of_descriptors_is_one_line_and_over_when_it_is_over(
+    daemon: tuple[Running, str],
+) -> None:
+    process, url = daemon
+    pid = process.process.pid
+    assert get(f"{url}/healthz")[0] == 200
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    host, port = url.removeprefix("http://").split(":")
+    # Fewer than are open: whatever ends, nothing new is had.
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
+    with ExitStack() as crowd:
+        for _ in range(20):
+            crowd.enter_context(socket.create_connection((host, int(port)), PATIENCE))
+        line = process.wait_for("connections at -listen are not accepted")
+        assert 'reason="Too many open files"' in line
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+    assert get(f"{url}/healthz")[0] == 200
+    assert process.stop() == 0
+    assert sum("at -listen are not accepted" in line for line in process.lines) == 1
+    assert not any("Traceback" in line for line in process.lines), process.lines
+
+
+@pytest.mark.parametrize("module", MANIFESTS)
+def test_a_page_of_another_origin_reads_nothing(module: str, tmp_path: Path) -> None:
+    words = [*arguments(module, tmp_path), "-listen=127.0.0.1:0", "-listen-names=more.example"]
+    names = {"NODE_NAME": "Node-1", "POD_NAME": "pod-1"}
+    with Running(module, *words, env=names) as process:
+        url = address(process)
+        for path in ("/status.json", "/metrics", "/"):
+            for host in ("node-1", "pod-1:80", "more.example", socket.gethostname(), "localhost"):
+                assert asked(url, path, host)[0] == 200
+            status, text = asked(url, path, "evil.example")
+            assert status == 421
+            assert "add it with -listen-names" in text
+        assert 'listen_refused_total{reason="host"} 3.0' in get(f"{url}/metrics")[1]
+        assert process.stop() == 0
+
+
+def asked(url: str, path: str, host: str) -> tuple[int, str]:
+    """Ask under a name; give status and text."""
+    connection = HTTPConnection(url.removeprefix("http://"), timeout=PATIENCE)
+    try:
+        connection.request("GET", path, headers={"Host": host})
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()

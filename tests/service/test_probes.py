@@ -200,14 +200,21 @@ def test_a_request_that_gets_no_thread_takes_no_place_for_ever(address: str) -> 
     assert ask(address, "/healthz")[0] == 200
 
 
+def threads_of_ours() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("listen")]
+
+
 def test_it_ends_without_a_thread_or_a_socket_left() -> None:
-    threads, sockets = threading.active_count(), open_sockets()
+    for thread in threads_of_ours():  # of another test
+        thread.join(PATIENCE)
+    sockets = open_sockets()
     with running({"/healthz": lambda: None}) as address:
         assert ask(address, "/healthz")[0] == 200
-    for thread in threading.enumerate():
-        if thread.name.startswith("listen "):
-            thread.join(PATIENCE)
-    assert threading.active_count() == threads
+        assert threads_of_ours()
+    for thread in threads_of_ours():
+        assert thread.name != "listen"
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
     assert open_sockets() == sockets
     with pytest.raises(ConnectionRefusedError):
         connect(address)
