@@ -178,7 +178,7 @@ def test_the_list_names_every_scenario_with_what_it_is_about(xelink: Xelink) -> 
     [
         (["nosuch"], 1, "nosuch: No such file or directory; there are cluster, "),
         (["/"], 1, "/: Is a directory"),
-        (["a\0b"], 1, "a?b: no name of a file"),
+        (["a\0b"], 1, r"a\x00b: no name of a file"),
         (["--random", "1", "--seed", "2"], 2, "--seed goes with SCENARIO"),
         (["--random", "4294967295", "--runs", "2"], 2, "2 seeds from 4294967295 on are more"),
         (["--list", "--runs", "2"], 2, "--list goes alone"),
