@@ -199,8 +199,8 @@ def test_a_lack_of_descriptors_is_one_line_and_over_when_it_is_over(
     assert get(f"{url}/healthz")[0] == 200
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     host, port = url.removeprefix("http://").split(":")
-    # Fewer than are open: whatever ends, nothing new is had.
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
+    # Fewer than are open, so that nothing new is had; as many as poll() may look at are left.
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (6, before[1]))
     with ExitStack() as crowd:
         for _ in range(20):
             crowd.enter_context(socket.create_connection((host, int(port)), PATIENCE))
