@@ -84,7 +84,9 @@ def published() -> dict[str, str]:
     return dict(features.parse(content, datetime.now(UTC)).labels)
 
 
-def sidecar(logs: Path, port: int, *flags: str, name: str = "sidecar") -> Program:
+def sidecar(
+    logs: Path, port: int, *flags: str, name: str = "sidecar", startup_delay: int = 0
+) -> Program:
     """Give a sidecar that scrapes every second and writes where it always does."""
     return Program(
         logs,
@@ -92,7 +94,7 @@ def sidecar(logs: Path, port: int, *flags: str, name: str = "sidecar") -> Progra
         [
             *(sys.executable, "-m", "sidecar"),
             f"-xpum-port={port}",
-            "-startup-delay=0",
+            f"-startup-delay={startup_delay}",
             "-interval=1",
             "-listen=127.0.0.1:0",
             *flags,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sidecar.publisher import Publisher
 from tests.e2e.api import Object
 from tests.e2e.cluster import NFD_NAMESPACE, NODE, Cluster, data, free_port
 from tests.e2e.kubelet import NODE_PATH
@@ -33,6 +34,9 @@ class Nfd:
     def start(self) -> "Nfd":
         """Install it with its own manifests, and start both."""
         FEATURES.mkdir(parents=True, exist_ok=True)
+        # A sidecar that does not wait at its start would make the stage just before it publishes:
+        # the worker would take that event, and not the next one.
+        Publisher(FEATURES / "labels.txt", FEATURES).prepare()
         self.cluster.kubectl("create", "namespace", NFD_NAMESPACE)
         for part in ("nfd-crds", "rbac"):
             self.cluster.kubectl("apply", f"--kustomize={data('nfd', part)}")

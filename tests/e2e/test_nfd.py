@@ -1,6 +1,8 @@
 """NFD, the first reader: what the sidecar publishes is what the node's labels say."""
 
+import math
 import os
+import shutil
 import signal
 import statistics
 import time
@@ -12,7 +14,7 @@ from threading import Event
 import pytest
 import trustme
 
-from sidecar.publisher import Publisher
+from sidecar.publisher import STAGE, Publisher
 from sidecar.simulator import Blueprint, Serving, Simulator
 from tests.e2e.api import NotYetError, Object
 from tests.e2e.cluster import NFD_NAMESPACE, NODE
@@ -29,6 +31,7 @@ TIMES = 20
 # Seconds. NFD's worker drops what comes within one tick of a second after an event that it has
 # taken: after two ticks it is certain to take the next one.
 PACE = 2.2
+NEVER = 24 * 3600  # seconds between two reads by NFD's worker: it hears of events alone
 
 
 def unchanged_while(nfd: Nfd, act: Callable[[], None], seconds: float = 3.0) -> None:
@@ -69,6 +72,9 @@ def writer(logs: Path, gpus: Gpus) -> Iterator[Program]:
 def test_what_the_sidecar_publishes_is_on_the_node(
     nfd: Nfd, logs: Path, tmp_path: Path, scheme: str, tell: Tell
 ) -> None:
+    # As on a fresh node: there is no stage yet. The worker does not read by itself.
+    shutil.rmtree(FEATURES / STAGE)
+    nfd.read_every(NEVER)
     flags, serving = [], Serving()
     if scheme == "https":
         ca = trustme.CA()
@@ -78,7 +84,7 @@ def test_what_the_sidecar_publishes_is_on_the_node(
         ca.cert_pem.write_to_path(tmp_path / "ca")
         flags, serving = [f"-cert={tmp_path / 'ca'}"], Serving(cert=chain, key=key)
     with Simulator(Blueprint().build(), serving) as xpum:
-        program = sidecar(logs, xpum.port, *flags).start()
+        program = sidecar(logs, xpum.port, *flags, startup_delay=math.ceil(PACE)).start()
         try:
             program.wait_for("labels published")
             labels = published()
@@ -169,11 +175,11 @@ def plain_rename(path: Path, content: bytes) -> None:
 def test_nfd_sees_each_of_our_publications_without_waiting_for_its_next_read(
     nfd: Nfd, tell: Tell
 ) -> None:
-    # So seldom does the worker read by itself that it never does here: it has to be told.
-    nfd.read_every(24 * 3600)
+    nfd.read_every(NEVER)
     nfd.cluster.api.wait(NODE_FEATURE, bool, "the worker has told of the node")
     publisher = Publisher(FILE, FEATURES)
     publisher.prepare()
+    Event().wait(PACE)
     took = [latency(nfd, publisher.publish, f"ours-{n}", PATIENCE) for n in range(TIMES)]
     missed = [number for number, seconds in enumerate(took) if seconds is None]
     tell(f"publisher: {TIMES - len(missed)} of {TIMES} seen at once{spread(took)}")
@@ -199,15 +205,16 @@ def latency(
     def labeled(node: Object) -> bool:
         return ours(node).get("gpu.intel.com/e2e") == value
 
-    # The last event has long been taken when this one comes.
-    Event().wait(PACE)
     published_at = time.monotonic()
     publish(f"gpu.intel.com/e2e={value}\n".encode())
     try:
         api.wait(NODE_FEATURE, noticed, f"the worker sees {value}", patience)
     except NotYetError:
         return None
-    return api.wait(NODE_PATH, labeled, f"the node has {value}").at - published_at
+    arrived = api.wait(NODE_PATH, labeled, f"the node has {value}").at
+    # Whether it was seen or not: what the worker has taken is long past when the next one comes.
+    Event().wait(PACE)
+    return arrived - published_at
 
 
 def spread(took: list[float | None]) -> str:
