@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 STAGES = {
     "make deployment-tools": "programs of the tests",
     "e2e-run.sh --prepare": "the real kubelet, API server and NFD",
-    "make coverage": "tests, and what of the code they run",
+    "make test": "tests, as the README says",
     "make test VENV=.venv-3.13": "tests and generated files with Python 3.13",
     "make generated VENV=.venv-3.13": "tests and generated files with Python 3.13",
     "make check": "format, lint, types, import contracts, generated files",
@@ -61,6 +61,7 @@ class Tree:
                 "PATH": f"{self.root / 'bin'}:{os.defpath}",
                 "HOME": str(self.root),
                 "CALLS": str(self.calls),
+                "EVERYWHERE": "1",
                 **variables,
             },
             stdin=subprocess.DEVNULL,
@@ -99,12 +100,24 @@ def test_a_stage_that_fails_fails_the_run_and_is_named(tree: Tree, call: str) ->
     assert "all green" not in done.stdout
 
 
+def test_what_takes_longest_is_left_out_where_it_is_not_asked_for(tree: Tree) -> None:
+    done = tree.run(EVERYWHERE="")
+    assert done.returncode == 0, done.stderr
+    calls = tree.called()
+    left_out = [call for call in STAGES if not any(each.startswith(call) for each in calls)]
+    assert left_out == [
+        "make test VENV=.venv-3.13",
+        "make generated VENV=.venv-3.13",
+        "fresh.sh bookworm",
+    ]
+
+
 def test_what_is_missing_is_an_error_and_no_reason_to_skip(tree: Tree) -> None:
     assert tree.run().returncode == 0
     calls = tree.called()
     (end_to_end,) = [call for call in calls if call.startswith("make e2e")]
     assert "E2E_REQUIRED=1 " in end_to_end
-    for tests in (call for call in calls if call.startswith(("make coverage", "make test"))):
+    for tests in (call for call in calls if call.startswith("make test")):
         assert tests.endswith(f"XELINK_ALLOWED_SKIPS={tree.root}/.ci/allowed-skips")
 
 
