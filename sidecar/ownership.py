@@ -11,7 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from socket import gethostname
 
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+# Not for writing: a file that is open for that would keep its file system from becoming read-only.
+_FLAGS = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_NAMING = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 # Whoever can open it can lock it, and keep us from writing.
 _MODE = 0o600
 _MOST = 200  # bytes of what tells who holds it
@@ -33,7 +35,7 @@ class Ownership:
         self.release()
         for _ in range(_TRIES):
             try:
-                descriptor = os.open(self._directory / self._name, _FLAGS, _MODE)
+                descriptor = self._open(_FLAGS)
             except OSError:  # who writes tells what is wrong with this directory
                 return None
             try:
@@ -73,9 +75,25 @@ class Ownership:
                 told = os.pread(descriptor, _MOST, 0).decode("ascii", "replace").strip()
                 return told or "unknown"
             return "unknown"
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{gethostname()} process {os.getpid()}\n".encode(), 0)
+        with suppress(OSError):
+            writer = self._open(_NAMING)
+            try:
+                if os.path.samestat(os.fstat(writer), os.fstat(descriptor)):
+                    os.ftruncate(writer, 0)
+                    os.pwrite(writer, f"{gethostname()} process {os.getpid()}\n".encode(), 0)
+            finally:
+                os.close(writer)
         return None
+
+    def _open(self, flags: int) -> int:
+        """Open the file, below the directory itself: no link leads elsewhere. Raises `OSError`."""
+        directory = os.open(
+            self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        )
+        try:
+            return os.open(self._name, flags, _MODE, dir_fd=directory)
+        finally:
+            os.close(directory)
 
     def _stands(self, descriptor: int) -> bool:
         """Tell whether it is this file that stands at the path."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from topology.model import Link
 from topology.node import Mark, Node
+from topology.text import printable
 
 _THINNEST = 1.0
 _PER_LANE = 0.5
@@ -47,5 +48,5 @@ def _attributes(node: Node, link: Link) -> Iterator[str]:
 
 
 def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", " ")
+    escaped = printable(text).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'

@@ -193,8 +193,9 @@ def test_the_paths_that_are_probed_are_served(program: str, tmp_path: Path) -> N
 @each_overlay
 def test_kubelet_reaches_each_probe_of_xpu_manager(overlay: str) -> None:
     for _, container, config in exporters(overlay):
-        ((host, port),) = config.address
-        assert host == "0.0.0.0"  # noqa: S104 - compared, not bound
+        (loopback, port), (own, same) = config.address
+        # The Pod's address, of either family, where kubelet probes; loopback, for the sidecar.
+        assert (loopback, own, same) == ("127.0.0.1", "$(pod_ip)", port)  # gunicorn lowers it
         for probe in (container[kind]["httpGet"] for kind in PROBES if kind in container):
             assert {each["name"]: each["containerPort"] for each in container["ports"]}[
                 probe["port"]
@@ -308,11 +309,16 @@ def test_one_bad_scrape_or_a_loss_to_be_confirmed_makes_no_pod_unready(
         assert patience <= settings.life / 3, "it is told long before the labels expire"
 
 
-def test_the_plugin_of_its_own_pod_offers_what_xpumd_asks_for() -> None:
+def test_the_plugin_of_its_own_pod_offers_what_xpumd_asks_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     ((_, plugin),) = [(pod, each) for pod in pods("plugin-only") for each in pod.containers]
     call = called(plugin)
     assert call
-    settings = load(*call).settings
+    with monkeypatch.context() as patch:
+        for name, value in environment(plugin).items():
+            patch.setenv(name, value)
+        settings = load(*call).settings
     assert isinstance(settings, PluginSettings)
     (http,) = pods("http")
     asked = http.container("xpumd")["resources"]["limits"]

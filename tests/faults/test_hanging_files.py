@@ -76,7 +76,7 @@ def _huge(path: Path) -> None:
 
 
 SPOILT: dict[str, tuple[Spoil, str]] = {
-    "a dead mount": (dead_mount, "not read within 0.25 s: its file system does not answer"),
+    "a dead mount": (dead_mount, "not read within 2 s: its file system does not answer"),
     "a pipe": (replaced(os.mkfifo), "not a regular file"),
     "no end": (replaced(lambda path: path.symlink_to("/dev/zero")), "not a regular file"),
     "a terabyte": (replaced(_huge), "more than {most} bytes"),
@@ -157,7 +157,7 @@ def test_a_configuration_that_cannot_be_read_is_one_line(
     ):
         assert process.wait(2 * PATIENCE) == 2
         (line,) = process.lines
-        why = why.replace("0.25", "10").format(most=1 << 16)
+        why = why.replace("within 2 s", "within 10 s").format(most=1 << 16)
         assert line.endswith(f": -config-file {file}: {why}")
 
 

@@ -146,7 +146,9 @@ def test_each_pod_is_owed_the_best_pair(
     invariant: str,
 ) -> None:
     known = SimpleNamespace(spoils=0, spoiled=0)
-    node = SimpleNamespace(truth=known, kubelet=Admits(*ids), admitting=threading.Lock())
+    node = SimpleNamespace(
+        truth=known, kubelet=Admits(*ids), admitting=threading.Lock(), has_links=lambda: True
+    )
     run = soak.Soak(node, 1.0, random.Random(1))  # noqa: S311 - no secret
     if not invariant:
         run._admit()  # noqa: SLF001 - one Pod of many
