@@ -1,6 +1,7 @@
 """Each benchmark runs, measures what it says, and writes what it prints; how fast is not asked."""
 
 import json
+import platform
 import os
 import subprocess
 import sys
@@ -114,7 +115,9 @@ def test_a_benchmark_measures_and_writes_what_it_prints(name: str, tmp_path: Pat
     shown = printed(done.stdout)
     assert len(shown) == len(bench.measured)
     for (table, columns), (titles, *rows) in zip(bench.measured.items(), shown, strict=True):
-        written: list[dict[str, Any]] = json.loads((tmp_path / f"{table}.json").read_text())
+        said: dict[str, Any] = json.loads((tmp_path / f"{table}.json").read_text())
+        assert said["python"] == platform.python_version()
+        written: list[dict[str, Any]] = said["rows"]
         assert [[*row] for row in written] == [titles] * len(rows)
         assert len(rows) > 1
         for row, cells in zip(written, rows, strict=True):
