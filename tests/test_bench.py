@@ -1,8 +1,8 @@
 """Each benchmark runs, measures what it says, and writes what it prints; how fast is not asked."""
 
 import json
-import platform
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Mapping
