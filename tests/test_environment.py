@@ -176,7 +176,7 @@ def test_an_environment_that_was_not_built_to_the_end_is_built_anew(
 def planned(*words: str) -> str:
     """Give what `make` would do; it does nothing."""
     return subprocess.run(
-        ["make", "--dry-run", *words],  # noqa: S607 - wherever it is
+        ["make", "--no-print-directory", "--dry-run", *words],  # noqa: S607 - wherever it is
         cwd=ROOT,
         env={name: value for name, value in os.environ.items() if name != "MAKEFLAGS"},
         capture_output=True,

@@ -125,9 +125,9 @@ cleanup() {
     wait "$each" || true
   done
   cat "$scratch"/*/namespaces >"$after" 2>/dev/null || true
-  # The kernel may take a moment to end processes, and to let go of a cgroup; the deepest goes first,
-  # what was there before stays.
-  for try in {1..25}; do
+  # The kernel may take a moment to end processes, and to let go of a cgroup, and longer on a busy
+  # machine; the deepest goes first, what was there before stays.
+  for try in {1..600}; do
     left=$([ ! -s "$after" ] || processes "$after")
     cgroups | comm -13 <(sed -n 's/^cgroup //p' "$before") - | sort -r | xargs -r rmdir 2>/dev/null &&
       [ -z "$left" ] && break
