@@ -173,12 +173,16 @@ def test_an_environment_that_was_not_built_to_the_end_is_built_anew(
     assert not environment.is_built(tmp_path / "nothing", None)
 
 
+OF_MAKE = {"MAKEFLAGS", "MAKELEVEL", "ARGS", "PYTHON", "VENV"}
+"""What a make that runs these tests hands on."""
+
+
 def planned(*words: str) -> str:
     """Give what `make` would do; it does nothing."""
     return subprocess.run(
         ["make", "--no-print-directory", "--dry-run", *words],  # noqa: S607 - wherever it is
         cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if name != "MAKEFLAGS"},
+        env={name: value for name, value in os.environ.items() if name not in OF_MAKE},
         capture_output=True,
         text=True,
         check=True,
