@@ -2,10 +2,12 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from select import select
 from uuid import uuid4
 
 import pytest
@@ -353,6 +355,57 @@ def test_a_machine_that_cannot_take_it_skips_the_run_or_is_an_error(
     """
     done = in_a_node(work, script, str(tree.root), str(required))
     assert_skipped(done, why, required=required)
+
+
+has_bridge = pytest.mark.skipif(
+    not Path("/usr/lib/cni/bridge").exists(), reason="containernetworking-plugins is not installed"
+)
+
+
+@has_bridge
+@pytest.mark.parametrize(
+    ("arguments", "nodes"), [([], 3), (["-k", "expiry"], 1)], ids=["all stories", "some"]
+)
+def test_a_run_that_is_interrupted_ends_its_nodes(
+    tree: Tree, arguments: list[str], nodes: int
+) -> None:
+    """Each node is a process that waits, and that hands us a pipe when it has begun."""
+    begun = tree.root / "begun"
+    os.mkfifo(begun)
+    tree.program(
+        "bin/unshare",
+        f'case "$*" in *probe*) exit 0 ;; esac; echo $$ >{begun}; exec sleep infinity',
+    )
+    for name in ("find", "flock"):  # other runs on this machine are not looked for
+        tree.program(f"bin/{name}", "exit 0")
+    said = tree.root / "said"
+    with (
+        said.open("wb") as errors,
+        begun.open("rb+", buffering=0) as pipe,
+        subprocess.Popen(
+            [tree.root / "tools" / "e2e-run.sh", *arguments],
+            env={
+                "PATH": f"{tree.bin}:{os.environ['PATH']}",
+                "E2E_BIN": str(tree.bin),
+                "E2E_IMAGE": str(tree.image),
+            },
+            stderr=errors,
+        ) as run,
+    ):
+        started: list[int] = []
+        while len(started) < nodes:
+            assert select([pipe], [], [], PATIENCE)[0], said.read_text()
+            started += map(int, pipe.read(4096).split())
+        run.terminate()
+        try:
+            run.wait(PATIENCE)
+        finally:
+            left = [pid for pid in started if Path(f"/proc/{pid}").exists()]
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+    assert left == []
+    assert run.returncode != 0
+    assert "left behind" not in said.read_text()
 
 
 STORIES = """

@@ -125,7 +125,7 @@ cleanup() {
     wait "$each" || true
   done
   cat "$scratch"/*/namespaces >"$after" 2>/dev/null || true
-  # The kernel may take a moment to end processes, and to let go of a cgroup, and longer on a busy
+  # The kernel may take a moment to end processes, and to let go of a cgroup, and many on a busy
   # machine; the deepest goes first, what was there before stays.
   for try in {1..600}; do
     left=$([ ! -s "$after" ] || processes "$after")
@@ -164,7 +164,11 @@ node() {
 
 status=0
 if [ $# -gt 0 ]; then
-  node one tests/e2e "$@" || status=$?
+  # Not in the foreground: who interrupts us is not kept waiting for it, and it is ended.
+  node one tests/e2e "$@" <&0 &
+  nodes=($!)
+  wait "${nodes[0]}" || status=$?
+  nodes=()
 else
   echo "e2e: three nodes at once, some minutes"
   tell() {
