@@ -23,7 +23,7 @@ def start(arguments: Sequence[str] | None) -> int:
         no_openssl()
         from device_plugin.daemon import run  # noqa: PLC0415 - after what makes it lean
 
-    return run_command(settings, run)
+    return run_command("xelink-device-plugin", settings, run)
 
 
 def read(arguments: Sequence[str] | None) -> "Loaded[PluginSettings] | int":

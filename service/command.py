@@ -14,13 +14,13 @@ class CannotStartError(Exception):
     """There is no use in going on until somebody acts; its text is the line that says so."""
 
 
-def run_command(read: Callable[[], Loaded[S] | int], run: Callable[[Loaded[S]], int]) -> int:
+def run_command(
+    program: str, read: Callable[[], Loaded[S] | int], run: Callable[[Loaded[S]], int]
+) -> int:
     """Read the settings and `run`; give its exit code, or the one that came in their place."""
-    loaded = read()
-    if isinstance(loaded, int):
-        return loaded
     try:
-        return run(loaded)
+        loaded = read()
+        return loaded if isinstance(loaded, int) else run(loaded)
     except CannotStartError as error:
-        complain(f"{loaded.settings.PROGRAM}: {error}")
+        complain(f"{program}: {error}")
         return CANNOT_START

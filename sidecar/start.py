@@ -18,7 +18,7 @@ def start(arguments: Sequence[str] | None) -> int:
     stand_in()
     unbuffer_stderr()
     settings = beside(lambda: read(arguments))
-    return run_command(settings, load())
+    return run_command("xelink-sidecar", settings, load())
 
 
 def read(arguments: Sequence[str] | None) -> "Loaded[SidecarSettings] | int":

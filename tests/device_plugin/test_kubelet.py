@@ -75,7 +75,7 @@ async def settled(plugin: Running, kubelet: Kubelet, devices: int = 4) -> None:
 
 async def said(plugin: Running, event: str, times: int) -> None:
     """Wait until the plugin has said something so many times."""
-    await until(lambda: len(plugin.events(event)) == times)
+    await until(lambda: len(plugin.events(event)) >= times)
 
 
 # Registration
@@ -138,7 +138,7 @@ def test_a_refused_registration_is_tried_again_until_accepted(path: Path) -> Non
                 assert [one.accepted for one in kubelet.registrations] == [False] * 5 + [True]
                 assert len(plugin.events("cannot register")) == 1, "said once"
                 assert plugin.count("registrations_total", outcome="failed") == 5
-                await until(lambda: plugin.count("registrations_total", outcome="accepted") == 1)
+                await until(lambda: plugin.count("registrations_total", outcome="accepted") >= 1)
 
     asyncio.run(story())
 
@@ -179,7 +179,7 @@ def test_a_registration_that_was_not_answered_before_a_socket_moved_is_none(
                 if what == "kubelet.sock":
                     await until(lambda: plugin.events("waiting for kubelet"))
                 else:
-                    await until(lambda: len(plugin.events("serving")) == 2)
+                    await until(lambda: len(plugin.events("serving")) >= 2)
                 assert not plugin.events("registered")
                 assert plugin.count("registrations_total", outcome="accepted") == 0
 
@@ -191,7 +191,7 @@ def test_the_end_does_not_wait_for_a_backoff(path: Path) -> None:
         with Kubelet(path) as kubelet:
             kubelet.behavior.refuse("never")
             async with running(path, pace=Pace()) as plugin:
-                await until(lambda: plugin.count("registrations_total", outcome="failed") == 1)
+                await until(lambda: plugin.count("registrations_total", outcome="failed") >= 1)
                 await plugin.ended()  # attempts alone would go on for ever
 
     asyncio.run(story())
@@ -247,7 +247,7 @@ def test_a_resource_is_ready_when_kubelet_knows_it_and_listens(path: Path) -> No
                 await settled(plugin, kubelet)
                 kubelet.behavior.ignore()
                 kubelet.lose_streams()
-                await until(lambda: len(plugin.events("registered")) == 2)
+                await until(lambda: len(plugin.events("registered")) >= 2)
                 assert plugin.endpoints.not_ready() == f"kubelet does not listen: {I915}"
 
     asyncio.run(story())
@@ -394,7 +394,7 @@ def test_a_wiped_socket_is_served_and_registered_anew(path: Path) -> None:
             async with running(path) as plugin:
                 await settled(plugin, kubelet)
                 kubelet.wipe_sockets()
-                await until(lambda: len(plugin.events("registered")) == 2)
+                await until(lambda: len(plugin.events("registered")) >= 2)
                 await off(kubelet.wait_for_allocatable, I915, 4)
                 await off(kubelet.wait_for_streams, 1)
                 assert (await off(kubelet.run_pod, "train", I915, 4)).ids
@@ -425,7 +425,7 @@ def test_a_kubelet_that_hangs_up_is_registered_with_in_a_moment(
                 await settled(plugin, kubelet)
                 kubelet.lose_streams()
                 await said(plugin, "kubelet listens no longer", 1)
-                await until(lambda: len(plugin.events("registered")) == 2)
+                await until(lambda: len(plugin.events("registered")) >= 2)
                 await settled(plugin, kubelet)
 
     asyncio.run(story())
@@ -504,9 +504,9 @@ def test_a_stream_that_a_kubelet_was_connected_with_already_is_missed_when_it_en
             async with running(path) as plugin:
                 await settled(plugin, kubelet)
                 await off(kubelet.listen_anew)
-                await until(lambda: len(plugin.events("registered")) == 2)
+                await until(lambda: len(plugin.events("registered")) >= 2)
                 kubelet.lose_streams()
-                await until(lambda: len(plugin.events("registered")) == 3)
+                await until(lambda: len(plugin.events("registered")) >= 3)
                 await settled(plugin, kubelet)
 
     asyncio.run(story())
@@ -518,7 +518,7 @@ def test_a_new_kubelet_sock_is_registered_with_though_the_stream_lives_on(path: 
             async with running(path) as plugin:
                 await settled(plugin, kubelet)
                 await off(kubelet.listen_anew)
-                await until(lambda: len(plugin.events("registered")) == 2)
+                await until(lambda: len(plugin.events("registered")) >= 2)
                 first, second = kubelet.registrations
                 assert (first.accepted, second.accepted) == (True, False), "connected already"
                 assert kubelet.streams == 1
@@ -894,12 +894,12 @@ def test_a_directory_that_goes_for_a_while_is_waited_for_and_that_is_said_once(p
                 await never(plugin.task.done, 3 * FAST.longest)
                 assert plugin.endpoints.not_ready() == f"not registered with kubelet: {I915}"
                 away.rename(there)
-                await until(lambda: len(plugin.events("registered")) == 2)
+                await until(lambda: len(plugin.events("registered")) >= 2)
                 await settled(plugin, kubelet)
                 (entry,) = plugin.events("cannot serve")
                 assert entry["reason"].startswith(f"there is no directory {there}")
                 there.rename(away)
-                await until(lambda: len(plugin.events("cannot serve")) == 2)
+                await until(lambda: len(plugin.events("cannot serve")) >= 2)
                 await plugin.ended()  # to wait for the directory would be to wait for ever
             away.rename(there)
 
@@ -994,7 +994,7 @@ def test_aligned_devices_come_first_as_the_topology_manager_wants(path: Path) ->
                 assert {*pod.ids} <= {f"card{number}-0" for number in (1, 3, 5, 7)}
                 pod = await off(kubelet.run_pod, "far", I915, 4, numa=[1])
                 assert {f"card{number}-0" for number in (1, 3, 5, 7)} & {*pod.ids}
-                await until(lambda: len(plugin.events("allocated")) == 2)
+                await until(lambda: len(plugin.events("allocated")) >= 2)
 
     asyncio.run(story())
 

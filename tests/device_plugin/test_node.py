@@ -260,10 +260,10 @@ def test_a_second_failure_of_another_kind_is_said_too() -> None:
             async with between_scans():
                 shutil.rmtree(drm)
                 drm.touch()
-            await until(lambda: len(scene.said(failures)) == 1)
+            await until(lambda: len(scene.said(failures)) >= 1)
             async with between_scans():
                 shutil.rmtree(scene.tree.root / "sys")
-            await until(lambda: len(scene.said(failures)) == 2)
+            await until(lambda: len(scene.said(failures)) >= 2)
             await scene.scanned("failed")
             assert len(scene.said(failures)) == 2
 
@@ -450,8 +450,9 @@ def test_doubts_are_said_once() -> None:
         async with following(scene):
             await scene.until(lambda snapshot: snapshot.lanes)
             await scene.scanned("good", 5)
+            said = len(scene.said("links"))
             scene.publish("0.0-1.0")  # other news do not repeat them
-            await until(lambda: len(scene.said("links")) == 1)
+            await until(lambda: len(scene.said("links")) > said)
             await scene.scanned("good", 5)
             warnings = [entry for entry in scene.logs.entries if entry["log_level"] == "warning"]
             reason = "numa_node: not a number, '0xzz and more'"
@@ -509,7 +510,7 @@ def test_the_cdi_spec_follows_the_node() -> None:
             assert devices() == ["card1"]
             async with between_scans():
                 (directory / SPEC).write_text("{}")
-            await until(lambda: len(scene.said("CDI spec refreshed")) == 3)
+            await until(lambda: len(scene.said("CDI spec refreshed")) >= 3)
             assert devices() == ["card1"]
             async with between_scans():
                 scene.tree.remove(FIRST)
