@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.patience import PATIENCE
+from tests.patience import NEVER, PATIENCE
 
 ROOT = Path(__file__).parents[1]
 TOOL = ROOT / "tools" / "environment.py"
@@ -146,7 +146,7 @@ def test_a_lock_that_is_not_there_is_a_wrong_call(tmp_path: Path) -> None:
 
 def test_an_interrupt_ends_it_without_a_traceback(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "begun")
-    script = f"trap 'exit 1' INT; echo >{tmp_path}/begun; read _ <{tmp_path}/begun"
+    script = f"echo >{tmp_path}/begun; exec sleep {NEVER}"
     with begin(built(tmp_path, script), tmp_path / "some.lock") as process:
         (tmp_path / "begun").read_text()
         os.kill(process.pid, signal.SIGINT)
