@@ -148,8 +148,8 @@ def _given(labels: Path, topology: Topology, policy: str) -> dict[str, tuple[int
         Kubelet(directory / "k") as kubelet,
         stage.device_plugin(node, directory / "k", labels, policy) as plugin,
     ):
+        # Its links may come before its registration, or after it.
         plugin.wait_for("links", state="in use")
-        plugin.wait_for("registered", resource=_RESOURCE)
         kubelet.wait_for_allocatable(_RESOURCE, len(ids))
         given = {
             pod: kubelet.run_pod(pod, _RESOURCE, size).env["XELINK_GPUS"].split(",")

@@ -13,7 +13,8 @@ from typing import IO, Any
 
 from xelink.outcome import FailedError
 
-_PATIENCE = 30.0
+_PATIENCE = 120.0
+"""Seconds, for a busy machine; only what never comes takes as long."""
 
 
 class StageError(FailedError):
@@ -46,9 +47,12 @@ class Daemon:
         raise StageError(f"{event!r} did not come; said last: {last.strip() or 'nothing'}")
 
     def stop(self) -> int:
-        """End it as kubelet does; give the exit code."""
+        """End it as kubelet does; give the exit code. Raises `StageError`."""
         self._process.terminate()
-        return self._process.wait(_PATIENCE)
+        try:
+            return self._process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired as error:
+            raise StageError(f"a program did not end within {_PATIENCE:g} s") from error
 
 
 class XpuManager:

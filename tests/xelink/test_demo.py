@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,10 +30,10 @@ signal.pause()
 
 
 @contextmanager
-def ending(code: int) -> Iterator[Daemon]:
+def ending(code: int, events: Sequence[dict[str, str]] = EVENTS) -> Iterator[Daemon]:
     """Run something that logs as a daemon does, and ends with this code."""
     with subprocess.Popen(
-        [sys.executable, "-c", DAEMON, str(code), *map(json.dumps, EVENTS)],
+        [sys.executable, "-c", DAEMON, str(code), *map(json.dumps, events)],
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
@@ -63,15 +63,16 @@ def test_the_exit_code_that_is_told_is_that_of_the_sidecar(labels: Path, code: i
     assert said[-1] == f"   exit code {code}, 56 links, gone in 5 minutes unless renewed"
 
 
+@pytest.mark.parametrize("events", [EVENTS, EVENTS[::-1]], ids=["links first", "links last"])
 def test_a_plugin_that_ends_badly_ends_the_demo(
-    labels: Path, monkeypatch: pytest.MonkeyPatch
+    labels: Path, monkeypatch: pytest.MonkeyPatch, events: Sequence[dict[str, str]]
 ) -> None:
     """Pods are given GPUs by a real plugin; what ends is another process."""
     real = stage.device_plugin
 
     @contextmanager
     def plugin(node: Path, sockets: Path, labels: Path, policy: str) -> Iterator[Daemon]:
-        with real(node, sockets, labels, policy), ending(3) as daemon:
+        with real(node, sockets, labels, policy), ending(3, events) as daemon:
             yield daemon
 
     monkeypatch.setattr(stage, "device_plugin", plugin)
