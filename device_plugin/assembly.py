@@ -21,12 +21,16 @@ from device_plugin.wishes import GpuFacts
 
 @dataclass(frozen=True)
 class Seen:
-    """The latest of each source. `cdi` says that the CDI spec stands."""
+    """The latest of each source.
+
+    `cdi` says that the CDI spec stands, `cdi_trouble` what keeps it from standing.
+    """
 
     inventory: Inventory = field(default_factory=Inventory)
     links: NodeLinks = UNREAD
     health: Health = field(default_factory=Health)
     cdi: bool = False
+    cdi_trouble: str = ""
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,12 @@ DRM may number its cards otherwise after a reboot; the directory does not outliv
 
 import json
 import os
+import re
+import shlex
 import stat
 import tempfile
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +27,7 @@ from device_plugin.devfs import DeviceNode, Mount
 from device_plugin.devices import Card, Inventory
 from device_plugin.offers import ByPath, mounts
 from service.files import read_beginning, read_file
+from topology.text import printable
 
 VERSION = "0.5.0"
 KIND = "intel.cdi.k8s.io/gpu"
@@ -32,6 +37,12 @@ FILE_NAME = "intel.cdi.k8s.io-gpu.json"
 _TEMPORARY = f".{FILE_NAME}."
 _MODE = 0o644
 _SPEC_LIMIT = 1 << 20  # bytes of somebody else's spec that we are ready to look through
+_MOST_NAMED = 16  # files of others that are named; Intel's plugin leaves one for each GPU
+
+# name = 1*( ALPHA / DIGIT / "_" / "." / ":" / "-" ), of a device; that of a kind has no colon, and
+# the last part of a path is neither
+_NAME = re.compile(rb"(?<![/A-Za-z0-9_.:-])[A-Za-z0-9_.:-]+")
+_OUR_KIND = re.compile(rb"(?<![A-Za-z0-9_.-])" + re.escape(KIND.encode()) + rb"(?![A-Za-z0-9_.-])")
 
 
 class CdiError(Exception):
@@ -39,6 +50,10 @@ class CdiError(Exception):
 
     Device nodes and mounts are handed out all the same; only the CDI name must be left out.
     """
+
+
+class RivalError(CdiError):
+    """Somebody else's specs define our devices: ours is not there until they are gone."""
 
 
 def qualified_name(card: Card) -> str:
@@ -71,11 +86,15 @@ def refresh(directory: Path, inventory: Inventory, by_path: ByPath) -> bool:
     """Make the spec file tell the inventory; True when it had to be written or removed.
 
     The file appears whole, synced and readable by all (0644), and is left alone when it says the
-    same. The directory is made when it is not there. Raises `CdiError`.
+    same. The directory is made when it is not there. Raises `CdiError`, and `RivalError` once our
+    file is removed: of a device that two files define a runtime takes neither.
     """
     wanted = _rendered(inventory, by_path)
     if wanted is None:
         return remove(directory)
+    if others := rivals(directory, inventory):
+        remove(directory)
+        raise RivalError(_told(directory, others))
     path = directory / FILE_NAME
     if _stands(path, wanted):
         return False
@@ -109,18 +128,35 @@ def remove(directory: Path) -> bool:
     return True
 
 
-def rivals(directory: Path) -> tuple[str, ...]:
-    """Find the names of other specs of our kind, as Intel's plugin leaves them behind.
+def rivals(directory: Path, inventory: Inventory) -> tuple[str, ...]:
+    """Find the names of other specs that define our devices, as Intel's plugin leaves them behind.
 
-    A device that two specs of one directory define is given to no container, so that these have
-    to go. An unreadable file or directory is no rival.
+    By the words in them, whatever they are written in: our kind, and the name of a card. Of a file
+    that is too long to be looked through the kind is enough. One that cannot be read is no rival.
     """
+    ours = {card.name.encode() for card in inventory.cards}
     return tuple(
         name
         for name in sorted(_names(directory))
         if name.endswith((".json", ".yaml"))
         and name != FILE_NAME
-        and KIND.encode() in _start(directory / name)
+        and _defines(_start(directory / name), ours)
+    )
+
+
+def _defines(text: bytes, ours: AbstractSet[bytes]) -> bool:
+    if not _OUR_KIND.search(text):
+        return False
+    return len(text) >= _SPEC_LIMIT or not ours.isdisjoint(_NAME.findall(text))
+
+
+def _told(directory: Path, names: Sequence[str]) -> str:
+    """Say which files are in the way, as a command that removes them."""
+    files = " ".join(shlex.quote(printable(str(directory / name))) for name in names[:_MOST_NAMED])
+    more = f" (and {len(names) - _MOST_NAMED} more)" if len(names) > _MOST_NAMED else ""
+    return (
+        "other specs define the same devices, and runtimes resolve none of these: stop what wrote"
+        f" them, then rm {files}{more}"
     )
 
 

@@ -86,11 +86,12 @@ async def _serve(settings: "PluginSettings", log: FilteringBoundLogger) -> None:
     )
 
     def alive() -> str | None:
-        return stalled(time.monotonic() - node.last_look, looking_for())
+        return stalled(time.monotonic() - node.last_look, looking_for()) or node.must_restart
 
     def ready() -> Verdict:
         problem = endpoints.not_ready() if node.scanned else "no scan has succeeded yet"
-        return Verdict(problem is None, "; ".join(filter(None, (problem, node.label_state))))
+        said = filter(None, (problem, node.device_trouble, node.label_state))
+        return Verdict(problem is None, "; ".join(said))
 
     node.last_look = time.monotonic()
     parts = Parts(

@@ -55,6 +55,23 @@ class Mount:
     read_only: bool = True
 
 
+def is_render(node: DeviceNode) -> bool:
+    """Tell whether this is a render node: what a container computes with."""
+    return node.container_path.startswith("/dev/dri/renderD")
+
+
+def is_gone(roots: Roots) -> bool:
+    """Tell whether what we see as `/dev/dri` was removed since.
+
+    The kernel removes the directory with the driver's last node and makes another one with the
+    next. A mount of the old one stays, empty for ever: a directory that no name leads to.
+    """
+    try:
+        return (roots.devfs / "dri").stat().st_nlink == 0
+    except OSError:
+        return False
+
+
 def node(roots: Roots, name: str) -> DeviceNode:
     """Name a device node, `dri/card0`, whether or not it is there."""
     return DeviceNode(f"/dev/{name}", f"{roots.host_devfs}/{name}")

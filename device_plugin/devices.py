@@ -78,9 +78,23 @@ class Card:
         return _MODELS.get(self.device_id)
 
     @property
+    def complaint(self) -> str | None:
+        """Why a container that is given this card could not use it, as far as devfs tells."""
+        if self.broken:
+            return "its card can no longer be read"
+        if not self.nodes:
+            return "it has no device node"
+        if self.missing:
+            be = "is" if len(self.missing) == 1 else "are"
+            return f"{', '.join(self.missing)} {be} not there"
+        if not any(map(devfs.is_render, self.nodes)):
+            return "it has no render node, which is what computes"
+        return None
+
+    @property
     def healthy(self) -> bool:
-        """Whether a container that is given this card can open it, as far as devfs tells."""
-        return bool(self.nodes) and not self.missing and not self.broken
+        """Whether a container that is given this card can use it, as far as devfs tells."""
+        return self.complaint is None
 
     @property
     def present_nodes(self) -> tuple[DeviceNode, ...]:
@@ -134,6 +148,17 @@ class Problem:
         return f"{self.name}{f' at {self.bdf}' if self.bdf else ''}: {self.message}"
 
 
+class Sight(Enum):
+    """What we see of `/dev/dri`, as a whole."""
+
+    FINE = ""
+    EMPTY = "/dev/dri has no node of the GPUs that sysfs names: the host's must be mounted here"
+    GONE = (
+        "/dev/dri here is one that is gone, as after a reload of the driver: this container must"
+        " start anew to see the new one, and /healthz asks for that"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Inventory:
     """All Intel GPUs of the node at one instant; equal nodes give equal values.
@@ -146,6 +171,7 @@ class Inventory:
     withheld: tuple[Withheld, ...] = ()
     problems: tuple[Problem, ...] = ()
     by_path: Mount | None = None
+    sight: Sight = Sight.FINE
 
     @property
     def monitored(self) -> tuple[Card, ...]:
@@ -196,12 +222,20 @@ def scan(
     told = [entry for name in _card_names(roots) for entry in _tell(roots, name, seen, unwanted)]
     told.extend(_without_card(roots, seen.keys()))
     _card_names(roots)  # a node that was taken away meanwhile was seen by half: that is no scan
-    return Inventory(
+    found = Inventory(
         tuple(sorted((entry for entry in told if isinstance(entry, Card)), key=place)),
         tuple(sorted((entry for entry in told if isinstance(entry, Withheld)), key=place)),
         tuple(entry for entry in told if isinstance(entry, Problem)),
         devfs.by_path_directory(roots),
     )
+    return replace(found, sight=_sight(roots, found))
+
+
+def _sight(roots: Roots, found: Inventory) -> Sight:
+    named = [card for card in found.monitored if card.nodes]
+    if not named or any(card.present_nodes for card in named):
+        return Sight.FINE
+    return Sight.GONE if devfs.is_gone(roots) else Sight.EMPTY
 
 
 def fingerprint(roots: Roots) -> tuple[str, ...]:

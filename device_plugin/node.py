@@ -6,12 +6,12 @@ source that fails keeps its last good word, says so once, and is counted.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
@@ -20,7 +20,7 @@ from device_plugin.aside import aside
 from device_plugin.assembly import Assembler, Seen
 from device_plugin.cdi import CdiError
 from device_plugin.devfs import Roots
-from device_plugin.devices import Inventory, ScanError, fingerprint, scan
+from device_plugin.devices import Inventory, ScanError, Sight, fingerprint, scan
 from device_plugin.labels import Reading
 from device_plugin.offers import ByPath
 from device_plugin.snapshot import Snapshot, Watch
@@ -29,8 +29,14 @@ from device_plugin.waiting import beat, first_of
 from service.logs import Changes
 
 T = TypeVar("T")
-# What a scan finds: the GPUs, and whether the CDI spec stands
-Found = tuple[Inventory, bool]
+
+
+class Found(NamedTuple):
+    """What a scan finds: the GPUs, whether the CDI spec stands, and what keeps it from standing."""
+
+    inventory: Inventory
+    cdi: bool
+    cdi_trouble: str
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,7 @@ class Node:
         self._due = 0.0
         self.scanned = False
         """Whether a scan has ever succeeded."""
+        self._assembled = False
 
     async def run(self, stop: asyncio.Event) -> None:
         """Follow all sources until `stop` is set."""
@@ -105,6 +112,22 @@ class Node:
         return f"links {known.state.value}{f': {known.reason}' if known.reason else ''}"
 
     @property
+    def device_trouble(self) -> str:
+        """Say in one line why there is no GPU, or no CDI name, to give; empty where there are."""
+        if not self._assembled:
+            return ""
+        seen = self.seen
+        ill = {card.bdf: card.complaint for card in seen.inventory.cards}
+        ill |= health.complaints(seen.health, seen.inventory.cards)
+        return "; ".join(filter(None, (_nothing_to_give(seen, ill), seen.cdi_trouble)))
+
+    @property
+    def must_restart(self) -> str | None:
+        """Say what only a new start of this container mends; None where nothing is so."""
+        sight = self.seen.inventory.sight
+        return sight.value if sight is Sight.GONE else None
+
+    @property
     def health_state(self) -> str:
         """Say in one line what the GPUs' health comes from, or why it is not known."""
         if not self._sources.endpoint:
@@ -120,7 +143,9 @@ class Node:
     @property
     def doubts(self) -> tuple[str, ...]:
         """What should be looked at by somebody."""
-        return tuple(sorted(self._doubts))
+        trouble = self.seen.cdi_trouble
+        cdi_trouble = (f"no CDI devices are named: {trouble}",) if trouble else ()
+        return (*sorted(self._doubts), *cdi_trouble)
 
     # Sources
 
@@ -135,8 +160,7 @@ class Node:
             found = await self._unless(stop, partial(self._next_found, found, stop.is_set, tell))
             if found:
                 # The others go on meanwhile: only what was scanned is taken over.
-                inventory, stands = found
-                self._latest = replace(self._latest, inventory=inventory, cdi=stands)
+                self._latest = replace(self._latest, **found._asdict())
                 self.scanned = True
                 self._news.set()
 
@@ -157,7 +181,7 @@ class Node:
             if is_over() or (signs == self._signs and now < self._due):
                 continue
             self._signs, self._due = signs, now + self._sources.scan_seconds
-            found = self._look_around(known[0] if known else Inventory())
+            found = self._look_around(known.inventory if known else Inventory())
             with suppress(RuntimeError):  # the loop is closed: nobody wants to know
                 tell()
             if found and found != known:
@@ -187,30 +211,31 @@ class Node:
         self._telemetry.scanned(good=True)
         if self._changes.of("scan", None):
             self._log.info("scans are good again")
-        return inventory, self._refresh_cdi(inventory)
+        trouble = self._refresh_cdi(inventory)
+        stands = self._sources.cdi_dir is not None and bool(inventory.cards) and not trouble
+        return Found(inventory, stands, trouble)
 
     def _inventory(self, before: Inventory) -> Inventory:
         sources = self._sources
         found = scan(sources.roots, sources.allow_ids, sources.deny_ids)
         return found.keep_known(before)
 
-    def _refresh_cdi(self, inventory: Inventory) -> bool:
+    def _refresh_cdi(self, inventory: Inventory) -> str:
+        """Give what keeps the CDI spec from being there, empty where nothing does."""
         if self._sources.cdi_dir is None:
-            return False
-        problem: str | None = None
+            return ""
+        problem = ""
         try:
             if cdi.refresh(self._sources.cdi_dir, inventory, self._sources.by_path):
                 self._log.info("CDI spec refreshed", directory=str(self._sources.cdi_dir))
         except CdiError as error:
             problem = str(error)
-        if rivals := cdi.rivals(self._sources.cdi_dir):
-            problem = problem or f"other specs define the same devices: {' '.join(rivals)}"
-        if self._changes.of("cdi", problem):
+        if self._changes.of("cdi", problem or None):
             if problem:
                 self._log.warning("no CDI devices are named", reason=problem)
             else:
                 self._log.info("CDI devices are named again")
-        return problem is None and bool(inventory.cards)
+        return problem
 
     def _read_labels(self, reading: Reading) -> None:
         self._reading = reading
@@ -251,7 +276,7 @@ class Node:
             snapshot = await self._unless(stop, partial(self._assembler.assemble, seen))
             if snapshot:
                 self._watch.replace(snapshot)
-                self.seen = seen
+                self.seen, self._assembled = seen, True
                 self._say(seen)
                 self._telemetry.sees(seen, health_unknown=len(self._health_unknown(seen)))
 
@@ -297,7 +322,15 @@ async def _wait_for(task: asyncio.Future[T]) -> None:
 
 def _doubts(seen: Seen) -> Iterator[str]:
     """Say what should be looked at by somebody."""
-    yield from (str(problem) for problem in seen.inventory.problems)
+    inventory = seen.inventory
+    yield from (str(problem) for problem in inventory.problems)
+    if not inventory.cards:
+        yield _no_gpu(inventory)
+    for card in inventory.cards:
+        if card.complaint and not card.broken:  # what is broken is a problem already
+            yield f"{card.name} at {card.bdf} is unhealthy: {card.complaint}"
+    if inventory.sight is not Sight.FINE:
+        yield inventory.sight.value
     if seen.links.not_on_bus:
         yield f"in the id map but not on this bus: {' '.join(seen.links.not_on_bus)}"
     if seen.links.not_in_map:
@@ -305,3 +338,21 @@ def _doubts(seen: Seen) -> Iterator[str]:
     if seen.links.without_address:
         ids = " ".join(map(str, seen.links.without_address))
         yield f"linked but without an address in the id map: {ids}"
+
+
+def _nothing_to_give(seen: Seen, ill: Mapping[str, str | None]) -> str:
+    if not ill:
+        return _no_gpu(seen.inventory)
+    if not all(ill.values()):
+        return ""
+    reasons = dict.fromkeys(filter(None, ill.values()))
+    more = f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""
+    return f"every GPU is unhealthy: {next(iter(reasons))}{more}"
+
+
+def _no_gpu(inventory: Inventory) -> str:
+    if inventory.withheld:
+        return f"no GPU is offered: {len(inventory.withheld)} of Intel's are withheld"
+    if inventory.problems:
+        return "no GPU is offered: none can be read"
+    return "no GPU is offered: this node has none of Intel's, or its driver is not loaded"

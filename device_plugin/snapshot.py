@@ -64,16 +64,11 @@ class Snapshot:
 
     def complaint(self, device: Device) -> str | None:
         """Say why a device cannot be used, None when it can."""
-        card = device.card
-        if card and card.bdf in self.unhealthy:
-            return self.unhealthy[card.bdf]
+        if device.card and device.card.bdf in self.unhealthy:
+            return self.unhealthy[device.card.bdf]
         if device.healthy:
             return None
-        if card and card.broken:
-            return "its card can no longer be read"
-        if card and card.missing:
-            return f"{', '.join(card.missing)} is not there"
-        return "it has no device node"
+        return (device.card and device.card.complaint) or "it has no device node"
 
     def linked(self, one: str, other: str) -> int | None:
         """Give the lanes between two PCI addresses, None without a link that is known."""

@@ -16,6 +16,7 @@ _INTEL = 0x8086
 _DISPLAY_CLASS = 0x03  # PCI base class of every display controller, 3D-only GPUs included
 _ATTRIBUTE_LIMIT = 4096  # bytes: sysfs never gives more than a page
 _NUMA_LIMIT = 1024  # the kernel's largest MAX_NUMNODES
+_MOST_BRIDGES = 32  # above one GPU; a deep tree of switches has six
 MAX_SERIES = range(0x0BD0, 0x0C00)
 
 _TILE = {kind: re.compile(rf"{kind}[0-9]{{1,2}}", re.ASCII) for kind in ("tile", "gt")}
@@ -66,7 +67,23 @@ def address(device: str) -> str:
 
 
 def numa(device: str) -> int | None:
-    """Give the NUMA node, None where the platform does not tell it. Raises `BrokenError`."""
+    """Give the NUMA node, None where the platform does not tell it. Raises `BrokenError`.
+
+    Firmware may tell it of the bridges above a GPU only: the nearest one that has one counts.
+    """
+    if (own := _own_numa(device)) is not None:
+        return own
+    above = os.path.dirname(os.path.realpath(device))
+    for _ in range(_MOST_BRIDGES):
+        if os.path.basename(above) in {"", "devices"}:
+            break
+        if (node := _own_numa(above)) is not None:
+            return node
+        above = os.path.dirname(above)
+    return None
+
+
+def _own_numa(device: str) -> int | None:
     text = read(f"{device}/numa_node")
     if text is None or text == "-1":
         return None

@@ -2,6 +2,7 @@
 # Fetches what the deployment tests need beside Python, into .cache/tools of this tree:
 #   bin/kubectl   built from its Go module (kustomize is in it), where there is none
 #   bin/promtool  out of Debian's package, where there is none; the package is not installed
+#   bin/cdi-resolve  built from tests/e2e/programs/cdi, which pins the library that runtimes use
 #   crds/         the definitions of the custom resources that overlays/ use, from pinned Go modules
 # Fails when something is missing in the end; the tests that need it skip then, and say so.
 set -euo pipefail
@@ -43,6 +44,12 @@ GO
     CGO_ENABLED=0 go build -trimpath -ldflags=-s -o "$tools/bin/kubectl" .
 ) >"$scratch.log" 2>&1
 
+build_cdi_resolve() (
+  cd tests/e2e/programs/cdi &&
+    CGO_ENABLED=0 GOWORK=off go build -mod=readonly -trimpath -buildvcs=false -ldflags=-s \
+      -o "$tools/bin/cdi-resolve" .
+) >"$scratch.log" 2>&1
+
 extract_promtool() (
   cd "$scratch"
   # A fresh machine has no lists of packages yet.
@@ -68,6 +75,12 @@ if ! has kubectl; then
   elif ! build_kubectl; then
     missing "kubectl: $(tail -n 1 "$scratch.log")"
   fi
+fi
+# Always: it is ours, and Go makes nothing again that is the same.
+if ! has go; then
+  missing "cdi-resolve: install Go to build it"
+elif ! build_cdi_resolve; then
+  missing "cdi-resolve: $(tail -n 1 "$scratch.log")"
 fi
 if ! has promtool; then
   if ! has apt-get; then

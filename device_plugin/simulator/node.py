@@ -208,6 +208,12 @@ class Node:
         """Give the VFs of a GPU that are on."""
         return tuple(gpu for gpu in self.gpus if gpu.physfn == bdf)
 
+    def reload_driver(self) -> None:
+        """Take `/dev/dri` away with all device nodes, and make another one, as a reload does."""
+        shutil.rmtree(self.root / "dev/dri")
+        for gpu in self.gpus:
+            self._change(gpu.bdf)
+
     def lose_node(self, bdf: str, minor: str | None = None) -> None:
         """Take a device node away (`renderD128`; the card's own by default), in use or not."""
         (self.root / "dev/dri" / (minor or self._gpus[bdf].card)).unlink()

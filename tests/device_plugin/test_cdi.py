@@ -264,13 +264,48 @@ def test_a_failed_write_leaves_what_stood_and_nothing_else(
         cdi.remove(directory)
 
 
-def test_other_specs_of_our_kind_are_found(directory: Path, inventory: Inventory) -> None:
-    assert cdi.rivals(directory) == ()
+INTELS = """---
+cdiVersion: 0.5.0
+containerEdits: {}
+devices:
+- containerEdits:
+    deviceNodes:
+    - hostPath: /dev/dri/card1
+      path: /dev/dri/card1
+      permissions: rw
+  name: card1
+kind: intel.cdi.k8s.io/gpu
+"""  # as Intel's plugin writes it
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "found"),
+    [
+        ("intel.cdi.k8s.io-gpu-card1.yaml", INTELS, True),
+        ("old.json", '{"kind": "intel.cdi.k8s.io/gpu", "devices": [{"name":"card8"}]}', True),
+        ("flow.yaml", "{kind: intel.cdi.k8s.io/gpu, devices: [{name: 'card1'}]}", True),
+        ("other.yaml", INTELS.replace("name: card1", "name: card9"), False),
+        ("longer.yaml", INTELS.replace("name: card1", "name: card12"), False),
+        ("mei.yaml", INTELS.replace("io/gpu", "io/gpu-mei"), False),
+        ("vendor.yaml", INTELS.replace("intel.cdi", "vendor.intel.cdi"), False),
+        ("vendor.json", '{"kind": "vendor.com/gpu", "devices": [{"name":"card1"}]}', False),
+        ("note.txt", INTELS, False),
+        ("empty.yaml", "", False),
+    ],
+)
+def test_a_rival_is_a_spec_of_our_kind_that_names_one_of_our_cards(
+    directory: Path, inventory: Inventory, name: str, text: str, *, found: bool
+) -> None:
+    directory.mkdir(parents=True)
+    (directory / name).write_text(text)
+    assert cdi.rivals(directory, inventory) == ((name,) if found else ())
+
+
+def test_what_cannot_be_read_is_no_rival_and_what_is_endless_is_read_to_a_bound(
+    directory: Path, inventory: Inventory
+) -> None:
+    assert cdi.rivals(directory, inventory) == ()
     cdi.refresh(directory, inventory, ByPath.SINGLE)
-    (directory / "intel.cdi.k8s.io-gpu_card1.yaml").write_text("kind: intel.cdi.k8s.io/gpu\n")
-    (directory / "old.json").write_text('{"kind": "intel.cdi.k8s.io/gpu"}')
-    (directory / "vendor.json").write_text('{"kind": "vendor.com/gpu"}')
-    (directory / "note.txt").write_text("intel.cdi.k8s.io/gpu")
     (directory / "directory.json").mkdir()
     (directory / "dangling.json").symlink_to("nowhere")
     os.mkfifo(directory / "pipe.json")
@@ -278,4 +313,38 @@ def test_other_specs_of_our_kind_are_found(directory: Path, inventory: Inventory
     with (directory / "huge.json").open("w") as huge:
         huge.write("kind: intel.cdi.k8s.io/gpu\n")
         huge.truncate(1 << 40)
-    assert cdi.rivals(directory) == ("huge.json", "intel.cdi.k8s.io-gpu_card1.yaml", "old.json")
+    assert cdi.rivals(directory, inventory) == ("huge.json",)
+
+
+def test_beside_a_rival_no_spec_is_written_and_ours_goes(
+    directory: Path, inventory: Inventory
+) -> None:
+    """Of a device that two specs define a runtime takes neither."""
+    cdi.refresh(directory, inventory, ByPath.SINGLE)
+    rival = directory / "intel.cdi.k8s.io-gpu-card1.yaml"
+    rival.write_text(INTELS)
+    for _ in range(2):
+        with pytest.raises(cdi.RivalError, match=f"then rm {re.escape(str(rival))}$"):
+            cdi.refresh(directory, inventory, ByPath.SINGLE)
+        assert [path.name for path in directory.iterdir()] == [rival.name]
+    rival.unlink()
+    assert cdi.refresh(directory, inventory, ByPath.SINGLE)
+    assert_valid(read(directory))
+
+
+def test_a_node_without_cards_has_no_rival(directory: Path) -> None:
+    directory.mkdir(parents=True)
+    (directory / "left.yaml").write_text(INTELS)
+    assert not cdi.refresh(directory, Inventory(), ByPath.SINGLE)
+
+
+def test_the_remedy_is_one_line_of_a_bounded_length(directory: Path, inventory: Inventory) -> None:
+    directory.mkdir(parents=True)
+    for number in range(20):
+        (directory / f"a b\x1b[0m{number:02}.yaml").write_text(INTELS)
+    with pytest.raises(cdi.RivalError) as raised:
+        cdi.refresh(directory, inventory, ByPath.SINGLE)
+    said = str(raised.value)
+    assert said.isprintable()
+    assert said.count(".yaml'") == 16
+    assert said.endswith(" (and 4 more)")

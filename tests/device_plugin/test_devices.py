@@ -1,5 +1,7 @@
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from device_plugin.devices import (
     Problem,
     Reason,
     ScanError,
+    Sight,
     Withheld,
     fingerprint,
     scan,
@@ -410,6 +413,117 @@ def test_a_tree_without_links_tells_its_address_in_uevent(tmp_path: Path) -> Non
     assert not card.healthy
 
 
+def test_the_numa_node_of_a_bridge_counts_where_the_gpu_has_none(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    bridge = tmp_path / "sys/devices/pci0000:29/0000:29:01.0"
+    for number, numa in enumerate((None, 1)):
+        node.add(SimulatedGpu(f"0000:{number:02x}:00.0", number, numa=numa, render=128 + number))
+        below = bridge / f"0000:{number:02x}:00.0"
+        below.parent.mkdir(parents=True, exist_ok=True)
+        node.device(below.name).rename(below)
+        for link in (
+            tmp_path / f"sys/class/drm/card{number}",
+            tmp_path / f"sys/class/drm/renderD{128 + number}",
+            tmp_path / f"sys/bus/pci/devices/{below.name}",
+        ):
+            inside = below / "drm" / link.name if link.parent.name == "drm" else below
+            link.unlink()
+            link.symlink_to(inside)
+        (below / "drm" / f"card{number}/device").unlink()
+        (below / "drm" / f"card{number}/device").symlink_to(below)
+    assert [card.numa for card in look(node).cards] == [None, 1]
+    (bridge / "numa_node").write_text("-1\n")
+    assert [card.numa for card in look(node).cards] == [None, 1]
+    (bridge.parent / "numa_node").write_text("3\n")
+    assert [card.numa for card in look(node).cards] == [3, 1]
+    (bridge / "numa_node").write_text("2\n")
+    assert [card.numa for card in look(node).cards] == [2, 1]
+    (tmp_path / "sys/devices/numa_node").write_text("7\n")  # no device: of nobody
+    (bridge / "numa_node").unlink()
+    (bridge.parent / "numa_node").unlink()
+    assert [card.numa for card in look(node).cards] == [None, 1]
+
+
+@pytest.mark.parametrize(
+    ("numa", "complaint"),
+    [("0xzz", "its NUMA node is unknown: numa_node: not a number, '0xzz'"), ("-1", None)],
+    ids=["nonsense", "nothing"],
+)
+def test_a_bridge_that_tells_nothing_keeps_no_card_back(
+    node: Node, numa: str, complaint: str | None
+) -> None:
+    (node.device(FIRST) / "numa_node").write_text("-1\n")
+    (node.device(FIRST).parent / "numa_node").write_text(f"{numa}\n")
+    inventory = look(node)
+    assert inventory.cards[0].numa is None
+    assert [problem.message for problem in inventory.problems] == ([complaint] if complaint else [])
+
+
+@pytest.mark.parametrize(
+    ("lose", "complaint"),
+    [
+        pytest.param([], None, id="all there"),
+        pytest.param(["card1"], "/dev/dri/card1 is not there", id="one"),
+        pytest.param(
+            ["card1", "renderD128"],
+            "/dev/dri/card1, /dev/dri/renderD128 are not there",
+            id="both",
+        ),
+    ],
+)
+def test_a_card_says_which_device_node_is_not_there(
+    node: Node, lose: list[str], complaint: str | None
+) -> None:
+    for minor in lose:
+        node.lose_node(FIRST, minor)
+    inventory = look(node)
+    assert inventory.cards[0].complaint == complaint
+    assert inventory.sight is Sight.FINE
+
+
+def test_a_card_without_a_render_node_is_unhealthy(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.add(SimulatedGpu(FIRST, 1))
+    (card,) = look(node).cards
+    assert not card.healthy
+    assert card.complaint == "it has no render node, which is what computes"
+
+
+@contextmanager
+def mounted(node: Node, prefix: Path) -> Iterator[Roots]:
+    """See the node's `/dev/dri` of now for ever, as a mount of it does."""
+    dri = os.open(node.root / "dev/dri", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        (prefix / "dev").mkdir(parents=True)
+        (prefix / "dev/dri").symlink_to(f"/proc/{os.getpid()}/fd/{dri}")
+        yield Roots(node.root / "sys", prefix / "dev")
+    finally:
+        os.close(dri)
+
+
+def test_a_directory_of_before_a_reload_of_the_driver_is_told_from_an_empty_one(
+    node: Node, tmp_path: Path
+) -> None:
+    with mounted(node, tmp_path / "mounted") as roots:
+        assert scan(roots).sight is Sight.FINE
+        node.reload_driver()
+        inventory = scan(roots)
+        assert inventory.sight is Sight.GONE
+        assert not any(card.healthy for card in inventory.cards)
+    assert look(node).sight is Sight.FINE
+    assert scan(Roots(node.root / "sys", tmp_path / "nothing")).sight is Sight.EMPTY
+
+
+def test_a_node_without_a_driver_sees_nothing_amiss_in_a_directory_that_is_gone(
+    node: Node, tmp_path: Path
+) -> None:
+    with mounted(node, tmp_path / "mounted") as roots:
+        node.reload_driver()
+        for gpu in node.gpus:
+            node.rebind(gpu.bdf, None)
+        assert scan(roots).sight is Sight.FINE
+
+
 @pytest.mark.parametrize("minor", ["card1", "renderD128"])
 def test_a_card_whose_device_node_is_gone_is_unhealthy(node: Node, minor: str) -> None:
     node.lose_node(FIRST, minor)
@@ -739,7 +853,10 @@ def test_what_the_simulator_built_is_what_the_scan_finds(
             assert {Path(entry.host_path).name for entry in card.nodes} == {*gpu.minors}
             assert len(card.by_path) == (len(gpu.minors) if by_path else 0)
             assert [entry.container_path for entry in card.mei] == [f"/dev/mei{n}" for n in gpu.mei]
-            assert card.healthy
+            renders = gpu.render is not None
+            assert card.complaint == (
+                None if renders else "it has no render node, which is what computes"
+            )
             assert all(Path(entry.host_path).exists() for entry in (*card.nodes, *card.mei))
 
 

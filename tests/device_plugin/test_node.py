@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import shutil
 import threading
 import time
@@ -118,6 +119,9 @@ class Scene:
     def scans(self, outcome: str) -> float:
         labels = {"outcome": outcome}
         return self.metrics.registry.get_sample_value("x_scans_total", labels) or 0.0
+
+    def gauge(self, name: str) -> float | None:
+        return self.metrics.registry.get_sample_value(f"x_{name}")
 
     async def scanned(self, outcome: str, times: int = 3) -> None:
         """Wait for so many more scans."""
@@ -480,6 +484,130 @@ def test_gpus_that_are_withheld_are_told_with_the_reason() -> None:
     tell(story)
 
 
+# GPUs that cannot be given
+
+
+def warnings(scene: Scene) -> list[str]:
+    return [entry["event"] for entry in scene.logs.entries if entry["log_level"] == "warning"]
+
+
+def test_each_gpu_that_cannot_be_given_is_said_once_with_the_reason() -> None:
+    async def story(scene: Scene) -> None:
+        async with following(scene):
+            await scene.until(lambda snapshot: snapshot.resources)
+            scene.tree.lose_node(FIRST, "renderD128")
+            said = f"card1 at {FIRST} is unhealthy: /dev/dri/renderD128 is not there"
+            await until(lambda: warnings(scene) == [said])
+            await scene.scanned("good", 5)
+            assert warnings(scene) == [said]
+            await until(lambda: scene.gauge("unusable_gpus") == 1)
+            assert scene.node.device_trouble == ""  # the other one can be given
+            scene.tree.lose_node(SECOND)
+            await until(lambda: len(warnings(scene)) == 2)
+            await until(lambda: scene.node.device_trouble != "")
+            assert scene.node.device_trouble == (
+                "every GPU is unhealthy: /dev/dri/renderD128 is not there and 1 more"
+            )
+            async with between_scans():
+                scene.tree.mend(FIRST)
+                scene.tree.mend(SECOND)
+            await until(lambda: len(scene.said("no longer so")) == 2)
+            await until(lambda: scene.node.device_trouble == "")
+
+    tell(story, gpus=2)
+
+
+def test_a_node_whose_every_gpu_xpu_manager_calls_unhealthy_says_so() -> None:
+    async def story(scene: Scene) -> None:
+        socket = scene.path / "x.sock"
+        scene.sources = replace(scene.sources, endpoint=str(socket))
+        async with Xpumd(socket, [FIRST], every=None) as health, following(scene):
+            await until(lambda: scene.said("health is known"))
+            health.say(FIRST, "core", Severity.CRITICAL, "hot")
+            health.push()
+            await until(lambda: scene.node.device_trouble != "")
+            assert scene.node.device_trouble == "every GPU is unhealthy: core is critical (hot)"
+
+    tell(story, gpus=1, rule=xpumd.Rule(confirmations=1))
+
+
+def test_a_card_without_a_render_node_is_not_offered_as_healthy_without_a_word() -> None:
+    async def story(scene: Scene) -> None:
+        scene.tree.renumber(FIRST, 1, render=None)
+        async with following(scene):
+            snapshot = await scene.until(lambda snapshot: snapshot.resources)
+            (device,) = snapshot.devices(I915)
+            why = "it has no render node, which is what computes"
+            assert snapshot.complaint(device) == why
+            await until(lambda: warnings(scene) == [f"card1 at {FIRST} is unhealthy: {why}"])
+
+    tell(story, gpus=1)
+
+
+@pytest.mark.parametrize(
+    ("driver", "said"),
+    [
+        (None, "no GPU is offered: 1 of Intel's are withheld"),
+        ("gone", "no GPU is offered: this node has none of Intel's, or its driver is not loaded"),
+    ],
+    ids=["no driver", "no GPU"],
+)
+def test_a_node_without_a_gpu_to_give_says_so_once(driver: str | None, said: str) -> None:
+    async def story(scene: Scene) -> None:
+        if driver:
+            scene.tree.remove(FIRST)
+        else:
+            scene.tree.rebind(FIRST, None)
+        async with following(scene):
+            await until(lambda: warnings(scene) == [said])
+            await scene.scanned("good", 5)
+            assert warnings(scene) == [said]
+            assert scene.node.device_trouble == said
+            if not driver:
+                async with between_scans():
+                    scene.tree.rebind(FIRST, "i915")
+                await scene.until(lambda snapshot: snapshot.resources)
+                await until(lambda: len(scene.said("no longer so")) == 1)
+
+    tell(story, gpus=1)
+
+
+def test_a_directory_of_before_a_reload_of_the_driver_asks_for_a_restart() -> None:
+    async def story(scene: Scene) -> None:
+        dri = os.open(scene.tree.root / "dev/dri", os.O_RDONLY | os.O_DIRECTORY)
+        mounted = scene.path / "mounted"
+        mounted.mkdir()
+        (mounted / "dri").symlink_to(f"/proc/self/fd/{dri}")
+        scene.sources = replace(scene.sources, roots=replace(scene.sources.roots, devfs=mounted))
+        try:
+            async with following(scene):
+                await scene.until(lambda snapshot: snapshot.usable(I915))
+                assert scene.node.must_restart is None
+                async with between_scans():
+                    scene.tree.reload_driver()
+                await until(lambda: scene.node.must_restart is not None)
+                assert scene.node.must_restart in warnings(scene)
+        finally:
+            os.close(dri)
+
+    tell(story, gpus=1)
+
+
+def test_a_directory_without_the_nodes_of_any_gpu_is_said_and_asks_for_no_restart() -> None:
+    async def story(scene: Scene) -> None:
+        scene.sources = replace(
+            scene.sources, roots=replace(scene.sources.roots, devfs=scene.path / "nothing")
+        )
+        async with following(scene):
+            await until(lambda: len(warnings(scene)) == 2)
+            assert warnings(scene)[0].startswith(
+                "/dev/dri has no node of the GPUs that sysfs names"
+            )
+            assert scene.node.must_restart is None
+
+    tell(story, gpus=1)
+
+
 # CDI
 
 
@@ -536,14 +664,23 @@ def test_while_a_rival_defines_the_same_devices_no_name_is_handed_out_and_it_is_
         async with following(scene):
             assert named(await scene.until(lambda snapshot: snapshot.cdi)) == CARD1
             rival = directory / "other.yaml"
-            rival.write_text("kind: intel.cdi.k8s.io/gpu\n")
-            assert named(await scene.until(lambda snapshot: not snapshot.cdi)) == ()
+            rival.write_text("kind: intel.cdi.k8s.io/gpu\ndevices:\n- name: card2\n")
+            snapshot = await scene.until(lambda snapshot: not snapshot.cdi)
+            assert named(snapshot) == ()
+            assert container(snapshot, I915, ["card1-0"], set()).nodes  # the rest goes on
+            assert not (directory / SPEC).exists()
             await scene.scanned("good", 5)
             (entry,) = scene.said("no CDI devices are named")
-            assert entry["reason"] == "other specs define the same devices: other.yaml"
+            remedy = f"stop what wrote them, then rm {rival}"
+            assert entry["reason"].endswith(remedy)
+            assert scene.node.device_trouble.endswith(remedy)
+            assert scene.node.doubts == (f"no CDI devices are named: {entry['reason']}",)
+            assert scene.gauge("cdi_devices") == 0
             rival.unlink()
             assert named(await scene.until(lambda snapshot: snapshot.cdi)) == CARD1
+            await until(lambda: not scene.node.device_trouble)
             assert len(scene.said("CDI devices are named again")) == 1
+            assert scene.gauge("cdi_devices") == 8
 
     tell(story)
 
