@@ -387,3 +387,59 @@ def test_while_nothing_happens_it_says_nothing(scene: Scene) -> None:
         finally:
             process.terminate()
         assert process.wait(PATIENCE) == 0
+
+
+# What it cannot give
+
+
+def test_after_a_reload_of_the_driver_under_a_mount_it_asks_to_be_started_anew(
+    scene: Scene,
+) -> None:
+    dri = os.open(scene.node.root / "dev/dri", os.O_RDONLY | os.O_DIRECTORY)
+    prefix = scene.directory / "p"
+    (prefix / "dev").mkdir(parents=True)
+    (prefix / "dev/dri").symlink_to(f"/proc/{os.getpid()}/fd/{dri}")
+    (prefix / "sys").symlink_to(scene.node.root / "sys")
+    with Kubelet(scene.kubelets) as kubelet, scene.plugin(f"-prefix={prefix}") as process:
+        url = address(process)
+        kubelet.wait_for_capacity(I915, 8)
+        assert get(f"{url}/healthz")[0] == 200
+        scene.node.reload_driver()
+        gone = process.wait_for("/dev/dri here is one that is gone")
+        assert "level=warning" in gone
+        code, text = get(f"{url}/healthz")
+        assert (code, text.split(",")[0]) == (503, "/dev/dri here is one that is gone")
+        code, text = get(f"{url}/readyz")
+        assert code == 200, "kubelet knows it"
+        assert text.startswith(
+            "every GPU is unhealthy: /dev/dri/card1, /dev/dri/renderD128 are not there and 7 more;"
+        )
+        assert process.stop() == 0
+    os.close(dri)
+    # What a container that is started anew sees
+    with Kubelet(scene.kubelets) as kubelet, scene.plugin() as process:
+        kubelet.wait_for_capacity(I915, 8)
+        assert get(f"{address(process)}/healthz")[0] == 200
+
+
+def test_beside_what_intels_plugin_left_it_is_ready_and_says_what_to_remove(scene: Scene) -> None:
+    scene.publish()
+    (scene.directory / "cdi").mkdir()
+    rival = scene.directory / "cdi/intel.cdi.k8s.io-gpu-card1.yaml"
+    rival.write_text("devices:\n- name: card1\nkind: intel.cdi.k8s.io/gpu\n")
+    with Kubelet(scene.kubelets) as kubelet, scene.plugin() as process:
+        url = address(process)
+        kubelet.wait_for_capacity(I915, 8)
+        process.wait_for("event=registered")
+        pod = kubelet.run_pod("pod", I915, 2)
+        assert [device.container_path for device in pod.response.devices]
+        assert not pod.response.cdi_devices
+        code, text = get(f"{url}/readyz")
+        assert (code, f"then rm {rival}; links in use" in text) == (200, True)
+        assert "xelink_device_plugin_cdi_devices 0.0" in get(f"{url}/metrics")[1]
+        told = json.loads(get(f"{url}/status.json")[1])
+        assert any(doubt.endswith(f"then rm {rival}") for doubt in told["doubts"])
+        assert [path.name for path in (scene.directory / "cdi").iterdir()] == [rival.name]
+        rival.unlink()
+        process.wait_for("CDI devices are named again")
+        assert kubelet.run_pod("another", I915, 1).response.cdi_devices
