@@ -1,9 +1,10 @@
 """Which devices a Pod had best get: the answer to `GetPreferredAllocation`, pure.
 
 `prepare` does, whenever a snapshot changes, all the work that does not depend on the request;
-`Preferences.prefer` answers one request. A device id is `cardN-i`, i being the replica when a GPU
-is shared. The order of wishes is one table, `device_plugin.wishes.WISHES`; before all of them come
-GPUs before replicas: a Pod gets as many different GPUs as it asked for devices, if there are.
+`Preferences.prefer` answers one request. A device id is `cardN-i`, i being the share when a GPU is
+shared. Shares of a GPU, and of its VFs, are its replicas. The order of wishes is one table,
+`device_plugin.wishes.WISHES`; before all of them come GPUs before replicas: a Pod gets as many
+different GPUs as it asked for devices, if there are.
 
 Every request gets an answer or a `RequestError`. Ids that the node does not know (a GPU that has
 just gone) are taken last, and only when kubelet leaves no other choice.
@@ -14,7 +15,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from device_plugin.masks import members
+from device_plugin.functions import Physical, physical
+from device_plugin.masks import mask_of, members
 from device_plugin.policies import POLICIES, Policy, Spot
 from device_plugin.search import Found, Search
 from device_plugin.subsets import EXACT_LIMIT, Subsets
@@ -64,7 +66,8 @@ class Preference(NamedTuple):
 class Request(NamedTuple):
     """A request on a known node: bitmasks of GPUs, `wanted` of them to be chosen.
 
-    `offered` and `needed` are bitmasks of devices: replica r of GPU i is bit r * n + i.
+    `offered` and `needed` are bitmasks of devices: replica r of GPU i is bit r * n + i. Of a GPU
+    with VFs these are the first share of each VF, by address, then the second ones, and so on.
     """
 
     offered: int
@@ -80,7 +83,11 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True)
 class Preferences:
-    """One snapshot, prepared for requests: immutable, made by `prepare`."""
+    """One snapshot, prepared for requests: immutable, made by `prepare`.
+
+    `replicas` are those of the GPU that has the most, `absent` those that another one lacks,
+    `functions` how many VFs each GPU has, 1 for itself.
+    """
 
     fabric: Fabric
     replicas: int
@@ -91,6 +98,8 @@ class Preferences:
     terrain: Terrain | None = field(repr=False)
     names: tuple[tuple[tuple[str, ...], ...], ...] = field(repr=False)
     bits: Mapping[str, int] = field(repr=False)
+    absent: int = field(default=0, repr=False)
+    functions: tuple[int, ...] = field(default=(), repr=False)
 
     @property
     def is_quick(self) -> bool:
@@ -183,6 +192,8 @@ class Preferences:
         replicas: dict[int, list[int]] = {}
         for place in members(offered & ~picked):
             replicas.setdefault(place % n, []).append(place // n)
+        for gpu, free in replicas.items():
+            free[:] = self._spread(gpu, free, picked)
         spots = [
             Spot(gpu, replica, turn, len(free), bool(begun >> gpu & 1))
             for gpu, free in replicas.items()
@@ -192,6 +203,21 @@ class Preferences:
         for spot in spots[:open_]:
             picked |= 1 << spot.replica * n + spot.gpu
         return picked
+
+    def _spread(self, gpu: int, free: list[int], picked: int) -> list[int]:
+        """Order free replicas of a GPU so that VFs come before further shares of one of them."""
+        functions = self.functions[gpu]
+        if functions == 1 or self.policy != "topology":
+            return free
+        n = len(self.fabric)
+        taken = [0] * functions
+        for replica in range(self.replicas):
+            taken[replica % functions] += picked >> replica * n + gpu & 1
+        turns = []
+        for replica in free:
+            turns.append((taken[replica % functions], replica))
+            taken[replica % functions] += 1
+        return [replica for _, replica in sorted(turns)]
 
     def _gpus(self, devices: int) -> int:
         n, gpus = len(self.fabric), 0
@@ -205,6 +231,7 @@ class Preferences:
         n = len(self.fabric)
         whole, one, two, must = (1 << n) - 1, 0, 0, 0
         rest = offered & ~needed
+        offered |= self.absent  # nobody else has what is not there
         for _ in range(self.replicas):
             here = rest & (1 << n) - 1
             whole &= offered
@@ -243,23 +270,32 @@ def prepare(
     """Prepare a snapshot for requests: some 15 ms for 8 GPUs, some 35 ms for 16.
 
     `lanes` is keyed by pairs of PCI addresses, as in `Fabric.of`; empty is no topology.
-    Each GPU is offered as `replicas` devices. Beyond 16 GPUs a request may take `timeout` seconds
-    of `clock`. Raises `ValueError` as `Fabric.of` does, or when `replicas` < 1.
+    Each GPU, and each VF, is offered as `replicas` devices. Beyond 16 physical GPUs a request may
+    take `timeout` seconds of `clock`. Raises `ValueError` as `Fabric.of` does, or when `replicas` is
+    less than 1.
     """
     if replicas < 1:
         raise ValueError(f"a GPU is at least one device, not {replicas}")
-    fabric = Fabric.of(gpus, lanes)
+    # The other policies are those of Intel's plugin, to which a VF is a GPU.
+    gpus = list(gpus)
+    whole = tuple(Physical(gpu, (gpu.card,)) for gpu in gpus)
+    united, lanes = physical(gpus, lanes) if policy == "topology" else (whole, lanes)
+    fabric = Fabric.of((one.facts for one in united), lanes)
     n = len(fabric)
+    cards = {one.facts.bdf: one.cards for one in united}
+    functions = tuple(len(cards[gpu.bdf]) for gpu in fabric.gpus)
     bits = {
-        f"{gpu.card}-{replica}": 1 << replica * n + place
+        f"{card}-{share}": 1 << (share * functions[place] + number) * n + place
         for place, gpu in enumerate(fabric.gpus)
-        for replica in range(replicas)
+        for number, card in enumerate(cards[gpu.bdf])
+        for share in range(replicas)
     }
-    names = tuple(bits) if replicas == 1 else ()
+    most = max(functions, default=1) * replicas
+    names = tuple(bits) if most == 1 else ()
     exact = policy == "topology" and n <= EXACT_LIMIT
     return Preferences(
         fabric=fabric,
-        replicas=replicas,
+        replicas=most,
         policy=policy,
         timeout=timeout,
         clock=clock,
@@ -267,6 +303,12 @@ def prepare(
         terrain=Terrain.of(fabric) if policy == "topology" else None,
         names=tuple(_by_byte(names[i : i + 8]) for i in range(0, len(names), 8)),
         bits=bits,
+        absent=mask_of(
+            replica * n + place
+            for place, own in enumerate(functions)
+            for replica in range(own * replicas, most)
+        ),
+        functions=functions,
     )
 
 

@@ -115,7 +115,7 @@ def _ground(offered: Iterable[Device], links: NodeLinks, lanes: Mapping[Pair, in
     cards = {device.card.bdf: device.card for device in offered if device.card}
     return _Ground(
         tuple(
-            GpuFacts(card.name, bdf, card.numa, links.ports_healthy(bdf))
+            GpuFacts(card.name, bdf, card.numa, links.ports_healthy(bdf), card.physfn)
             for bdf, card in sorted(cards.items())
         ),
         frozenset((pair, width) for pair, width in lanes.items() if cards.keys() >= set(pair)),

@@ -26,12 +26,14 @@ class GpuFacts:
     """What a snapshot knows of one GPU: its DRM card, PCI address, NUMA node and Xe Link ports.
 
     `ports_healthy` is None where nobody has told, `numa` is None where the platform does not say.
+    `physfn` is the PCI address of the physical GPU of which this is a VF, None for any other.
     """
 
     card: str
     bdf: str
     numa: int | None = None
     ports_healthy: bool | None = None
+    physfn: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +60,8 @@ class Fabric:
         ignored. Raises `ValueError` when two GPUs share a card or a PCI address, or a GPU's address
         is none.
         """
-        ordered = tuple(sorted(gpus, key=lambda gpu: _place(gpu.bdf)))
-        places = {_place(gpu.bdf) for gpu in ordered}
+        ordered = tuple(sorted(gpus, key=lambda gpu: place(gpu.bdf)))
+        places = {place(gpu.bdf) for gpu in ordered}
         if len(places) < len(ordered) or len({gpu.card for gpu in ordered}) < len(ordered):
             raise ValueError("two GPUs of one node share a card or a PCI address")
         index = {gpu.bdf: i for i, gpu in enumerate(ordered)}
@@ -265,7 +267,7 @@ def group_counts(groups: int, step: int) -> tuple[tuple[int, int], ...]:
     return tuple((size, count) for size, count in digits if count)
 
 
-def _place(bdf: str) -> tuple[int, ...]:
+def place(bdf: str) -> tuple[int, ...]:
     """Order PCI addresses as numbers: as text, domain 10000 would come before 2000."""
     return tuple(int(part, 16) for part in re.split("[:.]", bdf))
 
