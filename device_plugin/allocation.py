@@ -271,8 +271,8 @@ def prepare(
 
     `lanes` is keyed by pairs of PCI addresses, as in `Fabric.of`; empty is no topology.
     Each GPU, and each VF, is offered as `replicas` devices. Beyond 16 physical GPUs a request may
-    take `timeout` seconds of `clock`. Raises `ValueError` as `Fabric.of` does, or when `replicas` is
-    less than 1.
+    take `timeout` seconds of `clock`. Raises `ValueError` as `Fabric.of` does, or when `replicas`
+    is less than 1.
     """
     if replicas < 1:
         raise ValueError(f"a GPU is at least one device, not {replicas}")

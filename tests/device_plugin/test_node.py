@@ -608,6 +608,21 @@ def test_a_directory_without_the_nodes_of_any_gpu_is_said_and_asks_for_no_restar
     tell(story, gpus=1)
 
 
+def test_vfs_of_different_gpus_are_preferred_to_two_of_one() -> None:
+    async def story(scene: Scene) -> None:
+        for bdf in (FIRST, SECOND):
+            scene.tree.enable_vfs(bdf, 2)
+        async with following(scene):
+            snapshot = await scene.until(lambda snapshot: snapshot.resources)
+            homes = {
+                device.id: device.card.physfn for device in snapshot.devices(I915) if device.card
+            }
+            answer = snapshot.prefer[I915](list(homes), [], 2)
+            assert {homes[id_] for id_ in answer.ids} == {FIRST, SECOND}
+
+    tell(story, gpus=2)
+
+
 # CDI
 
 
