@@ -98,13 +98,32 @@ def by_path_links(roots: Roots, bdf: str) -> Iterator[Mount]:
 
 
 def management_engines(roots: Roots, device: str) -> Iterator[DeviceNode]:
-    """Find the GPU's management engines: `device/<driver>.mei-gscfi.<n>/mei/mei<m>`."""
-    try:
-        children = [f"{device}/{child}/mei" for child in listing(device) if ".mei-" in child]
-    except OSError:
+    """Find the GPU's management engines: `device/<driver>.mei-gscfi.<n>/mei/mei<m>`.
+
+    As sysfs names them: a container that has `/dev/dri` alone sees none, though the host has them.
+    Where any is seen, the devfs is the host's, and one that is not there is left out.
+    """
+    names = _engines(device)
+    if not names:
         return
-    for child in children:
-        with suppress(OSError):
-            for name in filter(_MEI.fullmatch, listing(child)):
-                if is_node(f"{roots.devfs}/{name}"):
-                    yield node(roots, name)
+    seen = _any_engine(roots)
+    for name in names:
+        if not seen or is_node(f"{roots.devfs}/{name}"):
+            yield node(roots, name)
+
+
+def _engines(device: str) -> list[str]:
+    found: list[str] = []
+    with suppress(OSError):
+        for child in listing(device):
+            if ".mei-" in child:
+                with suppress(OSError):
+                    found += filter(_MEI.fullmatch, listing(f"{device}/{child}/mei"))
+    return found
+
+
+def _any_engine(roots: Roots) -> bool:
+    try:
+        return any(map(_MEI.fullmatch, listing(str(roots.devfs))))
+    except OSError:
+        return False

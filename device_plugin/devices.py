@@ -44,9 +44,10 @@ class Card:
     """One GPU with one of our drivers; `bdf`, its PCI address, is its only identity.
 
     `numa` and `tiles` are None where the system does not tell them. `nodes` is every device node
-    that the driver made, `missing` the container paths of those that devfs lacks. `by_path` and
-    `mei` are what is there. `physfn` is the PCI address of the physical function of a VF, None for
-    any other GPU. `broken` says that the facts are old, because it can no longer be read.
+    that the driver made, `missing` the container paths of those that devfs lacks. `by_path` is
+    what is there, `mei` too where devfs shows any. `physfn` is the PCI address of the physical
+    function of a VF, None for any other GPU. `broken` says that the facts are old, because it can
+    no longer be read.
     """
 
     name: str

@@ -119,4 +119,5 @@ def _monitoring(
 def _all_of(cards: tuple[Card, ...]) -> Device:
     # No by-path mounts: a monitor often mounts the host's /dev/dri, where they cannot be made.
     nodes = {node: None for card in cards for node in (*card.present_nodes, *card.mei)}
-    return Device(MONITORING_ID, None, bool(nodes), None, tuple(nodes))
+    healthy = any(card.present_nodes for card in cards)  # engines alone are no GPU to monitor
+    return Device(MONITORING_ID, None, healthy, None, tuple(nodes))

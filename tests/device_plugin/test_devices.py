@@ -624,6 +624,29 @@ def test_mei_devices_are_those_of_the_gpu(node: Node) -> None:
 # The devices that kubelet counts
 
 
+def test_management_engines_are_named_by_sysfs_where_the_hosts_dev_is_not_seen(
+    node: Node, tmp_path: Path
+) -> None:
+    """A container has `/dev/dri` of the host and the rest of its own, as in every overlay."""
+    prefix = tmp_path / "container"
+    (prefix / "dev").mkdir(parents=True)
+    (prefix / "dev/dri").symlink_to(node.root / "dev/dri")
+    (prefix / "sys").symlink_to(node.root / "sys")
+    inventory = scan(Roots.under(prefix))
+    assert inventory.cards[4].mei == (DeviceNode("/dev/mei4", "/dev/mei4"),)
+    (monitor,) = devices(inventory, Offer(monitoring=Monitoring.SINGLE))["gpu.intel.com/monitoring"]
+    assert {f"/dev/mei{number}" for number in range(8)} <= {
+        entry.host_path for entry in monitor.nodes
+    }
+
+
+def test_engines_without_any_gpu_are_nothing_to_monitor(node: Node, tmp_path: Path) -> None:
+    inventory = scan(Roots(node.root / "sys", tmp_path / "nothing"))
+    (monitor,) = devices(inventory, Offer(monitoring=Monitoring.SINGLE))["gpu.intel.com/monitoring"]
+    assert [entry.container_path for entry in monitor.nodes] == [f"/dev/mei{n}" for n in range(8)]
+    assert not monitor.healthy
+
+
 def test_a_gpu_is_one_device_by_default(node: Node) -> None:
     inventory = look(node)
     found = devices(inventory, Offer())
