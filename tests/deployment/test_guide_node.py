@@ -2,6 +2,7 @@
 
 import re
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 from sidecar.simulator import Blueprint, Simulator
@@ -74,9 +75,36 @@ def test_the_words_of_the_table_are_those_of_the_programs() -> None:
         "the file of -cert does not contain its CA",
         "last scrape unknown, ",
         "is served by another process",
+        "no CDI devices are named",
+        "other specs define the same devices",
+        "every GPU is unhealthy",
     ):
         assert f"`{words}" in GUIDE or f"{words}`" in GUIDE
         assert words in said
+
+
+# From Intel's plugin to ours
+
+
+def test_what_intels_plugin_leaves_behind_goes_by_the_command_shown() -> None:
+    with pipeline(2) as (running, kubelet, directory):
+        readyz = f"{address(running.plugin)}/readyz"
+        left = [directory / f"d/intel.cdi.k8s.io-gpu-card{number}.yaml" for number in (1, 2)]
+        for number, path in enumerate(left, start=1):
+            path.write_text(f"devices:\n- name: card{number}\nkind: intel.cdi.k8s.io/gpu\n")
+        said = running.plugin.wait_for("no CDI devices are named")
+        assert all(str(path) in said for path in left)
+        until_said(readyz, lambda text: "then rm" in text)
+        assert not kubelet.run_pod("beside", I915, 1).response.cdi_devices
+        Shell(directory).run(on(directory, shown("rm -f /var/run/cdi", ".yaml").line))
+        assert not any(path.exists() for path in left)
+        until_said(readyz, lambda text: "then rm" not in text)
+        assert kubelet.run_pod("alone", I915, 1).response.cdi_devices
+
+
+def until_said(url: str, true: Callable[[str], bool]) -> None:
+    while not true(get(url)[1]):
+        pass
 
 
 # Removal
@@ -105,7 +133,7 @@ def test_nothing_is_left_after_an_orderly_removal() -> None:
         assert running.sidecar.stop() == 0
         assert running.plugin.stop() == 0
         assert user.attempt(on(directory, leftovers.line)).stdout != ""
-        user.run(on(directory, shown("rm -f /var/run/cdi").line))
+        user.run(on(directory, shown("rm -f /var/run/cdi", "gpu.json").line))
         assert user.attempt(on(directory, leftovers.line)).stdout == leftovers.output == ""
 
 
@@ -115,13 +143,13 @@ def test_nothing_is_left_after_a_crash_and_the_commands_for_it() -> None:
         running.plugin.wait_for('state="in use"')
         for process in (running.sidecar, running.plugin):
             process.stop(signal.SIGKILL)
-        for beginning in (
-            "rm -f /var/run/cdi",
-            "rm -rf /etc",
-            "rm -f /var/lib/kubelet",
-            "rm -rf /var/lib/x",
+        for beginning, end in (
+            ("rm -f /var/run/cdi", "gpu.json"),
+            ("rm -rf /etc", ""),
+            ("rm -f /var/lib/kubelet", ""),
+            ("rm -rf /var/lib/x", ""),
         ):
-            user.run(on(directory, shown(beginning).line))
+            user.run(on(directory, shown(beginning, end).line))
         assert user.attempt(on(directory, shown("ls ").line)).stdout == ""
         assert not (directory / "n").exists()
 
