@@ -11,10 +11,11 @@ from topology.model import PortState, Topology
 from topology.node import Mark, Node
 from topology.publication import Publication
 from xelink.dialing import Dialed, Line
-from xelink.finding import Finding, fail, ok, skip, some, warn
+from xelink.finding import Finding, Status, fail, ok, skip, some, warn
 from xelink.visit import Probe, Visit
 
 _READY = 200
+_ALL_IT_SAYS = "links "  # what the device plugin says first, unless something else is amiss
 _UNIQUE = re.compile(r"-[0-9a-f]{8}(?=\.sock$)", re.ASCII)
 _BAD_PORTS = {PortState.DEGRADED, PortState.FAILED}
 
@@ -25,8 +26,11 @@ def sidecar(visit: Visit) -> Finding:
 
 
 def plugin(visit: Visit) -> Finding:
-    """Check what the device plugin says of itself."""
-    return _daemon(visit, "device_plugin", visit.place.plugin, visit.plugin)
+    """Check what the device plugin says of itself: it may be ready, and have nothing to give."""
+    finding = _daemon(visit, "device_plugin", visit.place.plugin, visit.plugin)
+    if finding.status is Status.OK and not visit.plugin.text.startswith(_ALL_IT_SAYS):
+        return warn(finding.reason, "mend that, and see its log")
+    return finding
 
 
 def _daemon(visit: Visit, part: str, url: str, probe: Probe) -> Finding:

@@ -22,7 +22,7 @@ from device_plugin.settings import PluginSettings
 from device_plugin.simulator import blueprint as hardware
 from device_plugin.simulator.kubelet import Kubelet
 from service.metrics import Metrics
-from service.probes import Site
+from service.probes import Site, Verdict
 from sidecar.settings import SidecarSettings
 from sidecar.simulator import Blueprint, Serving, SimulatedNode, Simulator, render
 from tests.patience import PATIENCE
@@ -418,6 +418,12 @@ def plugin_not_ready(_: Scene) -> Iterator[list[str]]:
     yield from probed("--plugin", "xelink_device_plugin", said)
 
 
+@fault("plugin", "warn", r"is ready: every GPU is unhealthy: it is hot; links in use: mend that")
+def plugin_has_nothing_to_give(_: Scene) -> Iterator[list[str]]:
+    said = Verdict(fine=True, text="every GPU is unhealthy: it is hot; links in use")
+    yield from probed("--plugin", "xelink_device_plugin", said)
+
+
 @fault("plugin", "fail", "another program than xelink-device-plugin answers at")
 def plugin_is_another_program(scene: Scene) -> Iterator[list[str]]:
     yield [f"--plugin={scene.sidecar}"]
@@ -436,7 +442,7 @@ def sidecar_silent(_: Scene) -> Iterator[list[str]]:
         yield [f"--sidecar=http://127.0.0.1:{server.getsockname()[1]}"]
 
 
-def probed(option: str, prefix: str, said: str) -> Iterator[list[str]]:
+def probed(option: str, prefix: str, said: str | Verdict) -> Iterator[list[str]]:
     site = Site({"/readyz": lambda: said})
     with listening_at("127.0.0.1:0", site, Metrics(prefix)) as served:
         yield [f"{option}=http://{served.address}"]
