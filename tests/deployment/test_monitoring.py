@@ -191,7 +191,7 @@ def promtool(directory: Path, verb: str, *paths: str) -> subprocess.CompletedPro
 
 
 def write(directory: Path, every: Iterable[dict[str, Any]]) -> None:
-    (directory / "rules.yaml").write_text(yaml.safe_dump({"groups": list(every)}))
+    (directory / "rules.yaml").write_text(json.dumps({"groups": list(every)}))
 
 
 def without_prose(change: Callable[[dict[str, Any]], object] | None = None) -> Any:  # noqa: ANN401 - YAML
@@ -255,12 +255,12 @@ def test_the_cases_notice_a_slip_of_the_hand(name: str, tmp_path: Path) -> None:
     files = []
     for number, (_, slip) in enumerate(slips):
         group = {"name": "alone", "rules": [slip]}
-        (tmp_path / f"rules{number}.yaml").write_text(yaml.safe_dump({"groups": [group]}))
+        (tmp_path / f"rules{number}.yaml").write_text(json.dumps({"groups": [group]}))
         for path in CASES.glob("*.yaml"):
             if tests := _tests_of(name, path, f"slip {number}"):
                 files.append(f"{number}-{path.name}")
                 content = _texts(path) | {"rule_files": [f"rules{number}.yaml"], "tests": tests}
-                (tmp_path / files[-1]).write_text(yaml.safe_dump(content))
+                (tmp_path / files[-1]).write_text(json.dumps(content))
     done = promtool(tmp_path, "test", *files)
     caught = set(map(int, re.findall(r"name: slip (\d+),", done.stderr)))
     assert done.stdout.count("Unit Testing:") == len(files)
@@ -268,6 +268,7 @@ def test_the_cases_notice_a_slip_of_the_hand(name: str, tmp_path: Path) -> None:
     assert not missed, "\n".join(missed)
 
 
+@cache
 def _texts(path: Path) -> dict[str, Any]:
     """Read YAML as promtool does, to which `0x30` is no number."""
     found: dict[str, Any] = yaml.load(path.read_text(), Loader=yaml.BaseLoader)  # noqa: S506 - it makes texts only
