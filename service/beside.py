@@ -22,7 +22,8 @@ SECONDS = 60.0
 """For work that takes a fifth of a second, or some on a node that does a hundred other things."""
 
 _GLANCE = 0.05  # between two looks for a signal
-_LAST = 10.0  # for work that is under way when a signal comes
+_LAST = 20.0
+"""Seconds for work that is under way when a signal comes: it may say first that a file hangs."""
 
 
 def beside(

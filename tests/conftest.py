@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ settings.load_profile("untimed")
 
 # Our programs run as on a machine where nobody has set this: what a buffer keeps can fail later.
 os.environ.pop("PYTHONUNBUFFERED", None)
+# And where nobody ignores an interrupt, as a shell does for what it runs in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
