@@ -164,7 +164,9 @@ def degraded(visit: Visit) -> Finding:
         return skip("no lanes are known", "xpum", "consistent")
     node = Node.of(topology)
     faulty = [f"{link} {_lanes(marks)}" for link, marks in node.marks.items()]
-    thin = [f"GPU{one} to GPU{other}" for one, other in node.thin]
+    thin, lost = (
+        [f"GPU{one} to GPU{other}" for one, other in pairs] for pairs in (node.thin, node.lost)
+    )
     ports = [
         f"GPU{gpu.id} {gpu.card or gpu.bdf} {gpu.ports.value}"
         for gpu in topology.gpus
@@ -175,6 +177,7 @@ def degraded(visit: Visit) -> Finding:
         for what, names in (
             ("links", faulty),
             ("fewer links than usual:", thin),
+            ("no link where others have some:", lost),
             ("ports", ports),
         )
         if names

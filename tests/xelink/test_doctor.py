@@ -548,6 +548,11 @@ def link_gone(scene: Scene) -> Iterator[list[str]]:
     yield in_features(scene.published(rendered(wide().cut("0.0-1.0"))))
 
 
+@fault("links", "warn", r"no link where others have some: GPU0 to GPU1; ports .*: look at all with")
+def pair_gone(scene: Scene) -> Iterator[list[str]]:
+    yield in_features(scene.published(rendered(wide().cut("0.0-1.0", "0.1-1.1"))))
+
+
 def wide() -> SimulatedNode:
     return Blueprint(gpus=GPUS, cards="shuffled", lanes=8).build()
 
