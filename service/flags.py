@@ -432,12 +432,12 @@ def _misread(key: str, value: object, field: FieldInfo, written: object) -> str 
         return f"{key!r} takes one value"
     words = written if isinstance(written, list) else [written]
     for part, word in zip(parts, words, strict=False):
-        if doubt := _doubt(part, str(word), field):
+        if doubt := _doubt(key, part, str(word), field):
             return f"{key}: {doubt}"
     return None
 
 
-def _doubt(value: object, written: str, field: FieldInfo) -> str | None:
+def _doubt(key: str, value: object, written: str, field: FieldInfo) -> str | None:
     """Say that YAML reads a word otherwise than a flag would; None where it does not."""
     from service.documents import is_decimal  # noqa: PLC0415 - needed with a configuration file only
 
@@ -450,7 +450,8 @@ def _doubt(value: object, written: str, field: FieldInfo) -> str | None:
         return None if plain else f"{written} is {value} to YAML; write a plain decimal number"
     kinds = ((bool, "a boolean"), (int | float, "a number"), (date, "a date"))
     kind = next((name for kind, name in kinds if isinstance(value, kind)), "no text")
-    return f"{written} is {kind} to YAML; quote it: '{written}'"
+    place = "" if takes == "LIST" else f"{key}: "
+    return f"{written} is {kind} to YAML; quote it: {place}'{written}'"
 
 
 def _is_choice(field: FieldInfo) -> bool:

@@ -130,9 +130,7 @@ def _cut(gpus: int, *pairs: tuple[int, int], wiring: str = "mesh") -> Node:
         ),
         pytest.param(_cut(8, (0, 7), wiring="ring"), ((0, 7),), id="one of a ring"),
         pytest.param(_cut(8, (2, 3), wiring="ring"), ((2, 3),), id="another one of a ring"),
-        pytest.param(
-            _cut(8, (0, 1), (4, 5), wiring="ring"), (), id="of two chains, who knows"
-        ),
+        pytest.param(_cut(8, (0, 1), (4, 5), wiring="ring"), (), id="of two chains, who knows"),
         pytest.param(_cut(2, (0, 1)), (), id="of the only pair, who knows"),
         pytest.param(_cut(4, (0, 1), wiring="pairs"), (), id="of bridged pairs, who knows"),
         pytest.param(_cut(4, (0, 2), (1, 3)), (), id="two of four: as a ring is"),
