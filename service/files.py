@@ -8,10 +8,11 @@ thread that it can leave.
 import errno
 import os
 import stat
-import threading
 from collections.abc import Callable
 from functools import partial
 from typing import TypeAlias
+
+from service.patience import HungError, Work
 
 Path: TypeAlias = str | os.PathLike[str]
 Read: TypeAlias = Callable[[Path, int], bytes]
@@ -22,10 +23,6 @@ _CHUNK = 1 << 16
 
 class UnusableFileError(OSError):
     """What is there is no file that can be used: `strerror` says why, as of any `OSError`."""
-
-
-class HungError(UnusableFileError):
-    """The file was not read in time: whoever needs it goes on without."""
 
 
 def read_file(path: Path, most: int) -> bytes:
@@ -70,7 +67,7 @@ class PatientReader:
     def __init__(self, seconds: float, read: Read | None = None) -> None:
         self._seconds = seconds
         self._reads = read or read_file
-        self._hanging: dict[str, _Read] = {}
+        self._hanging: dict[str, Work[bytes]] = {}
 
     def __call__(self, path: Path, most: int) -> bytes:
         """Read a file. Raises `OSError`, and as one of them `HungError`."""
@@ -79,7 +76,7 @@ class PatientReader:
         if hanging and not hanging.done():
             self._hanging[name] = hanging
             raise self._hung()
-        read = _Read(partial(self._reads, path, most))
+        read = Work(partial(self._reads, path, most))
         # A signal's handler runs meanwhile, and may raise: then this read is left behind, too.
         self._hanging[name] = read
         if not read.wait(self._seconds):
@@ -91,38 +88,3 @@ class PatientReader:
         return HungError(
             errno.EIO, f"not read within {self._seconds:g} s: its file system does not answer"
         )
-
-
-class _Read:
-    """One read, in a thread that nobody waits for at the end."""
-
-    def __init__(self, work: Callable[[], bytes]) -> None:
-        self._work = work
-        self._content = b""
-        self._error: Exception | None = None
-        # A lock, as waiting for one is interrupted by signals and leaves nothing half done.
-        self._busy = threading.Lock()
-        self._busy.acquire()
-        try:
-            threading.Thread(target=self._run, daemon=True, name="file").start()
-        except RuntimeError as error:  # no thread is to be had
-            raise UnusableFileError(errno.EAGAIN, f"not read: {error}") from error
-
-    def _run(self) -> None:
-        try:
-            self._content = self._work()
-        except Exception as error:  # noqa: BLE001 - whatever it is, who waits is told
-            self._error = error
-        self._busy.release()
-
-    def done(self) -> bool:
-        return not self._busy.locked()
-
-    def wait(self, seconds: float) -> bool:
-        """Wait for the end; False when the time was up before."""
-        return self._busy.acquire(timeout=seconds)
-
-    def result(self) -> bytes:
-        if self._error:
-            raise self._error
-        return self._content

@@ -391,9 +391,11 @@ def _unknown_variables(settings: type[DaemonSettings]) -> Iterator[str]:
 def _read_file(path: Path, settings: type[DaemonSettings]) -> dict[str, Any]:
     import yaml  # noqa: PLC0415 - needed with a configuration file only
 
+    from service.documents import read_yaml  # noqa: PLC0415 - as above
+
     try:
         text = PatientReader(_CONFIG_SECONDS)(path, _MOST_CONFIG).decode()
-        content = yaml.safe_load(text)
+        content = read_yaml(text, lambda key: key.replace("-", "_"), decimal=False)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         told = (error.strerror if isinstance(error, OSError) else None) or str(error)
         reason = " ".join(told.split())
@@ -406,36 +408,50 @@ def _read_file(path: Path, settings: type[DaemonSettings]) -> dict[str, Any]:
     for key, name in names.items():
         if name not in settings.model_fields or name in DaemonSettings.model_fields:
             raise UsageError(f"-config-file {path}: {key!r} is no setting; see -h")
-    if len(set(names.values())) < len(names):
-        raise UsageError(f"-config-file {path}: a setting is given twice")
+    written = yaml.load(text, yaml.BaseLoader)  # noqa: S506 - it makes texts only
+    found: dict[str, Any] = {}
     for key, value in content.items():
-        if problem := _misread(str(key), value, settings.model_fields[names[str(key)]], text):
+        name, word = names[str(key)], written.get(str(key), value)
+        field = settings.model_fields[name]
+        if problem := _misread(str(key), value, field, word):
             raise UsageError(f"-config-file {path}: {problem}")
-    # As text, a boolean is refused where a number is wanted, like everywhere else.
-    return {
-        names[str(key)]: str(value).lower() if isinstance(value, bool) else value
-        for key, value in content.items()
-    }
+        # As text, a boolean is refused where a number is wanted, like everywhere else. And ids are
+        # hexadecimal, whatever number YAML makes of their digits.
+        ids = field.annotation == frozenset[int] and value is not None
+        found[name] = word if ids else str(value).lower() if isinstance(value, bool) else value
+    return found
 
 
-def _misread(key: str, value: object, field: FieldInfo, text: str) -> str | None:
+def _misread(key: str, value: object, field: FieldInfo, written: object) -> str | None:
     """Say of what YAML made of a value that it cannot be what was meant; None where it can."""
-    import yaml  # noqa: PLC0415 - needed with a configuration file only
-
     parts: list[object] = [value]
     if isinstance(value, list) and get_origin(field.annotation) is frozenset:
         parts = value
     # Not only no setting: with aliases a few lines can stand for more than fits into any memory.
     if any(isinstance(part, list | dict | set | tuple) for part in parts):
         return f"{key!r} takes one value"
-    if _takes(field) not in {"TEXT", "FILE"} and not _is_choice(field):
+    words = written if isinstance(written, list) else [written]
+    for part, word in zip(parts, words, strict=False):
+        if doubt := _doubt(key, part, str(word), field):
+            return f"{key}: {doubt}"
+    return None
+
+
+def _doubt(key: str, value: object, written: str, field: FieldInfo) -> str | None:
+    """Say that YAML reads a word otherwise than a flag would; None where it does not."""
+    from service.documents import is_decimal  # noqa: PLC0415 - needed with a configuration file only
+
+    takes = _takes(field)
+    if value is None or isinstance(value, str) or not takes or field.annotation == frozenset[int]:
         return None
-    if value is None or isinstance(value, str):
-        return None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if takes == "N" and not _is_choice(field):
+        plain = not number or is_decimal(written)
+        return None if plain else f"{written} is {value} to YAML; write a plain decimal number"
     kinds = ((bool, "a boolean"), (int | float, "a number"), (date, "a date"))
     kind = next((name for kind, name in kinds if isinstance(value, kind)), "no text")
-    written = yaml.load(text, yaml.BaseLoader).get(key, value)  # noqa: S506 - it makes texts only
-    return f"{key}: {written} is {kind} to YAML; quote it: {key}: '{written}'"
+    place = "" if takes == "LIST" else f"{key}: "
+    return f"{written} is {kind} to YAML; quote it: {place}'{written}'"
 
 
 def _is_choice(field: FieldInfo) -> bool:

@@ -23,6 +23,7 @@ from service.stopping import Stop, Stopped
 from service.streams import forget_stdout
 from sidecar.classification import Outcome, Rules, Unknown
 from sidecar.loop import Policy, Sidecar
+from sidecar.patient import PatientPublisher
 from sidecar.publisher import Publisher, PublishError
 from sidecar.pulse import Pulse, ticks
 from sidecar.scrape import Credentials, Scraper
@@ -47,12 +48,12 @@ class Printer:
 
     verb = "printed"
 
-    def __init__(self, publisher: Publisher) -> None:
+    def __init__(self, publisher: PatientPublisher) -> None:
         self._publisher = publisher
         self._content: bytes | None = None
 
     def read(self) -> bytes | None:
-        """Give what was printed last, or else what really stands."""
+        """Give what was printed last, or else what really stands. Raises `PublishError`."""
         return self._content or self._publisher.read()
 
     def publish(self, content: bytes) -> None:
@@ -93,7 +94,8 @@ def run(loaded: "Loaded[SidecarSettings]") -> int:
         cleanup.callback(stop.close)
         source = _scraper(settings, stop)
         cleanup.callback(source.close)
-        publisher = Publisher(settings.dst_file_path, settings.tmp_dir_prefix)
+        file = settings.dst_file_path
+        publisher = PatientPublisher(Publisher(file, settings.tmp_dir_prefix), file)
         cleanup.callback(publisher.close)
         target = Printer(publisher) if settings.dry_run else publisher
         sidecar = Sidecar(source, target, _policy(settings), telemetry, log)
@@ -151,10 +153,17 @@ def _scraper(settings: "SidecarSettings", stop: Stop) -> Scraper:
     )
 
 
-def _prepare(settings: "SidecarSettings", publisher: Publisher, log: FilteringBoundLogger) -> None:
+def _prepare(
+    settings: "SidecarSettings", publisher: PatientPublisher, log: FilteringBoundLogger
+) -> None:
     if settings.dry_run:
         log.info("dry run: labels are printed, nothing is written")
-    elif removed := publisher.prepare():
+        return
+    try:
+        removed = publisher.prepare()
+    except PublishError:  # the first publication tells, and makes the stage if it is not there
+        return
+    if removed:
         log.info("removed what a killed predecessor left", names=" ".join(removed))
 
 

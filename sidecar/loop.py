@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import NamedTuple, Protocol
@@ -15,7 +16,7 @@ from sidecar.classification import Outcome, Reason, Rules, Seen, Unknown, answer
 from sidecar.debounce import Belief, Kind, believe
 from sidecar.exposition import Reading
 from sidecar.hints import no_links
-from sidecar.publisher import OnExit, PublishError
+from sidecar.publisher import HangingError, OnExit, PublishError
 from sidecar.scrape import ScrapeError
 from sidecar.telemetry import Telemetry
 from topology import features
@@ -58,10 +59,10 @@ class Target(Protocol):
         """Say what becomes of labels there: published, or only printed."""
 
     def other_writer(self) -> str | None:
-        """Give who else writes there; None where it is ours, from now on."""
+        """Give who else writes there; None where it is ours. Raises `PublishError`."""
 
     def read(self) -> bytes | None:
-        """Give what stands."""
+        """Give what stands. Raises `PublishError` where that is not known."""
 
     def publish(self, content: bytes) -> None:
         """Replace what stands. Raises `PublishError`."""
@@ -112,6 +113,7 @@ class Sidecar:
         self._belief: Belief | None = None
         self._believed_until: datetime | None = None
         self._judged: tuple[Reading, Outcome] | None = None
+        self._resumed = False
         self._publish_problem: str | None = None
         self._other: str | None = None
         self._fault: str | None = None
@@ -132,12 +134,21 @@ class Sidecar:
         return self._policy
 
     def standing(self) -> bytes | None:
-        """Give the feature file as it is."""
+        """Give the feature file as it is. Raises `PublishError` where that is not known."""
         return self._target.read()
 
     def resume(self, now: datetime) -> None:
-        """Take what stands in the file as the last publication: a restart forgets nothing."""
-        content = self._target.read()
+        """Take what stands in the file as the last publication: a restart forgets nothing.
+
+        Where the file cannot be asked for, each tick tries again, and judges nothing before.
+        """
+        try:
+            content = self._target.read()
+        except PublishError as error:
+            self._fail(error, now)
+            return
+        self._resumed = True
+        self._settle(None)
         if content is None:
             return
         try:
@@ -179,7 +190,10 @@ class Sidecar:
         if self._believed_until and self._believed_until < at:
             self._hold(None, None)  # what has expired stands no longer
         said = self._say_outcome(outcome)
-        self._judge(outcome, at, said=said)
+        if not self._resumed:
+            self.resume(at)
+        if self._resumed:
+            self._judge(outcome, at, said=said)
         self.outcome = outcome
         return outcome
 
@@ -195,9 +209,17 @@ class Sidecar:
             return f"not published: {self._publish_problem}"
         if self._belief and self._belief.missing:
             return f"a loss waits for confirmation: {_pending(self._belief)}"
-        if not self._other and self._written and self._target.read() != self._written[1]:
-            return "the feature file is not what was published; mended at the next scrape"
-        return None
+        return self._not_as_written()
+
+    def _not_as_written(self) -> str | None:
+        if self._other or not self._written:
+            return None
+        try:
+            same = self._target.read() == self._written[1]
+        except PublishError as error:
+            return f"not published: {printable(str(error))}"
+        said = "the feature file is not what was published; mended at the next scrape"
+        return None if same else said
 
     def ready(self) -> Verdict | str | None:
         """Say why we are not ready; and, when we are, who publishes for us, or why no link is.
@@ -225,10 +247,14 @@ class Sidecar:
 
     def leave(self, on_exit: OnExit, now: datetime) -> None:
         """Do with the feature file what was asked for the end."""
-        if self._other or self._target.other_writer():
-            self._log.info("stopped", labels="those of another sidecar")
+        try:
+            if self._other or self._target.other_writer():
+                self._log.info("stopped", labels="those of another sidecar")
+                return
+            content = self._target.read()
+        except PublishError as error:
+            self._log.error("stopped", labels="not certain", reason=printable(str(error)))
             return
-        content = self._target.read()
         if content is None or on_exit is OnExit.EXPIRE:
             expiry = features.parse(content or b"", now).expiry
             stay = f"stay until {_text(expiry)}" if expiry else "stay for ever"
@@ -242,8 +268,10 @@ class Sidecar:
             else:
                 self._keep(content, now)
         except (PublishError, UnusableError) as error:
-            labels = "as they were" if self._target.read() == content else "not certain"
-            self._log.error("stopped", labels=labels, reason=str(error))
+            labels = "not certain"
+            with suppress(PublishError):
+                labels = "as they were" if self._target.read() == content else labels
+            self._log.error("stopped", labels=labels, reason=printable(str(error)))
 
     def _keep(self, content: bytes, now: datetime) -> None:
         """Take the expiry away; but what has expired is not brought back to life."""
@@ -290,12 +318,16 @@ class Sidecar:
         self, wanted: Publication, now: datetime, before: Belief | None, *, said: bool = False
     ) -> None:
         """Publish where that changes something; `said` is that the change was told already."""
-        self._say_who_publishes(self._target.other_writer())
-        if self._other:
-            # What is believed lives as long as if it had been written: it may be, at any time.
-            self._believed_until, self._written = self._expiry(now), None
+        try:
+            self._say_who_publishes(self._target.other_writer())
+            if self._other:
+                # What is believed lives as long as if it had been written: it may be, at any time.
+                self._believed_until, self._written = self._expiry(now), None
+                return
+            content = self._target.read()
+        except PublishError as error:
+            self._fail(error, now)
             return
-        content = self._target.read()
         self._say_other_writer(content)
         standing = features.parse(content, now).expiry if content is not None else None
         try:
@@ -316,10 +348,7 @@ class Sidecar:
             content = self._render(wanted.until(expiry))
             self._target.publish(content)
         except (PublishError, UnwritableError) as error:
-            # What is believed is no better for it: it lives as long as if it had been written.
-            self._believed_until = self._believed_until or self._expiry(now)
-            self._telemetry.published("failed", now.timestamp(), 0)
-            self._settle(printable(str(error)))
+            self._fail(error, now)
             return
         self._written = wanted, content
         self._believed_until = expiry
@@ -339,6 +368,17 @@ class Sidecar:
                 **_difference(before, wanted),
                 expires=_text(expiry),
             )
+
+    def _fail(self, error: PublishError | UnwritableError, now: datetime) -> None:
+        if self._belief:
+            # What is believed is no better for it: it lives as long as if it had been written.
+            self._believed_until = self._believed_until or self._expiry(now)
+        outcome = "failed"
+        if isinstance(error, HangingError):
+            # It may still be written, and by nobody else.
+            outcome, self._written = "hung", None
+        self._telemetry.published(outcome, now.timestamp(), 0)
+        self._settle(printable(str(error)))
 
     def _render(self, publication: Publication) -> bytes:
         return render(publication, self._policy.namespace, summary=self._policy.summary)

@@ -45,6 +45,13 @@ class PublishError(Exception):
     """
 
 
+class HangingError(PublishError):
+    """The file system does not answer: nothing is known of the file until it does.
+
+    What was begun there is not taken back: it may still be done, before anything that comes later.
+    """
+
+
 class Publisher:
     """Writes, reads and removes one feature file."""
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from structlog.typing import FilteringBoundLogger
 
 from sidecar.classification import Outcome
+from sidecar.patient import SECONDS
 
 if TYPE_CHECKING:
     from sidecar.settings import SidecarSettings
@@ -18,9 +19,9 @@ class Pulse:
     """Tells whether the loop still ticks; only a tick that went well is a beat."""
 
     def __init__(self, settings: "SidecarSettings", monotonic: Callable[[], float]) -> None:
-        """Allow for the delay before the first tick, and for a scrape that takes its whole time."""
+        """Allow for the delay before the first tick, and for a tick that takes its whole time."""
         self._monotonic = monotonic
-        self._patience = _MISSED_INTERVALS * settings.interval + settings.timeout
+        self._patience = _MISSED_INTERVALS * settings.interval + settings.timeout + SECONDS
         self._last = monotonic() + settings.startup_delay
 
     def beat(self) -> None:

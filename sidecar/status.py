@@ -9,15 +9,21 @@ from service.page import Html, Status, badge, code, instant, iso, section, table
 from sidecar.classification import Unknown
 from sidecar.debounce import Key, Kind, Missing
 from sidecar.loop import Scrape, Sidecar
+from sidecar.publisher import PublishError
 from topology import features
 from topology.model import PortState, Tile
 from topology.publication import COUNT, GROUP, id_map, parsed, shape
+from topology.text import printable
 
 
 def status(sidecar: Sidecar, source: str, file: str, now: datetime, *, host: str) -> Status:
     """Tell all there is, ready for JSON; nothing of it is secret."""
     belief = sidecar.belief
-    content = sidecar.standing()
+    content, unreadable = None, None
+    try:
+        content = sidecar.standing()
+    except PublishError as error:
+        unreadable = printable(str(error))
     standing = features.parse(content, now) if content is not None else None
     return {
         "now": iso(now),
@@ -33,6 +39,7 @@ def status(sidecar: Sidecar, source: str, file: str, now: datetime, *, host: str
         }
         if standing
         else None,
+        "unreadable": unreadable,
         "waiting": [
             _waiting(key, missing, sidecar.policy.confirmations)
             for key, missing in (belief.missing if belief else {}).items()
@@ -109,7 +116,9 @@ def _links(told: Status) -> Html:
 def _labels(told: Status) -> Html:
     published = told["published"]
     if not published:
-        return section("labels", "Labels", tag("p", "Nothing is published."))
+        unreadable = told["unreadable"]
+        said = f"Not known: {unreadable}." if unreadable else "Nothing is published."
+        return section("labels", "Labels", tag("p", said))
     expires = "expired" if published["expired"] else "expire"
     rows = [(code(name), code(value, "_")) for name, value in published["labels"].items()]
     names = {name.rpartition("/")[2] for name in published["labels"]}

@@ -55,9 +55,12 @@ class Telemetry:
         for loss in Kind:
             self._pending.labels(loss.value)
         self._publications = metrics.counter(
-            "publications", "publications: changed, renewed, failed or withdrawn", "outcome"
+            "publications",
+            "publications: changed, renewed, failed, withdrawn, or hung: the file system does not"
+            " answer",
+            "outcome",
         )
-        for outcome in ("changed", "renewed", "failed", "withdrawn"):
+        for outcome in ("changed", "renewed", "failed", "hung", "withdrawn"):
             self._publications.labels(outcome)
         self._last_publication = metrics.gauge(
             "last_publication_timestamp_seconds", "when this process last wrote the feature file"
@@ -109,7 +112,7 @@ class Telemetry:
     def published(self, outcome: str, now: float, expiry: float) -> None:
         """Count a publication and show when it expires."""
         self._publications.labels(outcome).inc()
-        if outcome != "failed":
+        if outcome not in {"failed", "hung"}:
             self._last_publication.set(now)
             self._expiry.set(expiry)
 

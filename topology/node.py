@@ -2,9 +2,11 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
+from itertools import combinations
 from typing import NamedTuple, TypeAlias
 
 from topology.groups import Groups, Largest, largest_group, maximal_groups
@@ -12,6 +14,8 @@ from topology.model import Gpu, Link, Tile, Topology
 
 Pair: TypeAlias = tuple[int, int]
 """Device ids of two GPUs, the lower one first."""
+
+_SHORTEST_CHAIN = 4  # three in a row are most pairs of a mesh
 
 
 class State(Enum):
@@ -137,6 +141,27 @@ class Node:
             pair for pair, links in sorted(self.between.items()) if len(links) < self.usual_links
         )
 
+    @cached_property
+    def lost(self) -> tuple[Pair, ...]:
+        """Pairs of GPUs without any link, where the links of the others say that there was one.
+
+        No source tells of a link that is gone: what is left has to. GPUs of which more than half
+        of all pairs are linked are a mesh, unless each has two neighbors: a ring. Where all GPUs
+        with links are one such set, a chain is a ring that was cut, and a GPU that has Xe Link
+        ports and no link belongs to the set.
+        """
+        neighbors: dict[int, set[int]] = {}
+        for one, other in self.between:
+            neighbors.setdefault(one, set()).add(other)
+            neighbors.setdefault(other, set()).add(one)
+        sets = list(_connected(neighbors))
+        if len(sets) == 1:
+            silent = {device for device in self.devices if (gpu := self.gpu(device)) and gpu.ports}
+            sets[0] |= silent - neighbors.keys()
+            if ends := _ends_of_chain(sets[0], neighbors):
+                return (ends,)
+        return tuple(sorted(pair for gpus in sets for pair in _lost_of_mesh(gpus, neighbors)))
+
     def gpus_connected(self, one: int, other: int) -> Connection:
         """Say how two different GPUs are connected."""
         pair = (min(one, other), max(one, other))
@@ -200,7 +225,8 @@ class Node:
     def _past_links(self, one: int, other: int) -> Connection:
         ends = self.gpu(one), self.gpu(other)
         nodes = {gpu.numa if gpu else None for gpu in ends}
-        return Connection("?" if None in nodes else "NODE" if len(nodes) == 1 else "SYS")
+        kind = "?" if None in nodes else "NODE" if len(nodes) == 1 else "SYS"
+        return Connection(kind, marked=(min(one, other), max(one, other)) in self.lost)
 
 
 def _marks(link: Link, usual: int) -> Iterator[Mark]:
@@ -208,6 +234,41 @@ def _marks(link: Link, usual: int) -> Iterator[Mark]:
         yield Mark.ONE_SIDED
     if any(0 < lanes < usual for lanes in (link.lanes, link.lanes_back)):
         yield Mark.DEGRADED
+
+
+def _connected(neighbors: Mapping[int, AbstractSet[int]]) -> Iterator[set[int]]:
+    """Give the sets of GPUs that are linked, directly or over others."""
+    left = set(neighbors)
+    while left:
+        found: set[int] = set()
+        new = {min(left)}
+        while new:
+            found |= new
+            new = {other for gpu in new for other in neighbors[gpu]} - found
+        left -= found
+        yield found
+
+
+def _ends_of_chain(
+    gpus: AbstractSet[int], neighbors: Mapping[int, AbstractSet[int]]
+) -> Pair | None:
+    counts = [len(neighbors.get(gpu, ())) for gpu in sorted(gpus)]
+    if sorted(counts) != [1, 1] + [2] * (len(gpus) - 2) or len(gpus) < _SHORTEST_CHAIN:
+        return None
+    one, other = (gpu for gpu, count in zip(sorted(gpus), counts, strict=True) if count == 1)
+    return one, other
+
+
+def _lost_of_mesh(
+    gpus: AbstractSet[int], neighbors: Mapping[int, AbstractSet[int]]
+) -> Iterator[Pair]:
+    counts = [len(neighbors.get(gpu, ())) for gpu in gpus]
+    ring = all(count == 2 for count in counts)  # noqa: PLR2004 - one on either side
+    # Each linked pair is counted from both sides.
+    if 2 * sum(counts) > len(gpus) * (len(gpus) - 1) and not ring:
+        for one, other in combinations(sorted(gpus), 2):
+            if other not in neighbors.get(one, ()):
+                yield one, other
 
 
 def _most_common(counts: list[int]) -> int:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from topology.model import Link, Tile
-from topology.node import Mark, Node
+from topology.node import Mark, Node, Pair
 from topology.text import printable
 
 _STYLE = """
@@ -30,6 +30,7 @@ _STYLE = """
 .xe-links .degraded { stroke: #bc4c00; stroke-opacity: 1; }
 .xe-links .one-sided { stroke: #cf222e; stroke-opacity: 1; }
 .xe-links .held-back { stroke: #6e7781; stroke-opacity: 1; }
+.xe-links .lost { stroke: #cf222e; stroke-opacity: 1; }
 @media (prefers-color-scheme: dark) {
 .xe-links text { fill: #e6edf3; }
 .xe-links .faint { fill: #9198a1; }
@@ -41,6 +42,7 @@ _STYLE = """
 .xe-links .degraded { stroke: #f0883e; stroke-opacity: 1; }
 .xe-links .one-sided { stroke: #ff7b72; stroke-opacity: 1; }
 .xe-links .held-back { stroke: #9198a1; stroke-opacity: 1; }
+.xe-links .lost { stroke: #ff7b72; stroke-opacity: 1; }
 }
 """
 
@@ -61,13 +63,23 @@ _MOST_WIDTHS = 5
 # How wide the widest link is drawn where there are at most so many; found by looking
 _WIDEST = ((16, 6.0), (40, 4.0), (90, 2.6), (inf, 1.5))
 
-# (class, dashes, what the legend says); the first that a link has decides, the worst is drawn last
-_LOOKS: Mapping[Mark | None, tuple[str, str, str]] = {
-    None: ("", "", "lanes of the weaker direction"),
-    Mark.HELD_BACK: ("held-back", "2 4", "not published"),
-    Mark.DEGRADED: ("degraded", "8 5", "degraded: fewer lanes than most"),
-    Mark.ONE_SIDED: ("one-sided", "3 4", "one-sided: told by one tile only"),
+
+class _Look(NamedTuple):
+    """How a line is drawn, and what the legend says of it."""
+
+    name: str
+    dashes: str
+    told: str
+
+
+# The first that a link has decides, the worst is drawn last
+_LOOKS: Mapping[Mark | None, _Look] = {
+    None: _Look("", "", "lanes of the weaker direction"),
+    Mark.HELD_BACK: _Look("held-back", "2 4", "not published"),
+    Mark.DEGRADED: _Look("degraded", "8 5", "degraded: fewer lanes than most"),
+    Mark.ONE_SIDED: _Look("one-sided", "3 4", "one-sided: told by one tile only"),
 }
+_LOST = _Look("lost", "1 7", "no link, where the other pairs have some")
 
 
 class _Point(NamedTuple):
@@ -166,10 +178,12 @@ def svg(node: Node) -> str:
     order = [None, Mark.HELD_BACK, Mark.DEGRADED, Mark.ONE_SIDED]
     for link in sorted(node.links, key=lambda link: order.index(_look(node, link))):
         _draw_link(root, ring, link)
+    for pair in node.lost:
+        _draw_lost(root, ring, pair)
     for device in node.devices:
         _draw_gpu(root, ring, device)
-    for at, (lanes, mark, told) in enumerate(legend):
-        _draw_legend(root, ring, ring.bottom + _LINE * at, lanes, mark, told)
+    for at, (lanes, look, told) in enumerate(legend):
+        _draw_legend(root, ring, ring.bottom + _LINE * at, lanes, look, told)
     indent(root)
     return tostring(root, encoding="unicode") + "\n"
 
@@ -179,7 +193,8 @@ def _described(node: Node) -> str:
         return f"{node.state.value}: {node.reason}"
     told = f"{_count(node.devices, 'GPU')}, {_count(node.topology.links, 'link')}"
     told += f", {node.linked_pairs} of {node.pairs} pairs linked"
-    return f"{told}, {_count(node.marks, 'link')} with a fault" if node.marks else told
+    told += f", {_count(node.marks, 'link')} with a fault" if node.marks else ""
+    return f"{told}, {_count(node.lost, 'pair')} without any" if node.lost else told
 
 
 def _count(them: Sized, name: str) -> str:
@@ -197,17 +212,10 @@ def _lanes(link: Link) -> int:
 
 
 def _draw_link(root: Element, ring: _Ring, link: Link) -> None:
-    mark = _look(ring.node, link)
+    look = _LOOKS[_look(ring.node, link)]
     one, other = (ring.tiles[end] for end in link.ends)
-    bend = 0.0 if len(ring.node.devices) == 2 else _BEND  # noqa: PLR2004 - nothing is between them
-    middle = _Point((one.x + other.x) / 2, (one.y + other.y) / 2)
-    pulled = _Point(
-        middle.x + bend * (ring.center.x - middle.x), middle.y + bend * (ring.center.y - middle.y)
-    )
-    if link.a.device == link.b.device:
-        pulled = middle
-    path = f"M{one.x:.1f} {one.y:.1f}Q{pulled.x:.1f} {pulled.y:.1f} {other.x:.1f} {other.y:.1f}"
-    line = SubElement(root, "path", d=path, attrib=_stroke(ring, _lanes(link), mark))
+    path = _path(ring, one, other, bent=link.a.device != link.b.device)
+    line = SubElement(root, "path", d=path, attrib=_stroke(ring, _lanes(link), look))
     told = str(link)
     if not ring.node.labels_only:
         told += f": {link.lanes} lanes" + (
@@ -217,13 +225,28 @@ def _draw_link(root: Element, ring: _Ring, link: Link) -> None:
     _text(SubElement(line, "title"), ", ".join([told, *(mark.value for mark in marks)]))
 
 
-def _stroke(ring: _Ring, lanes: int, mark: Mark | None) -> dict[str, str]:
-    name, dashes, _ = _LOOKS[mark]
-    width = ring.stroke(lanes) if mark is None else max(_FAULTY, ring.stroke(lanes))
+def _draw_lost(root: Element, ring: _Ring, pair: Pair) -> None:
+    path = _path(ring, *map(ring.gpu, pair))
+    line = SubElement(root, "path", d=path, attrib=_stroke(ring, 0, _LOST))
+    _text(SubElement(line, "title"), f"GPU{pair[0]} to GPU{pair[1]}: no link")
+
+
+def _path(ring: _Ring, one: _Point, other: _Point, *, bent: bool = True) -> str:
+    alone = len(ring.node.devices) == 2  # noqa: PLR2004 - nothing is between them
+    bend = _BEND if bent and not alone else 0.0
+    middle = _Point((one.x + other.x) / 2, (one.y + other.y) / 2)
+    pulled = _Point(
+        middle.x + bend * (ring.center.x - middle.x), middle.y + bend * (ring.center.y - middle.y)
+    )
+    return f"M{one.x:.1f} {one.y:.1f}Q{pulled.x:.1f} {pulled.y:.1f} {other.x:.1f} {other.y:.1f}"
+
+
+def _stroke(ring: _Ring, lanes: int, look: _Look) -> dict[str, str]:
+    width = max(_FAULTY, ring.stroke(lanes)) if look.name else ring.stroke(lanes)
     # Among many sound links one with a fault is only seen when these step back.
-    name = name or ("sound" if ring.node.marks else "")
+    name = look.name or ("sound" if ring.node.marks or ring.node.lost else "")
     found = {"class": f"link {name}".strip(), "stroke-width": f"{width:.1f}"}
-    return {**found, "stroke-dasharray": dashes} if dashes else found
+    return {**found, "stroke-dasharray": look.dashes} if look.dashes else found
 
 
 def _draw_gpu(root: Element, ring: _Ring, device: int) -> None:
@@ -272,25 +295,25 @@ def _draw_name(root: Element, ring: _Ring, device: int, arm: float) -> None:
         _text(SubElement(root, "text", attrib={**place, "class": name}), line)
 
 
-def _legend(ring: _Ring) -> Iterator[tuple[int, Mark | None, str]]:
+def _legend(ring: _Ring) -> Iterator[tuple[int, _Look, str]]:
     node = ring.node
     if not node.labels_only:
         sound = {_lanes(link) for link in node.links if _look(node, link) is None}
         for lanes in sorted(sound, reverse=True)[:_MOST_WIDTHS]:
-            yield lanes, None, f"{lanes} lanes"
+            yield lanes, _LOOKS[None], f"{lanes} lanes"
     elif node.links:
-        yield ring.widest, None, "link; lanes are not known"
-    for mark, (_, _, told) in _LOOKS.items():
+        yield ring.widest, _LOOKS[None], "link; lanes are not known"
+    for mark, look in _LOOKS.items():
         widths = [_lanes(link) for link in node.links if _look(node, link) is mark]
         if mark and widths:
-            yield max(widths), mark, told
+            yield max(widths), look, look.told
+    if node.lost:
+        yield 0, _LOST, _LOST.told
 
 
-def _draw_legend(
-    root: Element, ring: _Ring, y: float, lanes: int, mark: Mark | None, told: str
-) -> None:
+def _draw_legend(root: Element, ring: _Ring, y: float, lanes: int, look: _Look, told: str) -> None:
     line = f"M24 {y:.1f}H72"
-    SubElement(root, "path", d=line, attrib=_stroke(ring, lanes, mark))
+    SubElement(root, "path", d=line, attrib=_stroke(ring, lanes, look))
     _text(SubElement(root, "text", x="84", y=f"{y + 4:.1f}", attrib={"class": "faint"}), told)
 
 

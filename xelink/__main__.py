@@ -10,16 +10,13 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
+from service.calls import Parser
 from service.release import VERSION
 from service.streams import complain, forget_stdout, stand_in
-from topology.text import printable
 from xelink.helptext import HelpFormatter
 from xelink.outcome import FAILED, INTERRUPTED, OK, FailedError
-
-if TYPE_CHECKING:
-    from _typeshed import SupportsWrite
 
 COMMANDS: Mapping[str, str] = {
     "show": "see the topology of a node, or the nodes of a cluster",
@@ -71,19 +68,10 @@ def load(names: Iterable[str]) -> Mapping[str, ModuleType]:
         raise FailedError(f"cannot be loaded: {error}: install xelink anew") from error
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(Parser):
     def __init__(self, **named: Any) -> None:  # noqa: ANN401 - what argparse takes, in each Python
         super().__init__(**{"formatter_class": HelpFormatter, **named})
         self.color = False  # which Python has from 3.14 on
-
-    def _print_message(self, message: str, file: "SupportsWrite[str] | None" = None) -> None:
-        if file is not None and file is sys.stdout:
-            file.write(message)  # argparse would hide that it cannot be printed
-        else:
-            complain(*message.rstrip("\n").split("\n"))
-
-    def error(self, message: str) -> NoReturn:
-        super().error(printable(message))  # it quotes the call, which may hold a line end
 
 
 def command_line(modules: Mapping[str, ModuleType]) -> argparse.ArgumentParser:

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,11 +10,12 @@ from topology import features
 from topology.features import FeatureFile
 from topology.labels import LABEL
 from topology.publication import AbsentError, Publication, UnusableError
-from xelink.finding import Finding, fail, ok, skip, some, span, warn
+from xelink.finding import Finding, fail, hung, ok, skip, some, span, warn
 from xelink.permits import ENTER, NFD, READ, WRITE, may, spelled
 from xelink.visit import Visit
 
 _LATE = 2 / 3  # of a file's life: the sidecar renews it after one third
+_NFD = "feature.node.kubernetes.io"  # of a label without a namespace
 _NO_FILE = skip("there is no feature file to judge", "fresh")
 
 
@@ -22,7 +23,7 @@ def writable(visit: Visit) -> Finding:
     """Check that the sidecar can put its file there: by mount, by space and by mode bits."""
     seen, path, user = visit.directory, visit.place.features_dir, visit.user
     if seen.told is None:
-        return fail(f"{path}: {seen.problem.lower()}", "install NFD, or mount features.d here")
+        return _no_directory(visit)
     if not stat.S_ISDIR(seen.told.st_mode):
         return fail(f"{path} is no directory", "remove it, and let NFD make it")
     if seen.read_only:
@@ -40,6 +41,13 @@ def writable(visit: Visit) -> Finding:
     if seen.full:
         return fail(f"the file system of {path} is full", "free space on it")
     return ok(f"{user} can write to {path}")
+
+
+def _no_directory(visit: Visit) -> Finding:
+    if why := visit.hung.get("features_dir"):
+        return hung(why)
+    said = f"{visit.place.features_dir}: {visit.directory.problem.lower()}"
+    return fail(said, "install NFD, or mount features.d here")
 
 
 def readable(visit: Visit) -> Finding:
@@ -111,6 +119,8 @@ def _unread(visit: Visit) -> Finding:
         return skip("too long to be read", "nfd-rules")
     if visit.directory.told is None and "--feature-file" not in visit.place.given:
         return skip("there is no directory", "features.d")
+    if why := visit.hung.get(visit.file_look):
+        return hung(why)
     if visit.file_told is None:
         return fail(f"there is no {path}", "start xelink-sidecar, or give --feature-file")
     if not stat.S_ISREG(visit.file_told.st_mode):
@@ -163,7 +173,33 @@ def accepted(visit: Visit) -> Finding:
             "remove what is not xelink-sidecar's, or restart that",
         )
     raw = len(file.features.keys() - file.labels.keys())
-    return ok(f"NFD takes {len(file.labels)} labels and {raw} raw features")
+    count = f"{len(file.labels)} labels and {raw} raw features"
+    if visit.node is None:
+        return ok(f"NFD would take {count}; --node-json tells whether it did")
+    now = features.parse(content, visit.now).labels  # none, once they have expired
+    return _compared(now, *visit.node, visit.place.namespace)
+
+
+def _compared(
+    file: Mapping[str, str], node: str, found: Mapping[str, str], namespace: str
+) -> Finding:
+    """Hold the labels of the file against those of the Node object."""
+    wanted = {name if "/" in name else f"{_NFD}/{name}": value for name, value in file.items()}
+    own = f"{namespace}/{LABEL}"
+    differences = {
+        "are missing": [name for name in wanted if name not in found],
+        "differ": [name for name in wanted if found.get(name, wanted[name]) != wanted[name]],
+        "are no longer in the file": [
+            name for name in found if name.startswith(own) and name not in wanted
+        ],
+    }
+    told = [f"{len(names)} {how} ({some(names, 2)})" for how, names in differences.items() if names]
+    if not told:
+        return ok(f"NFD takes {len(wanted)} labels: node {node} has them all")
+    return fail(
+        f"of {len(wanted)} labels on node {node}, {', '.join(told)}",
+        "ask kubectl again in a minute; if it stays, see the logs of nfd-worker and nfd-master",
+    )
 
 
 def _refused(file: FeatureFile) -> Iterator[str]:

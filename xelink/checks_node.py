@@ -11,7 +11,7 @@ from topology.model import PortState, Topology
 from topology.node import Mark, Node
 from topology.publication import Publication
 from xelink.dialing import Dialed, Line
-from xelink.finding import Finding, Status, fail, ok, skip, some, warn
+from xelink.finding import Finding, Status, fail, hung, ok, skip, some, span, warn
 from xelink.visit import Probe, Visit
 
 _READY = 200
@@ -21,8 +21,18 @@ _BAD_PORTS = {PortState.DEGRADED, PortState.FAILED}
 
 
 def sidecar(visit: Visit) -> Finding:
-    """Check what the sidecar says of itself."""
-    return _daemon(visit, "sidecar", visit.place.sidecar, visit.sidecar)
+    """Check what the sidecar says of itself; a file that lives tells of one that was killed."""
+    found = _daemon(visit, "sidecar", visit.place.sidecar, visit.sidecar)
+    alive = isinstance(visit.said, Publication) and visit.said.whole
+    if found.status is not Status.SKIP or not alive or visit.expired:
+        return found
+    expiry = visit.expiry
+    until = f"for {span((expiry - visit.now).total_seconds())}" if expiry else "for ever"
+    return warn(
+        f"{visit.place.sidecar}: {visit.sidecar.text}, but its feature file lives {until}: was it"
+        " killed?",
+        "start xelink-sidecar, or give its -listen with --sidecar",
+    )
 
 
 def plugin(visit: Visit) -> Finding:
@@ -56,9 +66,7 @@ def kubelet(visit: Visit) -> Finding:
     """Check that kubelet listens for device plugins."""
     seen, path = visit.sockets, visit.place.plugin_dir
     if seen.problem:
-        if seen.missing and "--plugin-dir" in visit.place.given:
-            return fail(f"there is no {path}", "give kubelet's directory with --plugin-dir")
-        return skip(f"{path}: {seen.problem.lower()}; ask on the node as root")
+        return _not_looked_into(visit)
     match seen.kubelet:
         case None:
             return fail(
@@ -70,6 +78,15 @@ def kubelet(visit: Visit) -> Finding:
         case Dialed(line=Line.BARRED):
             return skip(f"{path / KUBELET} may not be dialed from here; ask as root")
     return fail(f"nobody listens on {path / KUBELET}", "start kubelet")
+
+
+def _not_looked_into(visit: Visit) -> Finding:
+    seen, path = visit.sockets, visit.place.plugin_dir
+    if why := visit.hung.get("plugin_dir"):
+        return hung(why)
+    if seen.missing and "--plugin-dir" in visit.place.given:
+        return fail(f"there is no {path}", "give kubelet's directory with --plugin-dir")
+    return skip(f"{path}: {seen.problem.lower()}; ask on the node as root")
 
 
 def sockets(visit: Visit) -> Finding:
@@ -123,6 +140,8 @@ def id_map(visit: Visit) -> Finding:
     inventory = visit.inventory
     if topology is None or not topology.gpus:
         return skip("there is no id map", "xpum", "consistent")
+    if why := visit.hung.get("sysfs"):
+        return hung(why)
     if inventory is None:
         return skip(f"there is no sysfs at {visit.place.prefix / 'sys'}; give --prefix")
     links = join(Reading(State.IN_USE, said=Publication(topology)), inventory)
@@ -164,7 +183,9 @@ def degraded(visit: Visit) -> Finding:
         return skip("no lanes are known", "xpum", "consistent")
     node = Node.of(topology)
     faulty = [f"{link} {_lanes(marks)}" for link, marks in node.marks.items()]
-    thin = [f"GPU{one} to GPU{other}" for one, other in node.thin]
+    thin, lost = (
+        [f"GPU{one} to GPU{other}" for one, other in pairs] for pairs in (node.thin, node.lost)
+    )
     ports = [
         f"GPU{gpu.id} {gpu.card or gpu.bdf} {gpu.ports.value}"
         for gpu in topology.gpus
@@ -175,6 +196,7 @@ def degraded(visit: Visit) -> Finding:
         for what, names in (
             ("links", faulty),
             ("fewer links than usual:", thin),
+            ("no link where others have some:", lost),
             ("ports", ports),
         )
         if names

@@ -17,6 +17,7 @@ from device_plugin.simulator.node import Node
 from topology.features import parse
 from topology.model import Topology
 from topology.publication import DEFAULT_NAMESPACE, read
+from topology.text import printable_lines
 from xelink import stage
 from xelink.helptext import HelpFormatter
 from xelink.matrix import lanes_between, matrix
@@ -61,7 +62,7 @@ def run(_options: argparse.Namespace) -> int:
 
 
 def _print(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
+    sys.stdout.write(f"{printable_lines(text)}\n")
     sys.stdout.flush()
 
 

@@ -24,11 +24,12 @@ from topology.publication import DEFAULT_NAMESPACE
 from xelink import checks_file, checks_node, checks_xpum, live
 from xelink.finding import Finding, Status
 from xelink.helptext import HelpFormatter
+from xelink.looks import Looks
 from xelink.outcome import FAILED, OK, FailedError, WrongCallError
 from xelink.permits import User, caller
 from xelink.readings import line
 from xelink.show import json_text
-from xelink.sources import number
+from xelink.sources import node_labels, number
 from xelink.tables import BAD, FAINT, GOOD, HEAD, WORST, Cell, aligned, show
 from xelink.visit import Place, Visit
 
@@ -85,6 +86,8 @@ examples:
     kubectl -n monitoring exec POD -c xelink-sidecar -- xelink doctor
   in a container that sees the host's / at /host:
     xelink doctor --prefix /host
+  and whether NFD took the labels, which only the API server knows:
+    kubectl get node NAME -o json | xelink doctor --node-json -
   two checks, for a program:
     xelink doctor --only fresh,consistent --output json
 
@@ -139,6 +142,14 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", summary
         metavar="N",
         help="user that the sidecar runs as, without capabilities (default: who calls)",
     )
+    group = parser.add_argument_group("the Node object, to see whether NFD took the labels")
+    given = group.add_argument(
+        "--node-json",
+        metavar="FILE",
+        help="what kubectl get node -o json prints; - for standard input",
+    )
+    given.complete = FILE  # type: ignore[attr-defined]  # where shtab looks for it
+    group.add_argument("--node", metavar="NAME", help="which node in it this is, where it has more")
     group = parser.add_argument_group("XPU Manager, as for xelink-sidecar")
     group.add_argument(
         "--xpum-port",
@@ -167,15 +178,18 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", summary
 
 def run(options: argparse.Namespace) -> int:
     """Check and tell; the exit code is that of the worst finding. Raises `FailedError`."""
-    place, target = _place(options), _target(options)
+    looks = Looks()
+    place, target = _place(options, looks), _target(options)
+    node = _node(options)
     names = [*(options.only or CHECKS)]
-    _require(options, (path for path, check in _TOLD_BY.items() if check not in names))
+    _require(options, looks, (path for path, check in _TOLD_BY.items() if check not in names))
     with _stopping() as stop:
 
         def sleep(seconds: float) -> None:
             stop.wait(seconds)
 
-        visit = Visit(place, target, _user(options), datetime.now(UTC), stop.bounded, sleep)
+        now, user = datetime.now(UTC), _user(options)
+        visit = Visit(place, target, user, now, stop.bounded, sleep, looks, node)
         found: dict[str, Finding] = {}
         for name in names:
             found[name] = _told(CHECKS[name](visit))
@@ -278,13 +292,13 @@ def _url(text: str) -> str:
     return text.rstrip("/")
 
 
-def _require(options: argparse.Namespace, names: Iterable[str]) -> None:
+def _require(options: argparse.Namespace, looks: Looks, names: Iterable[str]) -> None:
     """Refuse a path that was named and is not there. Raises `FailedError`."""
     for name in names:
         path: Path | None = getattr(options, name)
         try:
             if path is not None:
-                path.stat()
+                looks(name, path, path.stat)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise FailedError(f"{_option(name)} {path}: {error.strerror}") from error
         except OSError:  # there it may be: whoever looks tells
@@ -295,22 +309,20 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _place(options: argparse.Namespace) -> Place:
-    prefix = Path(options.prefix or "/").absolute()
-    directory = (options.features_dir or _below(prefix, DEFAULT_PATH.parent)).absolute()
-    file = options.feature_file or directory / DEFAULT_PATH.name
+def _place(options: argparse.Namespace, looks: Looks) -> Place:
     try:
-        name = namespace(options.namespace)
+        namespace_ = namespace(options.namespace)
     except ValueError as error:
         raise WrongCallError(f"--namespace: {error}") from error
-    return Place(
+    prefix = Path(options.prefix or "/").absolute()
+    spelled = Place(
         prefix,
-        directory,
-        file.absolute(),
+        (options.features_dir or _below(prefix, DEFAULT_PATH.parent)).absolute(),
+        Path(),
         (options.plugin_dir or _below(prefix, PLUGIN_DIRECTORY)).absolute(),
         options.sidecar or SIDECAR,
         options.plugin or PLUGIN,
-        name,
+        namespace_,
         frozenset(
             _option(name)
             for name in ("feature_file", "plugin_dir", "sidecar", "plugin")
@@ -318,9 +330,39 @@ def _place(options: argparse.Namespace) -> Place:
         ),
     )
 
+    def seen(name: str, path: Path) -> Path:
+        try:
+            return looks(name, path, lambda: spelled.seen(path))
+        except OSError:  # whoever looks there tells why
+            return path
+
+    directory = seen("features_dir", spelled.features_dir)
+    file = (options.feature_file or directory / DEFAULT_PATH.name).absolute()
+    return replace(
+        spelled,
+        features_dir=directory,
+        # NFD takes no file that is a link: what stands there itself is looked at.
+        feature_file=seen("feature_file", file.parent) / file.name
+        if options.feature_file
+        else file,
+        plugin_dir=seen("plugin_dir", spelled.plugin_dir),
+    )
+
 
 def _below(prefix: Path, path: Path) -> Path:
     return prefix / path.relative_to("/")
+
+
+def _node(options: argparse.Namespace) -> tuple[str, Mapping[str, str]] | None:
+    """Give name and labels of the Node object, None where none is given. Raises `FailedError`."""
+    if options.node_json is None:
+        if options.node is not None:
+            raise WrongCallError("--node needs --node-json")
+        return None
+    found = node_labels(options.node_json, options.node)
+    if len(found) > 1:
+        raise WrongCallError("--node-json has several nodes: choose this one with --node")
+    return found[0]
 
 
 def _target(options: argparse.Namespace) -> Target:

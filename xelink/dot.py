@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from topology.model import Link
+from topology.model import Link, Tile
 from topology.node import Mark, Node
 from topology.text import printable
 
@@ -31,7 +31,14 @@ def _lines(node: Node) -> Iterator[str]:
     for link in node.links:
         one, other = map(str, link.ends)
         yield f"  {_quoted(one)} -- {_quoted(other)} [{', '.join(_attributes(node, link))}];"
+    for pair in node.lost:
+        one, other = (_quoted(str(_first_tile(node, device))) for device in pair)
+        yield f'  {one} -- {other} [style=dashed, color=red, label="no link"];'
     yield "}"
+
+
+def _first_tile(node: Node, device: int) -> Tile:
+    return next(tile for tile in node.tiles if tile.device == device)
 
 
 def _attributes(node: Node, link: Link) -> Iterator[str]:

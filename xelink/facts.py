@@ -23,6 +23,8 @@ def node_facts(node: Node) -> dict[str, Any]:
         "reason": node.reason or None,
         "gpus": [gpu_facts(node, device) for device in node.devices],
         "links": [_link_facts(node, link) for link in node.links],
+        "pairs_with_fewer_links": [list(pair) for pair in node.thin],
+        "pairs_that_lost_their_links": [list(pair) for pair in node.lost],
         "largest_group": len(node.largest.group) if topology else None,
         "largest_group_proven": node.largest.complete if topology else None,
         "groups": [list(group) for group in node.groups],

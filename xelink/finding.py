@@ -50,6 +50,11 @@ def fail(reason: str, todo: str) -> Finding:
     return Finding(Status.FAIL, reason, todo)
 
 
+def hung(reason: str) -> Finding:
+    """Say what does not answer."""
+    return fail(reason, "mend its file system or unmount it: who uses it hangs, too")
+
+
 def span(seconds: float) -> str:
     """Say how long a time is, in its largest whole unit."""
     left = max(0, int(seconds))

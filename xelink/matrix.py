@@ -23,7 +23,7 @@ _MEANING = {
     "NODE": "not linked, same NUMA node",
     "SYS": "not linked, other NUMA node",
     "?": "not linked; NUMA nodes are not known",
-    "!": "a link is degraded or one-sided, or there are fewer links than between most pairs",
+    "!": "a link is degraded or one-sided, or there are fewer than between most pairs, or none",
 }
 
 

@@ -74,6 +74,11 @@ def _matrix_view(node: Node) -> list[Text]:
             Text(f"  {_names(pair)}: {len(node.between[pair])}") for pair in node.thin[:_MOST_SHOWN]
         ]
         lines += _more(len(node.thin), "links")
+    if node.lost:
+        lines += [Text(), Text("No link, where the other pairs have some:", HEAD)]
+        lines += [Text(f"  {_names(pair)}") for pair in node.lost[:_MOST_SHOWN]]
+        if len(node.lost) > _MOST_SHOWN:
+            lines += [Text(f"  and {len(node.lost) - _MOST_SHOWN} more: --output json", FAINT)]
     return lines
 
 

@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from service.documents import OddNumberError, RepeatedKeyError, read_yaml
 from topology.text import printable
 
 Pair: TypeAlias = tuple[int, int]
@@ -224,7 +225,9 @@ REAL = ("features", "metrics")
 def parse(text: str, real: RealNode | None = None) -> Scenario:
     """Return a scenario; nodes that name a file are read by `real`. Raises `ScenarioError`."""
     try:
-        found = yaml.safe_load(text)
+        found = read_yaml(text)
+    except (RepeatedKeyError, OddNumberError) as error:
+        raise ScenarioError(_one_line(error)) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ScenarioError(f"no YAML: {_one_line(error)}") from error
     if not isinstance(found, dict):

@@ -28,6 +28,7 @@ from topology import features
 from topology.node import Node
 from topology.publication import DEFAULT_NAMESPACE
 from xelink import live, readings
+from xelink.below import below
 from xelink.outcome import FailedError, WrongCallError
 
 T = TypeVar("T")
@@ -166,7 +167,10 @@ def _seconds(text: str) -> float:
 
 def _from_here(options: argparse.Namespace) -> tuple[Node, ...]:
     """Read what is published on this node, or where nothing is, what would be."""
-    path = (options.prefix or Path("/")) / DEFAULT_PATH.relative_to("/")
+    try:
+        path = below((options.prefix or Path("/")).absolute(), DEFAULT_PATH)
+    except OSError as error:
+        raise FailedError(f"--prefix {options.prefix}: {error.strerror}: {DEFAULT_PATH}") from error
     if os.path.lexists(path):
         options.features = str(path)
         return _from_features(options)
@@ -219,13 +223,23 @@ def _from_features(options: argparse.Namespace) -> tuple[Node, ...]:
 
 
 def _from_node_json(options: argparse.Namespace) -> tuple[Node, ...]:
-    content = _with_file(
-        "node_json", options.node_json, lambda file: read_up_to(file.read, _MOST_JSON + 1)
+    source, namespace, now = _named(options.node_json), _namespace(options), datetime.now(UTC)
+    return tuple(
+        replace(readings.of_labels(labels, namespace, source, now), name=name)
+        for name, labels in node_labels(options.node_json, options.node)
     )
+
+
+def node_labels(path: str, node: str | None) -> list[tuple[str, Mapping[str, str]]]:
+    """Return names and labels of what `kubectl get node -o json` printed; of one node, or of all.
+
+    Raises `FailedError`.
+    """
+    content = _with_file("node_json", path, lambda file: read_up_to(file.read, _MOST_JSON + 1))
     if len(content) > _MOST_JSON:
-        raise _too_long("node_json", options.node_json, _MOST_JSON)
-    _require_kind("node_json", options.node_json, content)
-    namespace, source, now = _namespace(options), _named(options.node_json), datetime.now(UTC)
+        raise _too_long("node_json", path, _MOST_JSON)
+    _require_kind("node_json", path, content)
+    source = _named(path)
     try:
         found = readings.labels_by_node(json.loads(content))
     except (ValueError, RecursionError) as error:
@@ -233,15 +247,12 @@ def _from_node_json(options: argparse.Namespace) -> tuple[Node, ...]:
         raise FailedError(
             f"--node-json {source}: not what kubectl get node -o json prints: {what}"
         ) from error
-    if options.node is not None:
-        found = [(name, labels) for name, labels in found if name == options.node]
+    if node is not None:
+        found = [(name, labels) for name, labels in found if name == node]
     if not found:
-        which = f"node {options.node!r}" if options.node is not None else "node"
+        which = f"node {node!r}" if node is not None else "node"
         raise FailedError(f"--node-json {source}: no {which} in it")
-    return tuple(
-        replace(readings.of_labels(labels, namespace, source, now), name=name)
-        for name, labels in found
-    )
+    return found
 
 
 def _too_long(name: str, path: str, most: int) -> FailedError:

@@ -17,13 +17,14 @@ from functools import cached_property
 from http.client import HTTPConnection, HTTPException
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 from device_plugin import devices, labels
 from device_plugin.devfs import Roots
 from device_plugin.devices import Inventory, ScanError
 from device_plugin.sockets import KUBELET
+from service.patience import HungError
 from sidecar.classification import Outcome, Reason, Rules, Unknown, answered, classify
 from sidecar.exposition import Reading
 from sidecar.scrape import ScrapeError, Scraper, Target
@@ -31,15 +32,18 @@ from topology import features, publication
 from topology.model import Topology
 from topology.publication import Publication, UnusableError
 from xelink import dialing
+from xelink.below import below
 from xelink.dialing import Dialed
+from xelink.looks import SECONDS, Looks
 from xelink.permits import User
 
+T = TypeVar("T")
 Bounded: TypeAlias = Callable[[float], AbstractContextManager[None]]
 
 # Every Xe Link counts here, whatever the sidecar publishes of it.
 EVERY_LINK = Rules(lane_count=1, allow_subdeviceless_links=True)
 
-_SECONDS = 5.0  # for a probe, or a look at files
+_SECONDS = 5.0  # for a probe
 _SOCKETS_SECONDS = 10.0  # for all sockets of kubelet's directory
 _MOST_SOCKETS = 64
 _MOST_FILES = 256
@@ -66,6 +70,12 @@ class Place:
     plugin: str
     namespace: str
     given: frozenset[str] = frozenset()
+
+    def seen(self, path: Path) -> Path:
+        """Return where a path is seen: links below the prefix are the host's. Raises `OSError`."""
+        if self.prefix == Path("/") or not path.is_relative_to(self.prefix):
+            return path
+        return below(self.prefix, "/" / path.relative_to(self.prefix))
 
 
 class Answer(NamedTuple):
@@ -131,6 +141,21 @@ class Visit:
     now: datetime
     bounded: Bounded
     sleep: Callable[[float], None]
+    looks: Looks
+    node: tuple[str, Mapping[str, str]] | None = None
+    """Name and labels of the Node object, where they were given."""
+    hung: dict[str, str] = field(default_factory=dict)
+    """What did not answer, by the name of the look: why."""
+
+    def _look(self, name: str, path: Path, look: Callable[[], T]) -> T:
+        """Look at a path in time, whatever hangs. Raises what `look` raises, and `HungError`."""
+        try:
+            # Longer than the look itself: this is for the signals that end a visit.
+            with self.bounded(2 * SECONDS):
+                return self.looks(name, path, look)
+        except HungError as error:
+            self.hung[name] = error.strerror or str(error)
+            raise
 
     # XPU Manager and the daemons
 
@@ -185,20 +210,23 @@ class Visit:
     def directory(self) -> Directory:
         """The directory of feature files."""
         path = self.place.features_dir
+
+        def look() -> Directory:
+            told = path.stat()
+            system = os.statvfs(path)
+            stage = None
+            with suppress(FileNotFoundError, PermissionError):
+                stage = (path / ".stage").lstat()
+            return Directory(
+                told,
+                parents=tuple((parent, parent.stat()) for parent in self._parents(path)),
+                read_only=bool(system.f_flag & os.ST_RDONLY),
+                full=not system.f_bavail or (bool(system.f_files) and not system.f_favail),
+                stage=stage,
+            )
+
         try:
-            with self.bounded(_SECONDS):
-                told = path.stat()
-                system = os.statvfs(path)
-                stage = None
-                with suppress(FileNotFoundError, PermissionError):
-                    stage = (path / ".stage").lstat()
-                return Directory(
-                    told,
-                    parents=tuple((parent, parent.stat()) for parent in self._parents(path)),
-                    read_only=bool(system.f_flag & os.ST_RDONLY),
-                    full=not system.f_bavail or (bool(system.f_files) and not system.f_favail),
-                    stage=stage,
-                )
+            return self._look("features_dir", path, look)
         except OSError as error:
             return Directory(problem=error.strerror or "no answer")
 
@@ -211,34 +239,55 @@ class Visit:
             if parent != base and (not path.is_relative_to(base) or parent.is_relative_to(base))
         ]
 
+    @property
+    def file_look(self) -> str:
+        """The name of a look at the feature file."""
+        return "feature_file" if "--feature-file" in self.place.given else "features_dir"
+
     @cached_property
     def file(self) -> labels.Look:
         """The feature file, as the device plugin looks at it."""
+        path = self.place.feature_file
+
+        def look() -> labels.Look:
+            try:
+                return labels.look(self.place.seen(path))
+            except OSError as error:  # links without an end
+                return labels.Look(problem=error.strerror or str(error))
+
         try:
-            with self.bounded(_SECONDS):
-                return labels.look(self.place.feature_file)
-        except TimeoutError:
-            return labels.Look(problem=f"no answer within {_SECONDS:g} s")
+            return self._look(self.file_look, path, look)
+        except OSError as error:
+            return labels.Look(problem=error.strerror or str(error))
 
     @cached_property
     def file_told(self) -> os.stat_result | None:
         """The feature file's mode and owner, None where it is not there."""
+        path = self.place.feature_file
         try:
-            return self.place.feature_file.lstat()
+            return self._look(self.file_look, path, path.lstat)
         except OSError:
             return None
 
     @cached_property
     def other_files(self) -> Mapping[str, bytes]:
         """Every other file that NFD reads, by name."""
-        found: dict[str, bytes] = {}
-        with suppress(OSError), self.bounded(_SECONDS):
-            for path in sorted(self.place.features_dir.iterdir())[:_MOST_FILES]:
-                told = path.lstat()
-                own = self.file_told is not None and os.path.samestat(told, self.file_told)
-                if stat.S_ISREG(told.st_mode) and not own:
-                    found[path.name] = labels.look(path).content or b""
-        return found
+        ours = self.file_told
+
+        def look() -> Mapping[str, bytes]:
+            found: dict[str, bytes] = {}
+            with suppress(OSError):
+                for path in sorted(self.place.features_dir.iterdir())[:_MOST_FILES]:
+                    told = path.lstat()
+                    own = ours is not None and os.path.samestat(told, ours)
+                    if stat.S_ISREG(told.st_mode) and not own:
+                        found[path.name] = labels.look(path).content or b""
+            return found
+
+        try:
+            return self._look("features_dir", self.place.features_dir, look)
+        except OSError:
+            return {}
 
     @cached_property
     def said(self) -> Publication | UnusableError | None:
@@ -253,23 +302,36 @@ class Visit:
         except UnusableError as error:
             return error
 
+    @property
+    def expiry(self) -> datetime | None:
+        """When the feature file stops speaking; None where it never does, or there is none."""
+        return features.parse(self.file.content or b"", self.now).expiry
+
+    @property
+    def expired(self) -> bool:
+        """Whether its time has passed."""
+        return features.parse(self.file.content or b"", self.now).expired
+
     @cached_property
     def published(self) -> Topology | None:
         """The topology that the feature file tells now, with lanes and id map."""
         if not isinstance(self.said, Publication) or not self.said.whole:
             return None
-        over = features.parse(self.file.content or b"", self.now).expired
-        return None if over else self.said.topology
+        return None if self.expired else self.said.topology
 
     # The node
 
     @cached_property
     def inventory(self) -> Inventory | None:
         """The GPUs in sysfs, None where there is no sysfs."""
+        prefix = self.place.prefix
+
+        def look() -> Inventory:
+            return devices.scan(Roots(below(prefix, Path("/sys")), below(prefix, Path("/dev"))))
+
         try:
-            with self.bounded(_SECONDS):
-                return devices.scan(Roots.under(self.place.prefix))
-        except (ScanError, TimeoutError):
+            return self._look("sysfs", prefix / "sys", look)
+        except (ScanError, OSError):
             return None
 
     @cached_property
@@ -277,7 +339,7 @@ class Visit:
         """Who answers on kubelet's socket and on those of device plugins."""
         directory = self.place.plugin_dir
         try:
-            names = sorted(os.listdir(directory))  # noqa: PTH208 - names, as sockets are known by
+            names = self._look("plugin_dir", directory, lambda: sorted(os.listdir(directory)))  # noqa: PTH208 - names, as sockets are known by
         except OSError as error:
             missing = error.errno in {errno.ENOENT, errno.ENOTDIR}
             return Sockets(error.strerror or str(error), missing=missing)

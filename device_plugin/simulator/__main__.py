@@ -8,7 +8,8 @@ from pathlib import Path
 from device_plugin.simulator import tree
 from device_plugin.simulator.blueprint import CARDS, DRIVERS, MODELS, Blueprint
 from device_plugin.simulator.node import Node
-from service.streams import complain
+from service.calls import Parser
+from service.streams import complain, say
 
 _EXAMPLES = """\
 examples:
@@ -42,12 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except tree.TreeError as error:
         complain(f"{parser.prog}: {error}")
         return 1
-    sys.stdout.write(f"{_summary(blueprint, node, device_nodes=flags.device_nodes)}\n")
+    say(f"{_summary(blueprint, node, device_nodes=flags.device_nodes)}\n")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m device_plugin.simulator",
         description="Make the sysfs and devfs of a simulated node in a directory, for a device"
         " plugin that is started with that directory as its -prefix. A tree that was made there"

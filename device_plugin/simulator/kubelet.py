@@ -36,6 +36,7 @@ from device_plugin.api.deviceplugin_pb2_grpc import (
 )
 from device_plugin.simulator.admission import AdmissionError, Devices, Pod, Request, choose
 from device_plugin.simulator.behavior import Behavior
+from device_plugin.simulator.bounds import BOUNDS, MOST_CALLS
 from device_plugin.simulator.dialed import Dialed, DialError, Ears
 from device_plugin.simulator.ledger import Ledger, Registered
 
@@ -111,7 +112,9 @@ class Kubelet(Ledger, RegistrationServicer):
 
     def _listen(self) -> None:
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="kubelet")
-        self._server = grpc.server(self._workers)
+        self._server = grpc.server(
+            self._workers, options=BOUNDS, maximum_concurrent_rpcs=MOST_CALLS
+        )
         add_RegistrationServicer_to_server(self, self._server)
         # Moved into place: gRPC would remove the path that it has bound, and a kubelet that was
         # killed leaves its socket.

@@ -275,7 +275,7 @@ class Node:
         # i915 tells tiles as GTs of the card, xe as directories of the PCI function
         tiles = device / "tile" if gpu.driver == "xe" else device / "drm" / gpu.card / "gt/gt"
         for tile in range(gpu.tiles):
-            tiles.with_name(f"{tiles.name}{tile}").mkdir(parents=True)
+            tiles.with_name(f"{tiles.name}{tile}").mkdir(parents=True, exist_ok=True)
         for number in gpu.mei:
             engine = device / f"{gpu.driver}.mei-gscfi.{number}/mei/mei{number}"
             _write_file(engine / "uevent", f"DEVNAME=mei{number}\n")

@@ -26,6 +26,7 @@ from device_plugin.api.deviceinfo_pb2 import (
     PciInfo,
     WatchDeviceHealthRequest,
 )
+from device_plugin.simulator.bounds import BOUNDS, MOST_CALLS
 
 SERVICE = "deviceinfo.DeviceInfo"
 METHOD = "WatchDeviceHealth"
@@ -133,7 +134,7 @@ class Xpumd:
 
     async def start(self) -> None:
         """Serve; after a `stop` again, on the same socket."""
-        server = grpc.aio.server()
+        server = grpc.aio.server(options=BOUNDS, maximum_concurrent_rpcs=MOST_CALLS)
         # By name and in bytes: so that what is no message can be sent as well.
         handler = grpc.unary_stream_rpc_method_handler(
             self._stream, WatchDeviceHealthRequest.FromString, bytes

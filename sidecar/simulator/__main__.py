@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from service.calls import Parser
 from service.files import read_file
-from service.streams import complain
+from service.streams import complain, say
 from sidecar.simulator.blueprint import CARDS, WIRINGS, Blueprint
 from sidecar.simulator.gpu import MODELS
 from sidecar.simulator.misbehaviours import MISBEHAVIOURS, REFUSE
@@ -59,8 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 simulator.misbehave(flags.misbehave)
             if flags.port_file:
                 _write_whole(flags.port_file, f"{simulator.port}\n")
-            sys.stdout.write(f"simulating {_summary(node)} at {simulator.url}\n")
-            sys.stdout.flush()
+            say(f"simulating {_summary(node)} at {simulator.url}\n")
             signal.sigwait(wanted)
         finally:
             simulator.close()
@@ -80,7 +80,7 @@ def _signals() -> Iterator[set[signal.Signals]]:
 
 def _parser() -> argparse.ArgumentParser:
     names = sorted((*MISBEHAVIOURS, REFUSE))
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m sidecar.simulator",
         description="Serve the metrics of a simulated node as XPU Manager's exporter does.",
         epilog=_EXAMPLES,

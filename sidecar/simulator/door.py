@@ -4,19 +4,57 @@ TLS files are read again for each new connection, because XPU Manager serves a r
 without a restart.
 """
 
+import io
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from contextlib import suppress
-from io import BufferedReader
 from pathlib import Path
 from threading import Condition, Thread, current_thread
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 PATIENCE = 30.0  # seconds for a handshake, and for the first request of a connection
+MOST = 256  # connections at a time; who comes later is hung up on
 
 _BACKLOG = 64
 
-Serve = Callable[[socket.socket, BufferedReader], bool]
+
+class _Line(io.RawIOBase):
+    """What comes over a connection until an instant: not so long for each piece of it."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__()
+        self._connection = connection
+        self.end = 0.0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        left = self.end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._connection.settimeout(left)
+        return self._connection.recv_into(buffer)
+
+
+class Reader(io.BufferedReader):
+    """Reads requests, each within a time of its own. Raises `TimeoutError`, an `OSError`."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._line = _Line(connection)
+        super().__init__(self._line)
+
+    def allow(self, seconds: float | None = None) -> None:
+        """Allow so many seconds from now on, or as many as a request may take."""
+        self._line.end = time.monotonic() + (PATIENCE if seconds is None else seconds)
+
+
+Serve = Callable[[socket.socket, Reader], bool]
 
 
 class Door:
@@ -120,18 +158,25 @@ class Door:
                 if self._listener is not listener:
                     connection.close()
                     return
+                if len(self._connections) >= MOST:
+                    connection.close()
+                    continue
                 thread = Thread(target=self._attend, args=[connection], name="simulator-guest")
                 self._connections[thread] = connection
                 self.accepted += 1
-                thread.start()
+                try:
+                    thread.start()
+                except RuntimeError:  # there is no thread to be had
+                    self._connections.pop(thread).close()
 
     def _attend(self, connection: socket.socket) -> None:
         try:
             connection.settimeout(PATIENCE)
             connection = self._secured(connection)
-            with connection.makefile("rb") as reader:
+            with Reader(connection) as reader:
+                reader.allow()
                 while self._serve(connection, reader):
-                    connection.settimeout(self._keep_alive)
+                    reader.allow(self._keep_alive)
         except OSError:
             pass  # the client went away, was too slow, or was shut out
         finally:

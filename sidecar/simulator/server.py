@@ -8,15 +8,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from http.client import HTTPException, parse_headers
-from io import BufferedReader
+from io import BytesIO
 from pathlib import Path
 from threading import Condition, Event, Lock, Timer, current_thread
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
+from service.requests import MOST_HEAD
 from sidecar.simulator import control
 from sidecar.simulator.blueprint import Blueprint
-from sidecar.simulator.door import PATIENCE, Door
+from sidecar.simulator.door import PATIENCE, Door, Reader
 from sidecar.simulator.exchange import HTML, Exchange, Moment, Request
 from sidecar.simulator.misbehaviours import (
     MISBEHAVIOURS,
@@ -34,7 +35,6 @@ METRICS = "/metrics"
 HEALTH = "/healtz"
 CONTROL = "/control"
 
-_LONGEST_LINE = 65_536
 _LONGEST_BODY = 1_000_000
 _MOST_DOUBLINGS = 7  # 2, 4, ... 256 s where the first sleep is 2 s
 _REMEMBERED = 1000
@@ -295,7 +295,7 @@ class Simulator:
 
     # --- One connection ---
 
-    def _serve(self, connection: socket.socket, reader: BufferedReader) -> bool:
+    def _serve(self, connection: socket.socket, reader: Reader) -> bool:
         """Serve one request; tell whether the connection goes on."""
         try:
             request = _read(connection, reader)
@@ -415,16 +415,28 @@ def _behave(exchange: Exchange) -> None:
     exchange.answer(exchange.body)
 
 
-def _read(connection: socket.socket, reader: BufferedReader) -> Request | None:
+def _read(connection: socket.socket, reader: Reader) -> Request | None:
     """Read one request, or None at the end of the connection; raises `ValueError` for no HTTP."""
-    line = reader.readline(_LONGEST_LINE)
+    line = reader.readline(MOST_HEAD + 1)
     if not line.strip():
         return None
-    connection.settimeout(PATIENCE)
-    headers = parse_headers(reader)
+    reader.allow()
+    headers = parse_headers(BytesIO(_rest_of_head(reader, len(line))))
     length = int(headers.get("Content-Length") or 0)
     if not 0 <= length <= _LONGEST_BODY:
         raise ValueError(f"a body of {length} bytes")
     request = Request.of(line, headers, reader.read(length))
-    connection.settimeout(None)  # answers may take as long as they like
+    connection.settimeout(PATIENCE)  # for each piece of the answer that is sent
     return request
+
+
+def _rest_of_head(reader: Reader, size: int) -> bytes:
+    """Read on to the empty line; `size` bytes were read. Raises `ValueError` where it is long."""
+    lines: list[bytes] = []
+    while size <= MOST_HEAD:
+        line = reader.readline(MOST_HEAD - size + 1)
+        lines.append(line)
+        size += len(line)
+        if not line.strip(b"\r\n"):
+            return b"".join(lines)
+    raise ValueError(f"a request has at most {MOST_HEAD} bytes of headers")

@@ -12,9 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
+import grpc
 import pytest
 
 from device_plugin.api import deviceplugin_pb2 as pb
+from device_plugin.api.deviceplugin_pb2_grpc import RegistrationStub
 from device_plugin.kubelet import Pace
 from device_plugin.offers import Device
 from device_plugin.registration import Registration, RegistrationError, register
@@ -1036,3 +1038,12 @@ def test_a_pod_without_a_plugin_or_with_a_refusal_is_not_admitted(path: Path) ->
 def test_a_wait_in_vain_says_what_there_is(path: Path) -> None:
     with Kubelet(path) as kubelet, pytest.raises(TimeoutError, match=f"0 devices of {I915}"):
         kubelet.wait_for_capacity(I915, 1, timeout=0.01)
+
+
+def test_what_the_simulated_kubelet_is_asked_is_bounded(tmp_path: Path) -> None:
+    with Kubelet(tmp_path) as kubelet, grpc.insecure_channel(f"unix:{kubelet.socket}") as channel:
+        stub = RegistrationStub(channel)
+        with pytest.raises(grpc.RpcError) as refused:
+            stub.Register(pb.RegisterRequest(resource_name="x" * (1 << 17)), timeout=PATIENCE)
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert not kubelet.registrations

@@ -214,7 +214,9 @@ def test_anything_else_is_no_device_id(flag: str, text: str) -> None:
     assert said.startswith(f"-{flag}: '{text}' should be PCI device ids, 0x and four hexadecimal")
 
 
-@pytest.mark.parametrize("content", ["[99999999]", "[-1]", "[null]", "{}", "true"])
+@pytest.mark.parametrize(
+    "content", ["[99999999]", "[-1]", "[null]", "{}", "true", "1234", "[0x0bd5, 0010]"]
+)
 def test_a_file_with_anything_else_is_one_line_too(content: str, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(f"allow-ids: {content}\n")

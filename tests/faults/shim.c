@@ -6,10 +6,12 @@
  *   ipv6 ERRNO           a socket of IPv6 cannot be had, as where the kernel has none
  *   CALL ERRNO           open, read, write, fsync or rename below XELINK_SHIM_ROOT fails with it;
  *                        fsync is that of a file, fsync-directory that of a directory
- *   hang 1               whoever opens a file there is held, whatever signals come: a dead mount
+ *   hang 1               whoever asks for a file there is held, whatever signals come: a dead mount
+ *   hang-CALL 1          so is who does this one of the calls above, or `look`: stat and its like
  * Without the file nothing is wrong.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -20,6 +22,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -48,13 +51,24 @@ static int below(int fd, const char *name) {
     if (name && name[0] == '/')
         return !strncmp(name, root, strlen(root));
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    long size = readlink(link, path, sizeof path - 1);
+    long size = syscall(SYS_readlink, link, path, sizeof path - 1);
     path[size > 0 ? size : 0] = 0;
     return !strncmp(path, root, strlen(root));
 }
 
+static void held(const char *call, int fd, const char *name) {
+    const struct timespec glance = {0, 20000000};
+    char one[32];
+    int saved = errno;
+    snprintf(one, sizeof one, "hang-%s", call);
+    while (below(fd, name) && (told("hang") || told(one)))
+        nanosleep(&glance, NULL);
+    errno = saved;
+}
+
 static int fails(const char *call, int fd, const char *name) {
     int saved = errno;
+    held(call, fd, name);
     long number = below(fd, name) ? told(call) : 0;
     errno = number ? (int)number : saved;
     return number != 0;
@@ -100,9 +114,7 @@ int renameat(int from, const char *old, int to, const char *new) {
 }
 
 static int opened(int directory, const char *path, int flags, mode_t mode) {
-    const struct timespec glance = {0, 20000000};
-    while (below(directory, path) && told("hang"))
-        nanosleep(&glance, NULL);
+    held("open", directory, path);
     if ((flags & O_ACCMODE) != O_RDONLY && fails("open", directory, path))
         return -1;
     return (int)syscall(SYS_openat, directory, path, flags, mode);
@@ -138,4 +150,36 @@ int open64(const char *path, int flags, ...) {
     mode_t mode = va_arg(more, mode_t);
     va_end(more);
     return opened(AT_FDCWD, path, flags, mode);
+}
+
+#define HELD(call, fd, name, ...)                                                                  \
+    held("look", fd, name);                                                                        \
+    return REAL(call)(__VA_ARGS__)
+
+int stat(const char *path, struct stat *found) { HELD(stat, AT_FDCWD, path, path, found); }
+int stat64(const char *path, struct stat64 *found) { HELD(stat64, AT_FDCWD, path, path, found); }
+int lstat(const char *path, struct stat *found) { HELD(lstat, AT_FDCWD, path, path, found); }
+int lstat64(const char *path, struct stat64 *found) { HELD(lstat64, AT_FDCWD, path, path, found); }
+int access(const char *path, int mode) { HELD(access, AT_FDCWD, path, path, mode); }
+int mkdir(const char *path, mode_t mode) { HELD(mkdir, AT_FDCWD, path, path, mode); }
+DIR *opendir(const char *path) { HELD(opendir, AT_FDCWD, path, path); }
+
+int fstatat(int fd, const char *path, struct stat *found, int flags) {
+    HELD(fstatat, fd, path, fd, path, found, flags);
+}
+
+int fstatat64(int fd, const char *path, struct stat64 *found, int flags) {
+    HELD(fstatat64, fd, path, fd, path, found, flags);
+}
+
+int statvfs(const char *path, struct statvfs *found) {
+    HELD(statvfs, AT_FDCWD, path, path, found);
+}
+
+int statvfs64(const char *path, struct statvfs64 *found) {
+    HELD(statvfs64, AT_FDCWD, path, path, found);
+}
+
+ssize_t readlink(const char *path, char *target, size_t size) {
+    HELD(readlink, AT_FDCWD, path, path, target, size);
 }

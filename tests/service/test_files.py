@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.files import HungError, PatientReader, read_file, read_up_to
+from service.files import PatientReader, read_file, read_up_to
+from service.patience import HungError
 from tests.patience import PATIENCE
 
 

@@ -207,9 +207,16 @@ def test_what_is_printed_is_a_configuration_file(tmp_path: Path) -> None:
         ("username: 0123", "username: 0123 is a number to YAML; quote it: username: '0123'"),
         ("listen: 29998", "listen: 29998 is a number to YAML; quote it: listen: '29998'"),
         ("username: no", "username: no is a boolean to YAML; quote it: username: 'no'"),
-        ("username: 1:30", "quote it: username: '1:30'"),
+        ("username: 1:30", "username: 1:30 is a number to YAML; quote it: username: '1:30'"),
         ("password-file: 2026-01-31", "2026-01-31 is a date to YAML; quote it"),
         ("on-exit: 5", "quote it: on-exit: '5'"),
+        ("listen-names: [a.b, 0123]", "listen-names: 0123 is a number to YAML; quote it: '0123'"),
+        ("listen-names: no", "listen-names: no is a boolean to YAML; quote it: 'no'"),
+        ("interval: 010", "interval: 010 is 8 to YAML; write a plain decimal number"),
+        ("interval: 1:30", "interval: 1:30 is 90 to YAML; write a plain decimal number"),
+        ("xpum-port: 0x10", "xpum-port: 0x10 is 16 to YAML; write a plain decimal number"),
+        ("expiry: 3_600", "expiry: 3_600 is 3600 to YAML; write a plain decimal number"),
+        ("timeout: 1:30.5", "timeout: 1:30.5 is 90.5 to YAML; write a plain decimal number"),
         ("interval: [1]", "'interval' takes one value"),
         (f"username: {BOMB}", "'username' takes one value"),
         ("#" * ((1 << 16) + 1), "config.yaml: more than 65536 bytes"),
@@ -219,14 +226,39 @@ def test_what_is_printed_is_a_configuration_file(tmp_path: Path) -> None:
         ("interval: soon\n", "file"),
         ("interval: true\n", "'true' should be a whole number"),
         ("timeout: false\n", "'false' should be a number"),
-        ("lane-count: 4\nlane_count: 5\n", "a setting is given twice"),
-        ("lane_count: 4\ninterval: 5\nlane-count: 4\n", "a setting is given twice"),
+        ("lane-count: 4\nlane-count: 5\n", "'lane-count' is given twice, in lines 1 and 2"),
+        ("lane-count: 4\nlane_count: 5\n", "'lane_count' is given twice, in lines 1 and 2"),
+        (
+            "lane_count: 4\n\ninterval: 5\nlane-count: 4\n",
+            "'lane-count' is given twice, in lines 1 and 4",
+        ),
+        ("{lane-count: 4, lane-count: 4}", "'lane-count' is given twice, in lines 1 and 1"),
+        ("a: {b: 1,\n b: 2}", "'b' is given twice, in lines 1 and 2"),
+        ("a: &x [{b: 1}, *x]\nc: *x\nc: 1", "'c' is given twice, in lines 2 and 3"),
     ],
 )
 def test_a_wrong_file_is_one_line(tmp_path: Path, content: str, part: str) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(content)
     assert part in usage_error("-config-file", str(file))
+
+
+@pytest.mark.parametrize(
+    ("content", "value"),
+    [
+        ("5", 5.0),
+        ("0.5", 0.5),
+        (".5", 0.5),
+        ("5.", 5.0),
+        ("+5", 5.0),
+        ("5.0", 5.0),
+        ("1.5e+2", 150),
+    ],
+)
+def test_a_plain_number_is_read_as_it_is(tmp_path: Path, content: str, value: float) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"timeout: {content}\n")
+    assert settings("-config-file", str(file)).timeout == value
 
 
 def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:

@@ -12,14 +12,14 @@ import threading
 import time
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
 
-from sidecar.simulator import MISBEHAVIOURS, Blueprint, Exchange, Serving, Simulator, render
+from sidecar.simulator import MISBEHAVIOURS, Blueprint, Exchange, Serving, Simulator, door, render
 from sidecar.simulator.misbehaviours import describe
 from tests.patience import NEVER, PATIENCE
 
@@ -108,6 +108,72 @@ def test_a_connection_serves_again_while_it_is_kept_alive(xpum: Simulator) -> No
 def test_an_idle_connection_is_closed_after_the_keep_alive() -> None:
     with Simulator(SMALL, Serving(keep_alive=0.1)) as xpum, raw(xpum) as client:
         assert everything(client).endswith(render(SMALL)[-100:])
+
+
+def hung_up_on(client: socket.socket) -> bytes:
+    """Give what a client still hears before its connection ends, in peace or not."""
+    try:
+        return everything(client)
+    except ConnectionError:
+        return b""
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        pytest.param(b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\n\r\n", id="a line"),
+        pytest.param(b"GET / HTTP/1.1\r\nA: " + b"x" * 20_000 + b"\r\n\r\n", id="a header"),
+        pytest.param(b"GET / HTTP/1.1\r\n" + b"A: xxxxx\r\n" * 2000 + b"\r\n", id="many headers"),
+        pytest.param(b"GET / HTTP/1.1\r\nA: " + b"x" * (1 << 20), id="a header without an end"),
+    ],
+)
+def test_a_head_of_any_size_is_hung_up_on(xpum: Simulator, head: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", xpum.port), timeout=PATIENCE) as client:
+        with suppress(ConnectionError):
+            client.sendall(head)
+        assert hung_up_on(client) == b""
+    assert get(xpum)[0].status == 200
+    assert xpum.requests == 1
+
+
+def test_a_request_has_its_time_in_all_and_not_for_each_byte(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(door, "PATIENCE", 0.5)
+    with (
+        Simulator(SMALL) as xpum,
+        socket.create_connection(("127.0.0.1", xpum.port), timeout=PATIENCE) as client,
+    ):
+        begun = time.monotonic()
+        client.sendall(b"GET /metrics HTTP/1.1\r\nA: ")
+        client.settimeout(0.05)
+        with suppress(ConnectionError):
+            while time.monotonic() < begun + PATIENCE:
+                client.sendall(b"x")
+                with suppress(TimeoutError):
+                    if not client.recv(1):
+                        break
+        assert time.monotonic() < begun + PATIENCE, "it still listens"
+        assert xpum.requests == 0
+
+
+def test_connections_beyond_the_bound_are_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "MOST", 2)
+    with Simulator(SMALL) as xpum:
+        address = "127.0.0.1", xpum.port
+        with ExitStack() as held:
+            for _ in range(2):
+                client = held.enter_context(connected(xpum))
+                assert ask(client)[0].status == 200  # and it is kept alive
+            late = held.enter_context(socket.create_connection(address, timeout=PATIENCE))
+            assert hung_up_on(late) == b""
+        until = time.monotonic() + PATIENCE
+        while True:  # those that left have still to be noticed
+            try:
+                assert get(xpum)[0].status == 200
+                break
+            except (ConnectionError, http.client.HTTPException):
+                assert time.monotonic() < until
 
 
 def test_a_client_that_wants_to_close_is_closed(xpum: Simulator) -> None:

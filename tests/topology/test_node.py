@@ -8,6 +8,7 @@ from hypothesis import given
 from sidecar.classification import Rules
 from sidecar.rows import Connection as Told
 from sidecar.simulator import Blueprint, SimulatedNode, render
+from sidecar.simulator.blueprint import WIRINGS
 from tests.data import BODIES, needs_data
 from tests.strategies import topologies
 from tests.xelink.commands import reading, topology
@@ -98,6 +99,50 @@ def test_a_sound_node_has_no_marks() -> None:
         node = Node.of(topology(Blueprint(gpus=8, wiring=wiring).build()))
         assert not node.marks
         assert not node.thin
+
+
+@pytest.mark.parametrize("tiles", [1, 2])
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_no_pair_of_a_sound_node_has_lost_its_links(wiring: str, tiles: int) -> None:
+    for gpus in range(1, 17):
+        seen = topology(Blueprint(gpus=gpus, wiring=wiring, tiles=tiles).build())
+        assert Node.of(seen).lost == (), (gpus, seen)
+
+
+def _cut(gpus: int, *pairs: tuple[int, int], wiring: str = "mesh") -> Node:
+    """Cut every link of these pairs; the ports of their GPUs are told, too."""
+    node = Blueprint(gpus=gpus, wiring=wiring).build()
+    links = [link for link in node.links if (link.a.device, link.b.device) in pairs]
+    return Node.of(topology(node.cut(*links)))
+
+
+@pytest.mark.parametrize(
+    ("node", "lost"),
+    [
+        pytest.param(_cut(8, (0, 1)), ((0, 1),), id="one of a mesh"),
+        pytest.param(_cut(8, (0, 1), (2, 3), (4, 5)), ((0, 1), (2, 3), (4, 5)), id="three"),
+        pytest.param(_cut(6, (1, 4), wiring="planes"), ((1, 4),), id="one of the planes"),
+        pytest.param(_cut(3, (0, 2)), ((0, 2),), id="one of three GPUs"),
+        pytest.param(
+            _cut(5, (0, 4), (1, 4), (2, 4), (3, 4)),
+            ((0, 4), (1, 4), (2, 4), (3, 4)),
+            id="all of one GPU, whose ports are still told",
+        ),
+        pytest.param(_cut(8, (0, 7), wiring="ring"), ((0, 7),), id="one of a ring"),
+        pytest.param(_cut(8, (2, 3), wiring="ring"), ((2, 3),), id="another one of a ring"),
+        pytest.param(_cut(8, (0, 1), (4, 5), wiring="ring"), (), id="of two chains, who knows"),
+        pytest.param(_cut(2, (0, 1)), (), id="of the only pair, who knows"),
+        pytest.param(_cut(4, (0, 1), wiring="pairs"), (), id="of bridged pairs, who knows"),
+        pytest.param(_cut(4, (0, 2), (1, 3)), (), id="two of four: as a ring is"),
+    ],
+)
+def test_a_pair_that_lost_all_its_links_is_known_by_those_of_the_others(
+    node: Node, lost: tuple[tuple[int, int], ...]
+) -> None:
+    assert node.lost == lost
+    for one, other in lost:
+        assert str(node.gpus_connected(one, other)).endswith("!")
+        assert str(node.tiles_connected(Tile(other, 0), Tile(one, 0))).endswith("!")
 
 
 def test_a_pair_that_lost_a_link_is_thin() -> None:

@@ -31,6 +31,7 @@ from tests.service.listener import listening_at
 from tests.sidecar.test_publisher_mounts import LIBC, NOBODY, as_root, being, mount
 from tests.sidecar.test_trust_servers import CA, trustme_pair
 from tests.xelink.commands import Said, Xelink, topology
+from tests.xelink.commands import labels as labels_of
 from topology import labels, publication
 from topology.publication import DEFAULT_NAMESPACE, Publication
 from xelink import doctor
@@ -548,6 +549,11 @@ def link_gone(scene: Scene) -> Iterator[list[str]]:
     yield in_features(scene.published(rendered(wide().cut("0.0-1.0"))))
 
 
+@fault("links", "warn", r"no link where others have some: GPU0 to GPU1; ports .*: look at all with")
+def pair_gone(scene: Scene) -> Iterator[list[str]]:
+    yield in_features(scene.published(rendered(wide().cut("0.0-1.0", "0.1-1.1"))))
+
+
 def wide() -> SimulatedNode:
     return Blueprint(gpus=GPUS, cards="shuffled", lanes=8).build()
 
@@ -897,6 +903,120 @@ def test_colors_are_for_terminals_only_and_no_color_ends_them(
         os.close(follower)
         shown = terminal.read(4096)
     assert shown.startswith(b"\x1b[31mfail" if colored else b"fail")
+
+
+@contextmanager
+def not_given(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Let nobody listen where the sidecar is looked for."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+    with monkeypatch.context() as patched:
+        patched.setattr(doctor, "SIDECAR", url)
+        yield url
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "words"),
+    [
+        pytest.param(
+            lambda: rendered(life=timedelta(minutes=4, seconds=30)),
+            "warn",
+            "connection refused, but its feature file lives for 4 min: was it killed?",
+            id="killed",
+        ),
+        pytest.param(
+            lambda: rendered(life=None),
+            "warn",
+            "connection refused, but its feature file lives for ever: was it killed?",
+            id="killed, and the file never expires",
+        ),
+        pytest.param(lambda: rendered(life=-DAY), "skip", "no xelink-sidecar here", id="long ago"),
+        pytest.param(reference, "skip", "no xelink-sidecar here", id="not its file"),
+    ],
+)
+def test_a_killed_sidecar_is_known_by_its_file_that_lives(
+    xelink: Xelink,
+    scene: Scene,
+    monkeypatch: pytest.MonkeyPatch,
+    content: Callable[[], bytes],
+    status: str,
+    words: str,
+) -> None:
+    arguments = [one for one in scene.arguments if not one.startswith("--sidecar=")]
+    options = in_features(scene.published(content()))
+    with not_given(monkeypatch):
+        said = xelink("doctor", *arguments, *options, "--only=sidecar", "--output=json")
+    (found,) = json.loads(said.out)["checks"]
+    assert found["status"] == status
+    assert words in found["reason"]
+    assert bool(found["todo"]) == (status == "warn")
+
+
+def with_node(
+    xelink: Xelink,
+    scene: Scene,
+    change: Callable[[dict[str, str]], object],
+) -> tuple[Said, dict[str, str]]:
+    """Compare the file with a node that took its labels, and was changed since."""
+    on_node = labels_of(topology(NODE)) | {"other": "x"}
+    change(on_node)
+    given = xelink.nodes(gpu1=on_node)
+    options = in_features(scene.published(rendered()))
+    said, found = called(xelink, scene, *options, "--only=nfd-rules", f"--node-json={given}")
+    return said, found["nfd-rules"]
+
+
+def test_what_nfd_takes_is_only_said_where_it_was_seen(xelink: Xelink, scene: Scene) -> None:
+    options = in_features(scene.published(rendered()))
+    _, found = called(xelink, scene, *options, "--only=nfd-rules")
+    assert found["nfd-rules"]["reason"] == (
+        "NFD would take 7 labels and 2 raw features; --node-json tells whether it did"
+    )
+    _, one = with_node(xelink, scene, lambda _: None)
+    assert one["reason"] == "NFD takes 7 labels: node gpu1 has them all"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda on: on.clear(),
+            r"of 7 labels on node gpu1, 7 are missing \(gpu.*, .* and 5 more\)",
+        ),
+        (
+            lambda on: on.pop(f"{DEFAULT_NAMESPACE}/xe-links.count"),
+            rf"1 are missing \({DEFAULT_NAMESPACE}/xe-links\.count\)",
+        ),
+        (
+            lambda on: on.update({f"{DEFAULT_NAMESPACE}/xe-links.count": "1"}),
+            rf"on node gpu1, 1 differ \({DEFAULT_NAMESPACE}/xe-links\.count\)",
+        ),
+        (
+            lambda on: on.update({f"{DEFAULT_NAMESPACE}/xe-links9": "Z1"}),
+            rf"on node gpu1, 1 are no longer in the file \({DEFAULT_NAMESPACE}/xe-links9\)",
+        ),
+    ],
+    ids=["none was taken", "one is missing", "one differs", "one is left over"],
+)
+def test_labels_that_are_not_on_the_node_as_in_the_file_are_named(
+    xelink: Xelink, scene: Scene, change: Callable[[dict[str, str]], object], words: str
+) -> None:
+    said, found = with_node(xelink, scene, change)
+    assert (said.code, found["status"]) == (1, "fail")
+    assert re.search(words, found["reason"])
+    assert found["todo"].startswith("ask kubectl again in a minute; ")
+
+
+def test_of_several_nodes_one_is_chosen(xelink: Xelink, scene: Scene) -> None:
+    options = [*in_features(scene.published(rendered())), "--only=nfd-rules"]
+    given = f"--node-json={xelink.nodes(gpu1=labels_of(topology(NODE)), gpu2={})}"
+    said = xelink("doctor", *scene.arguments, *options, given)
+    assert said.code == 2
+    assert said.err == "xelink doctor: --node-json has several nodes: choose this one with --node\n"
+    assert xelink("doctor", *scene.arguments, *options, given, "--node=gpu1").code == 0
+    assert xelink("doctor", *scene.arguments, *options, given, "--node=gpu2").code == 1
+    assert xelink("doctor", *scene.arguments, *options, given, "--node=gpu3").code == 1
+    assert xelink("doctor", *scene.arguments, *options, "--node=gpu1").code == 2
 
 
 def test_what_is_not_given_is_where_the_daemons_have_it(

@@ -104,6 +104,18 @@ def test_a_one_sided_link_is_as_wide_as_the_side_that_is_told_and_lies_above_the
     assert all("sound" in str(path.get("class")) for path in drawn[:-1])
 
 
+def test_a_pair_that_lost_all_its_links_is_drawn_and_explained() -> None:
+    node = Node.of(topology(Blueprint(gpus=4).build().cut("0.0-2.0", "0.1-2.1")))
+    root = _parsed(svg(node))
+    drawn, legend = _of_class(root, "lost")
+    assert [title.text for title in drawn.iter(f"{_SVG}title")] == ["GPU0 to GPU2: no link"]
+    assert legend.get("stroke-dasharray") == drawn.get("stroke-dasharray")
+    texts = [text.text or "" for text in root.iter(f"{_SVG}text")]
+    assert "no link, where the other pairs have some" in texts
+    assert any(text.endswith("5 of 6 pairs linked, 1 pair without any") for text in texts)
+    assert '"0.0" -- "2.0" [style=dashed, color=red, label="no link"];' in dot(node)
+
+
 def test_control_characters_are_escapes_in_the_picture() -> None:
     root = _parsed(svg(Node("a\x1b[31mb\0c\u2028d")))
     assert r"a\x1b[31mb\x00c\u2028d" in [text.text for text in root.iter(f"{_SVG}text")]
@@ -128,8 +140,8 @@ def test_any_topology_under_any_name_is_well_formed(shape: Topology, name: str) 
     node = Node.of(shape, name)
     root = _parsed(svg(node))
     links = [path for path in _of_class(root, "link") if path.find(f"{_SVG}title") is not None]
-    assert len(links) == len(shape.links)
-    assert dot(node).count(" -- ") == len(shape.links)
+    assert len(links) == len(shape.links) + len(node.lost)
+    assert dot(node).count(" -- ") == len(shape.links) + len(node.lost)
 
 
 def test_what_is_unknown_is_said_in_the_picture() -> None:

@@ -1,0 +1,91 @@
+"""YAML that people write: a key that is given twice is a slip, and no choice of the last one."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import yaml
+
+# YAML 1.1 takes 010 for 8, 1:30 for 90, 0x10 for 16 and 1_0 for 10
+# decimal = [ sign ] ( "0" / nonzero *DIGIT ) [ "." *DIGIT ] [ exponent ] / [ sign ] "." 1*DIGIT
+_DECIMAL = re.compile(r"[+-]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_NO_FINITE = re.compile(r"[+-]?\.(?:inf|nan)", re.IGNORECASE)  # whoever takes numbers refuses them
+_NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
+
+
+class RepeatedKeyError(ValueError):
+    """A mapping has a key twice: nobody can know which of them was meant."""
+
+
+class OddNumberError(ValueError):
+    """A number is another one to YAML than to whoever reads it."""
+
+
+def is_decimal(text: str) -> bool:
+    """Tell whether a number is to YAML what it is to everybody."""
+    return bool(_DECIMAL.fullmatch(text) or _NO_FINITE.fullmatch(text))
+
+
+def read_yaml(text: str, same: Callable[[str], str] = str, *, decimal: bool = True) -> Any:  # noqa: ANN401 - as YAML has it
+    """Return what a document says. Raises `yaml.YAMLError`, `RepeatedKeyError`, `OddNumberError`.
+
+    Keys are the same where `same` makes one text of them. Not `decimal`: numbers may be spelled in
+    any way, and whoever asks looks at that.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        for key, first, second in _repeated(node, same):
+            raise RepeatedKeyError(f"{key!r} is given twice, in lines {first} and {second}")
+        for number, line in _odd(node) if decimal else ():
+            raise OddNumberError(
+                f"{number} in line {line} is another number to YAML; write a plain decimal number"
+            )
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _repeated(root: yaml.Node, same: Callable[[str], str]) -> Iterator[tuple[str, int, int]]:
+    """Give each repeated key as it is spelled the second time, and the lines of both."""
+    for node in _nodes(root):
+        if isinstance(node, yaml.MappingNode):
+            yield from _repeated_here(node, same)
+
+
+def _odd(root: yaml.Node) -> Iterator[tuple[str, int]]:
+    """Give each number that is not decimal, and its line."""
+    for node in _nodes(root):
+        number = isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS
+        if number and not is_decimal(node.value):
+            yield node.value, node.start_mark.line + 1
+
+
+def _nodes(root: yaml.Node) -> Iterator[yaml.Node]:
+    """Give every node once: with aliases one can be in many places."""
+    left, known = [root], {id(root)}
+    while left:
+        node = left.pop()
+        yield node
+        parts: list[yaml.Node] = []
+        if isinstance(node, yaml.SequenceNode):
+            parts = node.value
+        elif isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        new = [part for part in parts if id(part) not in known]
+        known.update(map(id, new))
+        left.extend(reversed(new))
+
+
+def _repeated_here(
+    node: yaml.MappingNode, same: Callable[[str], str]
+) -> Iterator[tuple[str, int, int]]:
+    lines: dict[tuple[str, str], int] = {}
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode):
+            name, line = (key.tag, same(key.value)), key.start_mark.line + 1
+            if name in lines:
+                yield key.value, lines[name], line
+            lines[name] = line
