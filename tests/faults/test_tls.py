@@ -15,7 +15,7 @@ from threading import Thread
 
 import pytest
 
-from sidecar.simulator import Serving, Simulator
+from sidecar.simulator import Serving, Simulator, door
 from tests.faults.rig import Sidecar, sidecar, truth
 from tests.patience import PATIENCE
 from tests.sidecar.test_trust_rotation import replaced
@@ -109,14 +109,18 @@ def test_a_rotation_in_any_order_of_files_costs_no_label(
         daemon.expects(xpum)
 
 
-def test_plaintext_on_the_tls_port_is_told(site: Site) -> None:
+def test_plaintext_on_the_tls_port_is_told(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     with (
         site.simulator() as xpum,
         sidecar(xpum.port, site.features_d, f"-cert={site.trust}") as daemon,
     ):
         first = daemon.content()
         xpum.close()
-        with Simulator(truth(4), Serving(port=xpum.port)) as plain:
+        with (
+            monkeypatch.context() as impatient,
+            Simulator(truth(4), Serving(port=xpum.port)) as plain,
+        ):
+            impatient.setattr(door, "PATIENCE", 0.5)  # it waits for the end of a line
             told(daemon, "HTTPS on this")
             assert plain.requests == 0
         assert daemon.content() == first

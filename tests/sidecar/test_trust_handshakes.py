@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.classification import Reason
-from sidecar.simulator import Serving, Simulator
+from sidecar.simulator import Serving, Simulator, door
 from tests.patience import NEVER, PATIENCE, Clock
 from tests.sidecar.test_scrape import (
     EMPTY,
@@ -24,7 +24,8 @@ from tests.sidecar.test_scrape import (
 from tests.sidecar.test_trust_servers import CA, HERE, Authority, https, written
 
 
-def test_https_to_a_plain_port_is_told(tmp_path: Path) -> None:
+def test_https_to_a_plain_port_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "PATIENCE", 0.5)  # it waits for the end of a line
     trust = written(tmp_path, "ca.crt", CA.pem)
     with Simulator(NODE) as xpum, scraping(https(xpum.port, trust)) as scraper:
         error = refusal(scraper)
