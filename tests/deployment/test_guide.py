@@ -229,22 +229,45 @@ def test_a_kustomization_of_one_s_own_names_the_registry(overlay: str, tmp_path:
         assert (asked[1] in images) is (overlay != "base")
 
 
-@needs_kubectl
-def test_a_changed_flag_takes_nothing_away_from_what_the_overlay_needs(tmp_path: Path) -> None:
+def changed(directory: Path, form: str) -> tuple[Document, Document]:
+    """Give both containers of ours, as they are with one form of a changed flag, but the image."""
     own = block("yaml", "registry.example.com").replace("/http\n", "/companion-cert-manager\n")
-    both = own + block("yaml", "-lane-count=8")
-    (rendered,) = filter(is_workload, of_the_site(tmp_path, both))
-    before = daemon_set("companion-cert-manager")
-    sidecar, plugin = (container(rendered, name) for name in ("xelink-sidecar", PLUGIN))
-    assert sidecar.pop("args") == ["-lane-count=8", "-allow-subdeviceless-links"]
-    assert load(SidecarSettings, ["-lane-count=8", "-allow-subdeviceless-links"]).warnings == ()
-    assert {"name": "XELINK_SIDECAR_CERT", "value": "/cert/ca.crt"} in sidecar["env"]
-    changed = {"name": "XELINK_DEVICE_PLUGIN_SHARED_DEV_NUM", "value": "2"}
-    assert changed in plugin["env"]
-    plugin["env"].remove(changed)
-    for after in (sidecar, plugin):
-        after["image"] = "xelink:0.1.0"
-        assert after == container(before, after["name"])
+    rendered = of_the_site(directory, own + block("yaml", form))
+    (workload,) = filter(is_workload, rendered)
+    sidecar, plugin = (container(workload, name) for name in ("xelink-sidecar", PLUGIN))
+    sidecar["image"] = plugin["image"] = "xelink:0.1.0"
+    return sidecar, plugin
+
+
+def as_overlaid(name: str) -> Document:
+    return container(daemon_set("companion-cert-manager"), name)
+
+
+@needs_kubectl
+def test_an_argument_takes_nothing_away_from_what_the_overlay_needs(tmp_path: Path) -> None:
+    sidecar, plugin = changed(tmp_path, "args: [-lane-count=8")
+    arguments = sidecar.pop("args")
+    assert arguments == ["-lane-count=8", "-allow-subdeviceless-links"]
+    assert load(SidecarSettings, arguments).warnings == ()
+    assert sidecar == as_overlaid("xelink-sidecar")
+    assert plugin == as_overlaid(PLUGIN)
+
+
+@needs_kubectl
+def test_a_variable_takes_nothing_away_from_what_the_overlay_needs(tmp_path: Path) -> None:
+    sidecar, plugin = changed(tmp_path, "SHARED_DEV_NUM")
+    plugin["env"].remove({"name": "XELINK_DEVICE_PLUGIN_SHARED_DEV_NUM", "value": "2"})
+    assert sidecar == as_overlaid("xelink-sidecar")
+    assert plugin == as_overlaid(PLUGIN)
+
+
+@needs_kubectl
+def test_a_file_of_flags_takes_nothing_away_from_what_the_overlay_needs(tmp_path: Path) -> None:
+    sidecar, plugin = changed(tmp_path, "configMapGenerator")
+    sidecar["env"].remove({"name": "XELINK_SIDECAR_CONFIG_FILE", "value": "/flags/flags.yaml"})
+    sidecar["volumeMounts"].remove({"name": "flags", "mountPath": "/flags", "readOnly": True})
+    assert sidecar == as_overlaid("xelink-sidecar")
+    assert plugin == as_overlaid(PLUGIN)
 
 
 @needs_kubectl
