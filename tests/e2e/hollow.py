@@ -49,6 +49,10 @@ class Hollow:
         """Let a node offer resources, as a device plugin would."""
         self._api.patch(f"{NODES}/{name}/status", {"status": _status(resources)})
 
+    def label(self, name: str, labels: Mapping[str, str | None]) -> None:
+        """Label a node, as NFD would; None takes a label off."""
+        self._api.patch(f"{NODES}/{name}", {"metadata": {"labels": labels}})
+
     def _work(self) -> None:
         try:
             beats = 0.0
@@ -93,4 +97,9 @@ def _ready() -> Object:
 
 def _status(resources: Mapping[str, str]) -> Object:
     all_of_it = {"cpu": "8", "memory": "16Gi", "pods": "110", **resources}
-    return {"capacity": all_of_it, "allocatable": all_of_it, "conditions": [_ready()]}
+    return {
+        "capacity": all_of_it,
+        "allocatable": all_of_it,
+        "conditions": [_ready()],
+        "nodeInfo": {"kubeletVersion": "v1.36.3"},
+    }

@@ -272,6 +272,57 @@ def test_a_changed_variable_of_the_plugin_leaves_what_the_overlay_needs(
     assert {"NODE_NAME", "POD_NAME"} <= names
 
 
+# The README's view of the cluster, and its Pod
+
+
+README = (ROOT / "README.md").read_text()
+_LINKS = {"gpu-1": ("links", "8", "8"), "gpu-2": ("links", "4", "2"), "plain": ("", "", "")}
+
+
+@pytest.fixture
+def labeled(nodes: Hollow) -> None:
+    """The GPU nodes as our sidecars would label them, one of them with pairs alone."""
+    for name, values in _LINKS.items():
+        labels = dict(zip(("state", "gpus", "group"), values, strict=True))
+        nodes.label(
+            name, {f"gpu.intel.com/xe-links.{key}": value or None for key, value in labels.items()}
+        )
+        nodes.offer(name, {"gpu.intel.com/i915": values[1] or "0"})
+
+
+@pytest.mark.usefixtures("labeled")
+def test_kubectl_shows_the_cluster_as_the_readme_does(administrator: Administrator) -> None:
+    block = re.search(r"^\$ (kubectl get nodes -L .*)\n((?:.+\n)*?)```", README, re.MULTILINE)
+    assert block
+    line = block[1].replace("get nodes", f"get nodes {' '.join(_LINKS)}")
+    told = administrator.type(line)
+    assert ages_masked(told) == ages_masked(block[2]), told
+
+
+def ages_masked(table: str) -> list[list[str]]:
+    """Give the words of a table, without how old the nodes are."""
+    return [re.sub(r" \d+[dhms]\S* ", " AGE ", row).split() for row in table.splitlines()]
+
+
+@pytest.mark.usefixtures("labeled")
+def test_the_pod_of_the_readme_goes_to_a_node_with_such_a_group(
+    administrator: Administrator,
+) -> None:
+    pod = re.search(
+        r"^```yaml\n(apiVersion: v1\nkind: Pod\n.*?)^```", README, re.DOTALL | re.MULTILINE
+    )
+    assert pod
+    (administrator.directory / "pod.yaml").write_text(pod[1])
+    administrator.type("kubectl apply -f pod.yaml")
+    api = administrator.cluster.api
+    path = "/api/v1/namespaces/default/pods/four-gpus"
+    try:
+        seen = api.wait(path, lambda found: found["spec"].get("nodeName"), "it is scheduled")
+        assert seen.object["spec"]["nodeName"] == "gpu-1"
+    finally:
+        api.delete(f"{path}?gracePeriodSeconds=0")
+
+
 # Server-side apply
 
 
