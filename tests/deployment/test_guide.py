@@ -38,7 +38,7 @@ from tests.deployment.rendering import (
 )
 from tests.deployment.test_schemas import VERSIONS
 
-CHANGES = "it changes a cluster"
+CHANGES = "it changes a cluster; what it leads to is in tests/e2e"
 KIND = "it makes a cluster, or loads an image into one"
 FETCHES = "it fetches a release of others, which a test below holds to what is known here"
 IMAGE = "it needs a tool that builds images; tools/image_test.py builds and runs one"
@@ -65,6 +65,10 @@ ELSEWHERE = {
     "kubectl apply -f overlays/demo/pod.yaml": CHANGES,
     "kubectl delete -f overlays/demo/pod.yaml": CHANGES,
     "kubectl delete -k overlays/http": CHANGES,
+    "kubectl delete -k overlays/cert-manager": CHANGES,
+    "kubectl delete -k overlays/companion": CHANGES,
+    "kubectl delete -k overlays/companion-cert-manager": CHANGES,
+    "kubectl delete -k overlays/monitoring": CHANGES,
     "kubectl delete -k overlays/plugin-only": CHANGES,
     "kubectl delete -k overlays/demo": CHANGES,
     "kubectl delete namespace monitoring": CHANGES,
@@ -74,7 +78,7 @@ ELSEWHERE = {
         CHANGES
     ),
     "kubectl -n monitoring delete --ignore-not-found secret xpum-ca xpum-server-cert": CHANGES,
-    "kubectl -n monitoring delete podmonitor/xelink prometheusrule/xelink "
+    "kubectl -n monitoring delete --ignore-not-found podmonitor/xelink prometheusrule/xelink "
     "configmap/xelink-dashboard": CHANGES,
     "kubectl -n monitoring rollout undo daemonset intel-xpumanager": CHANGES,
     "kubectl diff -k overlays/http": "it compares with a cluster",
@@ -92,10 +96,11 @@ ELSEWHERE = {
     "/opt/xelink/bin/pip check": INDEX,
     "/opt/xelink/bin/xelink-sidecar": INDEX,
     "systemctl enable --now xelink-sidecar": NODE,
-    "systemctl disable --now xelink-sidecar": NODE,
+    "systemctl disable --now xelink-sidecar xelink-device-plugin": NODE,
     "systemctl daemon-reload": NODE,
     f"mkdir -p {FEATURES_D}": NODE,
-    "rm -rf /opt/xelink /etc/systemd/system/xelink-sidecar.service": NODE,
+    "rm -rf /opt/xelink /etc/systemd/system/xelink-sidecar.service "
+    "/etc/systemd/system/xelink-device-plugin.service": NODE,
     "restorecon -R /etc/kubernetes/node-feature-discovery": NODE,
     f"semanage fcontext --add --type container_file_t '{Path(FEATURES_D).parent}(/.*)?'": NODE,
     f"semanage fcontext --delete '{Path(FEATURES_D).parent}(/.*)?'": NODE,
@@ -103,9 +108,8 @@ ELSEWHERE = {
 """Whole commands that are not run here, and why not."""
 
 HERE = {
-    "curl -fsSO https://git.example.com/": "a_patch_is_downloaded",
-    "sed -i ": "a_patch_is_downloaded",
-    f"{PATCH} --patch-file xpumanager.yaml": "a_patch_is_downloaded",
+    "sed 's|image:": "the_patch_adds_the_sidecar_alone",
+    f"{PATCH} --patch-file xpumanager.yaml": "the_patch_adds_the_sidecar_alone",
     f"{PATCH} --patch-file overlays/cert-manager/https.yaml": "https_by_hand",
     f"{PATCH} --patch-file overlays/cert-manager/no-https.yaml": "https_is_taken_out",
     f"{PATCH} -p ": "taken_out_again",
@@ -198,8 +202,8 @@ def test_the_overlays_and_objects_that_are_named_are_there() -> None:
     deleted = shown("kubectl -n monitoring delete ", "xpum-server-cert").line
     assert set(deleted.split("secret ")[1].split()) == secrets
     watched = {name_of(each) for each in render("monitoring")}
-    told = shown("kubectl -n monitoring delete podmonitor/").line
-    assert {*told.split()[4:]} == watched - {name_of(each) for each in render("companion")}
+    told = shown("kubectl -n monitoring delete --ignore-not-found podmonitor/").line
+    assert {*told.split()[5:]} == watched - {name_of(each) for each in render("companion")}
     assert daemon_set("http")["metadata"]["namespace"] == "monitoring"
     assert daemon_set("demo")["metadata"]["name"] == "xelink-demo"
 

@@ -12,8 +12,9 @@ from device_plugin.answers import Choice, Linked
 from device_plugin.decision import NOTHING, PLAIN, POLICY
 from device_plugin.labels import State
 from device_plugin.simulator import tree
+from device_plugin.simulator.admission import Pod
 from device_plugin.simulator.blueprint import Blueprint as Cards
-from device_plugin.simulator.kubelet import Kubelet, Pod
+from device_plugin.simulator.kubelet import Kubelet
 from tests.deployment import api
 from tests.deployment.guide import Shell, administrator, masked, needs_kubectl
 from tests.deployment.pipeline import I915

@@ -7,12 +7,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.deployment.guide import block, commands, shown
+from tests.deployment.guide import GUIDE, block, commands, shown
 from tests.e2e.api import Object
 from tests.e2e.cluster import Cluster
 from tests.e2e.conftest import Tell
@@ -209,7 +210,7 @@ def mounted(
 ) -> dict[str, str]:
     """Write what the container sees of a ConfigMap; give the variables that name it."""
     volumes = {each["name"]: each for each in pod["spec"]["volumes"] if "configMap" in each}
-    moved = {}
+    moved: dict[str, str] = {}
     for mount in manifest["volumeMounts"]:
         if mount["name"] not in volumes:
             continue
@@ -402,3 +403,63 @@ def test_server_side_apply_over_our_own_client_side_applied_overlay_has_no_confl
 ) -> None:
     administrator.type(APPLY)
     server_side(administrator, overlay)
+
+
+# Removal
+
+
+def removal(title: str) -> list[str]:
+    """Give the commands of the guide for what was installed."""
+    section = GUIDE.partition(f"### You {title}\n")[2].partition("\n### ")[0]
+    block = re.search(r"^```console\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+    assert block
+    return re.findall(r"^\$ (.*)$", block[1], re.MULTILINE)
+
+
+@pytest.mark.usefixtures("definitions")
+@pytest.mark.parametrize(
+    "overlay", re.findall(r"^### You installed `overlays/([a-z-]+)`$", GUIDE, re.MULTILINE)
+)
+def test_the_commands_for_an_overlay_leave_nothing_of_it(
+    administrator: Administrator, overlay: str
+) -> None:
+    administrator.type(f"kubectl apply -k overlays/{overlay}")
+    for secret in ("xpum-ca", "xpum-server-cert") if "cert-manager" in overlay else ():
+        administrator.type(f"kubectl -n monitoring create secret generic {secret}")
+    for line in removal(f"installed `overlays/{overlay}`"):
+        administrator.type(line)
+    left = "kubectl get --ignore-not-found -o name"
+    assert not administrator.type(f"{left} -k overlays/{overlay}")
+    found = administrator.type(
+        f"{left} -n monitoring secrets,configmaps,daemonsets,networkpolicies"
+    )
+    assert found in {"", "configmap/kube-root-ca.crt\n"}
+
+
+@pytest.mark.usefixtures("definitions")
+def test_what_was_patched_in_is_taken_out_and_xpu_manager_is_as_before(
+    administrator: Administrator,
+) -> None:
+    administrator.type("kubectl apply -k overlays/base")
+    before = ordered(administrator.cluster.api.get(DAEMON_SET))
+    patch = "kubectl -n monitoring patch daemonset intel-xpumanager --patch-file"
+    administrator.type(f"{patch} overlays/http/xpumanager.yaml")
+    for line in (
+        "kubectl -n monitoring apply -f overlays/cert-manager/certificates.yaml",
+        f"{patch} overlays/cert-manager/https.yaml",
+    ):
+        assert line in LINES
+        administrator.type(line)
+    assert ordered(administrator.cluster.api.get(DAEMON_SET)) != before
+    for title in ("patched HTTPS in", "patched the sidecar in"):
+        for line in removal(title):
+            administrator.type(line)
+    assert ordered(administrator.cluster.api.get(DAEMON_SET)) == before
+    assert not administrator.type("kubectl -n monitoring get certificates,issuers -o name")
+
+
+def ordered(daemon_set: Object) -> Object:
+    """Give the Pod that a DaemonSet makes; a strategic merge keeps no order."""
+    spec: Object = daemon_set["spec"]["template"]["spec"]
+    by_name = itemgetter("name")
+    return {**spec, **{key: sorted(spec[key], key=by_name) for key in ("containers", "volumes")}}
