@@ -2,18 +2,22 @@
 
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from device_plugin.settings import PluginSettings
-from service.flags import load
+from service.flags import DaemonSettings, load
 from sidecar.settings import SidecarSettings
 from tests.deployment.guide import GUIDE, block
 from tests.deployment.rendering import ROOT, is_ours, needs, pods, run
 
 UNITS = sorted((ROOT / "systemd").glob("*.service"))
-SETTINGS = {"xelink-sidecar": SidecarSettings, "xelink-device-plugin": PluginSettings}
+SETTINGS: Mapping[str, type[DaemonSettings]] = {
+    "xelink-sidecar": SidecarSettings,
+    "xelink-device-plugin": PluginSettings,
+}
 THRESHOLD = 20  # tenths: an exposure below 2 of 10
 
 each_unit = pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)

@@ -108,6 +108,7 @@ def administrator(
     yield Administrator(cluster, tmp_path)
     named = ["daemonset/intel-xpumanager", "networkpolicy/intel-xpumanager"]
     cluster.kubectl(f"--namespace={monitoring}", "delete", "--ignore-not-found", *named)
+    cluster.kubectl(f"--namespace={monitoring}", "delete", "configmaps", "--all")
     cluster.kubectl(f"--namespace={monitoring}", "wait", "--for=delete", "--all", "pods", TIMEOUT)
 
 
