@@ -21,8 +21,8 @@ PLUGIN = ROOT / "docs" / "device-plugin.md"
 TARGETS = {"make demo", "make test"}
 """What everybody may try at once; the first is run below, and the second runs this."""
 
-SHOWN_BY_TESTS = "kubectl label --list node node-1 "
-"""Run in tests/deployment/test_guide_cluster.py."""
+SHOWN_BY_TESTS = ("kubectl label --list node node-1 ", "kubectl get nodes -L ")
+"""Run in tests/deployment/test_guide_cluster.py and tests/e2e/test_rollout.py."""
 
 
 def shown(page: str) -> Iterator[tuple[str, str]]:

@@ -24,7 +24,7 @@ from topology.publication import DEFAULT_NAMESPACE, Publication, node_labels
 from xelink.__main__ import main
 from xelink.outcome import FAILED, WRONG_CALL
 
-PAGES = (Path("docs/cli.md"), Path("README.md"))
+PAGES = (Path("docs/cli.md"), Path("docs/not-linked.md"), Path("README.md"))
 EXAMPLES = Path("xelink/examples")
 
 _WIDTH = "100"

@@ -177,7 +177,7 @@ else
   }
   tell one tests/e2e/test_nfd.py
   tell two tests/e2e/test_pods.py tests/e2e/test_deployment.py
-  tell three tests/e2e/test_restarts.py
+  tell three tests/e2e/test_restarts.py tests/e2e/test_rollout.py
   for each in "${nodes[@]}"; do
     wait "$each" || status=1
   done

@@ -14,13 +14,18 @@ _UNKNOWN = {"kind": "Status", "apiVersion": "v1", "code": 404}
 
 
 @contextmanager
-def serving(objects: Sequence[_Object]) -> Iterator[str]:
-    """Serve objects of whatever kind, which nothing changes; give the URL."""
+def serving(objects: Sequence[_Object], logs: Mapping[str, str] | None = None) -> Iterator[str]:
+    """Serve objects of whatever kind, which nothing changes, and logs of Pods; give the URL."""
+    told = {f"/{name}/log": text for name, text in (logs or {}).items()}
     answers = _discovery(objects) | _objects(objects)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             url = urlsplit(self.path)
+            for end, text in told.items():
+                if url.path.endswith(end):
+                    self._answer(text.encode(), found=True)
+                    return
             query = parse_qs(url.query)
             answer = answers.get(url.path, _UNKNOWN)
             if "items" in answer:
@@ -28,7 +33,10 @@ def serving(objects: Sequence[_Object]) -> Iterator[str]:
                 answer = {**answer, "items": items}
             # A watch ends at once: nothing ever changes.
             body = b"" if "watch" in query else json.dumps(answer).encode()
-            self.send_response(200 if url.path in answers else 404)
+            self._answer(body, found=url.path in answers)
+
+        def _answer(self, body: bytes, *, found: bool) -> None:
+            self.send_response(200 if found else 404)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -116,4 +124,5 @@ def _selected(item: _Object, query: Mapping[str, Sequence[str]]) -> bool:
     if name and (name not in has or (equals and has[name] != value)):
         return False
     (fields,) = query.get("fieldSelector", [""])
-    return fields in {"", f"metadata.name={item['metadata']['name']}"}
+    node = item.get("spec", {}).get("nodeName")
+    return fields in {"", f"metadata.name={item['metadata']['name']}", f"spec.nodeName={node}"}

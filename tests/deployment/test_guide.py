@@ -5,13 +5,11 @@ A command is either run in a test, as far as that goes without a cluster, or nam
 
 import re
 import shutil
-from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
 import yaml
 
-from device_plugin.settings import PluginSettings
 from service.flags import load
 from sidecar.settings import SidecarSettings
 from tests.deployment.chain import container
@@ -38,7 +36,7 @@ from tests.deployment.rendering import (
 )
 from tests.deployment.test_schemas import VERSIONS
 
-CHANGES = "it changes a cluster"
+CHANGES = "it changes a cluster; what it leads to is in tests/e2e"
 KIND = "it makes a cluster, or loads an image into one"
 FETCHES = "it fetches a release of others, which a test below holds to what is known here"
 IMAGE = "it needs a tool that builds images; tools/image_test.py builds and runs one"
@@ -65,6 +63,10 @@ ELSEWHERE = {
     "kubectl apply -f overlays/demo/pod.yaml": CHANGES,
     "kubectl delete -f overlays/demo/pod.yaml": CHANGES,
     "kubectl delete -k overlays/http": CHANGES,
+    "kubectl delete -k overlays/cert-manager": CHANGES,
+    "kubectl delete -k overlays/companion": CHANGES,
+    "kubectl delete -k overlays/companion-cert-manager": CHANGES,
+    "kubectl delete -k overlays/monitoring": CHANGES,
     "kubectl delete -k overlays/plugin-only": CHANGES,
     "kubectl delete -k overlays/demo": CHANGES,
     "kubectl delete namespace monitoring": CHANGES,
@@ -74,7 +76,7 @@ ELSEWHERE = {
         CHANGES
     ),
     "kubectl -n monitoring delete --ignore-not-found secret xpum-ca xpum-server-cert": CHANGES,
-    "kubectl -n monitoring delete podmonitor/xelink prometheusrule/xelink "
+    "kubectl -n monitoring delete --ignore-not-found podmonitor/xelink prometheusrule/xelink "
     "configmap/xelink-dashboard": CHANGES,
     "kubectl -n monitoring rollout undo daemonset intel-xpumanager": CHANGES,
     "kubectl diff -k overlays/http": "it compares with a cluster",
@@ -90,12 +92,13 @@ ELSEWHERE = {
     "/opt/xelink/bin/pip install --no-deps --require-hashes -r requirements.lock": INDEX,
     "/opt/xelink/bin/pip install --no-deps dist/xelink-*.whl": INDEX,
     "/opt/xelink/bin/pip check": INDEX,
-    "/opt/xelink/bin/xelink-sidecar": INDEX,
-    "systemctl enable --now xelink-sidecar": NODE,
-    "systemctl disable --now xelink-sidecar": NODE,
+    "systemctl enable --now xelink-sidecar xelink-device-plugin": NODE,
+    "install -m 644 systemd/xelink-sidecar.service systemd/xelink-device-plugin.service "
+    "/etc/systemd/system/": NODE,
+    "systemctl disable --now xelink-sidecar xelink-device-plugin": NODE,
     "systemctl daemon-reload": NODE,
-    f"mkdir -p {FEATURES_D}": NODE,
-    "rm -rf /opt/xelink /etc/systemd/system/xelink-sidecar.service": NODE,
+    "rm -rf /opt/xelink /etc/systemd/system/xelink-sidecar.service "
+    "/etc/systemd/system/xelink-device-plugin.service": NODE,
     "restorecon -R /etc/kubernetes/node-feature-discovery": NODE,
     f"semanage fcontext --add --type container_file_t '{Path(FEATURES_D).parent}(/.*)?'": NODE,
     f"semanage fcontext --delete '{Path(FEATURES_D).parent}(/.*)?'": NODE,
@@ -103,9 +106,8 @@ ELSEWHERE = {
 """Whole commands that are not run here, and why not."""
 
 HERE = {
-    "curl -fsSO https://git.example.com/": "a_patch_is_downloaded",
-    "sed -i ": "a_patch_is_downloaded",
-    f"{PATCH} --patch-file xpumanager.yaml": "a_patch_is_downloaded",
+    "sed 's|image:": "the_patch_adds_the_sidecar_alone",
+    f"{PATCH} --patch-file xpumanager.yaml": "the_patch_adds_the_sidecar_alone",
     f"{PATCH} --patch-file overlays/cert-manager/https.yaml": "https_by_hand",
     f"{PATCH} --patch-file overlays/cert-manager/no-https.yaml": "https_is_taken_out",
     f"{PATCH} -p ": "taken_out_again",
@@ -198,8 +200,8 @@ def test_the_overlays_and_objects_that_are_named_are_there() -> None:
     deleted = shown("kubectl -n monitoring delete ", "xpum-server-cert").line
     assert set(deleted.split("secret ")[1].split()) == secrets
     watched = {name_of(each) for each in render("monitoring")}
-    told = shown("kubectl -n monitoring delete podmonitor/").line
-    assert {*told.split()[4:]} == watched - {name_of(each) for each in render("companion")}
+    told = shown("kubectl -n monitoring delete --ignore-not-found podmonitor/").line
+    assert {*told.split()[5:]} == watched - {name_of(each) for each in render("companion")}
     assert daemon_set("http")["metadata"]["namespace"] == "monitoring"
     assert daemon_set("demo")["metadata"]["name"] == "xelink-demo"
 
@@ -229,22 +231,45 @@ def test_a_kustomization_of_one_s_own_names_the_registry(overlay: str, tmp_path:
         assert (asked[1] in images) is (overlay != "base")
 
 
-@needs_kubectl
-def test_a_changed_flag_takes_nothing_away_from_what_the_overlay_needs(tmp_path: Path) -> None:
+def changed(directory: Path, form: str) -> tuple[Document, Document]:
+    """Give both containers of ours, as they are with one form of a changed flag, but the image."""
     own = block("yaml", "registry.example.com").replace("/http\n", "/companion-cert-manager\n")
-    both = own + block("yaml", "-lane-count=8")
-    (rendered,) = filter(is_workload, of_the_site(tmp_path, both))
-    before = daemon_set("companion-cert-manager")
-    sidecar, plugin = (container(rendered, name) for name in ("xelink-sidecar", PLUGIN))
-    assert sidecar.pop("args") == ["-lane-count=8", "-allow-subdeviceless-links"]
-    assert load(SidecarSettings, ["-lane-count=8", "-allow-subdeviceless-links"]).warnings == ()
-    assert {"name": "XELINK_SIDECAR_CERT", "value": "/cert/ca.crt"} in sidecar["env"]
-    changed = {"name": "XELINK_DEVICE_PLUGIN_SHARED_DEV_NUM", "value": "2"}
-    assert changed in plugin["env"]
-    plugin["env"].remove(changed)
-    for after in (sidecar, plugin):
-        after["image"] = "xelink:0.1.0"
-        assert after == container(before, after["name"])
+    rendered = of_the_site(directory, own + block("yaml", form))
+    (workload,) = filter(is_workload, rendered)
+    sidecar, plugin = (container(workload, name) for name in ("xelink-sidecar", PLUGIN))
+    sidecar["image"] = plugin["image"] = "xelink:0.1.0"
+    return sidecar, plugin
+
+
+def as_overlaid(name: str) -> Document:
+    return container(daemon_set("companion-cert-manager"), name)
+
+
+@needs_kubectl
+def test_an_argument_takes_nothing_away_from_what_the_overlay_needs(tmp_path: Path) -> None:
+    sidecar, plugin = changed(tmp_path, "args: [-lane-count=8")
+    arguments = sidecar.pop("args")
+    assert arguments == ["-lane-count=8", "-allow-subdeviceless-links"]
+    assert load(SidecarSettings, arguments).warnings == ()
+    assert sidecar == as_overlaid("xelink-sidecar")
+    assert plugin == as_overlaid(PLUGIN)
+
+
+@needs_kubectl
+def test_a_variable_takes_nothing_away_from_what_the_overlay_needs(tmp_path: Path) -> None:
+    sidecar, plugin = changed(tmp_path, "SHARED_DEV_NUM")
+    plugin["env"].remove({"name": "XELINK_DEVICE_PLUGIN_SHARED_DEV_NUM", "value": "2"})
+    assert sidecar == as_overlaid("xelink-sidecar")
+    assert plugin == as_overlaid(PLUGIN)
+
+
+@needs_kubectl
+def test_a_file_of_flags_takes_nothing_away_from_what_the_overlay_needs(tmp_path: Path) -> None:
+    sidecar, plugin = changed(tmp_path, "configMapGenerator")
+    sidecar["env"].remove({"name": "XELINK_SIDECAR_CONFIG_FILE", "value": "/flags/flags.yaml"})
+    sidecar["volumeMounts"].remove({"name": "flags", "mountPath": "/flags", "readOnly": True})
+    assert sidecar == as_overlaid("xelink-sidecar")
+    assert plugin == as_overlaid(PLUGIN)
 
 
 @needs_kubectl
@@ -279,15 +304,6 @@ def test_a_namespace_that_is_made_may_have_what_the_pods_need() -> None:
 def test_the_calls_are_right() -> None:
     for line in re.findall(r"^\$ .* xelink-sidecar( -[^-].*)$", GUIDE, re.MULTILINE):
         assert load(SidecarSettings, line.split()).warnings == ()
-    unit = ConfigParser()
-    unit.optionxform = str  # type: ignore[assignment,method-assign]  # as its documentation says
-    unit.read_string(block("ini", "ExecStart"))
-    program, *arguments = unit["Service"]["ExecStart"].split()
-    assert program == "/opt/xelink/bin/xelink-sidecar"
-    settings = load(SidecarSettings, arguments).settings
-    assert unit["Service"]["ReadWritePaths"] == str(settings.dst_file_path.parent) == FEATURES_D
-    plugin = load(PluginSettings, []).settings
-    assert f"`ReadWritePaths={plugin.plugin_dir} {plugin.cdi_dir}`" in " ".join(GUIDE.split())
 
 
 def test_the_releases_of_others_are_those_that_our_tests_know() -> None:

@@ -159,8 +159,8 @@ def test_the_exporter_runs_as_xpu_manager_s_own_manifest_runs_it(overlay: str) -
     assert exporter["image"] == container(overlay, "xpumd")["image"]
     assert exporter["workingDir"] == "/usr/lib/xpum/rest"
     env = {each["name"]: each for each in exporter["env"]}
-    assert env["NODE_NAME"]["valueFrom"] == {"fieldRef": {"fieldPath": "spec.nodeName"}}
-    assert env["POD_IP"]["valueFrom"] == {"fieldRef": {"fieldPath": "status.podIP"}}
+    for name, path in (("NODE_NAME", "spec.nodeName"), ("POD_IP", "status.podIP")):
+        assert env[name]["valueFrom"]["fieldRef"]["fieldPath"] == path
     assert env["XPUM_EXPORTER_NO_AUTH"]["value"] == env["XPUM_EXPORTER_ONLY"]["value"] == "1"
     mounts = {mount["name"]: mount for mount in exporter["volumeMounts"]}
     assert mounts["sockdir"] == {"name": "sockdir", "mountPath": "/tmp"}  # noqa: S108 - as above
@@ -229,3 +229,19 @@ def test_the_arguments_of_our_daemons_are_the_user_s(overlay: str) -> None:
     # A list is replaced as a whole: what an overlay needs would be gone with the first flag.
     (pod,) = pods(overlay)
     assert not [each["name"] for each in pod.containers if is_ours(each) and each.get("args")]
+
+
+@needs_kustomize
+@each_overlay
+def test_values_are_written_as_the_api_server_keeps_them(overlay: str) -> None:
+    # Server-side apply compares the text: 1 and "1" are a conflict (tests/e2e/test_rollout.py).
+    for pod in pods(overlay):
+        for each in pod.containers:
+            fields = [
+                env["valueFrom"]["fieldRef"] for env in each.get("env", ()) if "valueFrom" in env
+            ]
+            assert all(field["apiVersion"] == "v1" for field in fields)
+            amounts = [
+                amount for kind in each.get("resources", {}).values() for amount in kind.values()
+            ]
+            assert all(isinstance(amount, str) for amount in amounts), amounts

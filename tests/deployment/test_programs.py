@@ -322,7 +322,7 @@ def test_the_plugin_of_its_own_pod_offers_what_xpumd_asks_for(
     assert isinstance(settings, PluginSettings)
     (http,) = pods("http")
     asked = http.container("xpumd")["resources"]["limits"]
-    assert asked == {"gpu.intel.com/i915_monitoring": 1}
+    assert asked == {"gpu.intel.com/i915_monitoring": "1"}
     assert settings.enable_monitoring
     assert settings.monitoring_mode is Monitoring.SPLIT
 

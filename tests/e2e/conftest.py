@@ -16,6 +16,7 @@ from tests.e2e.kubelet import Kubelet, Runtime
 from tests.e2e.nfd import Nfd
 from tests.e2e.pods import Pods
 
+CRDS = Path(__file__).parents[2] / ".cache" / "tools" / "crds"
 IN_NAMESPACE = "XELINK_E2E" in os.environ
 collect_ignore_glob = [] if IN_NAMESPACE else ["test_*.py"]
 
@@ -96,6 +97,23 @@ def cluster(work: Path, logs: Path) -> Iterator[Cluster]:
         yield cluster.start()
     finally:
         cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def monitoring(cluster: Cluster) -> str:
+    """The namespace of XPU Manager, as the guide makes it."""
+    cluster.kubectl("create", "namespace", "monitoring")
+    return "monitoring"
+
+
+@pytest.fixture(scope="session")
+def definitions(cluster: Cluster) -> None:
+    """The custom resources of cert-manager and of the Prometheus operator."""
+    files = sorted(CRDS.glob("*.yaml"))
+    if not files:
+        pytest.skip("definitions of custom resources are missing: make deployment-tools")
+    cluster.kubectl("apply", "--server-side", *(f"--filename={file}" for file in files))
+    cluster.kubectl("wait", "--for=condition=Established", "--all", "crd")
 
 
 @pytest.fixture(scope="session")

@@ -19,29 +19,11 @@ from tests.e2e.programs import until
 
 ROOT = Path(__file__).parents[2]
 OVERLAYS = sorted(path.parent for path in (ROOT / "overlays").glob("*/kustomization.yaml"))
-CRDS = ROOT / ".cache" / "tools" / "crds"
 XPUMANAGER = "daemonset/intel-xpumanager"
 SIDECAR = ROOT / "overlays" / "http" / "xpumanager.yaml"
 DEMO = ROOT / "overlays" / "demo"
 _IDLE = "import signal; signal.signal(signal.SIGTERM, lambda *_: exit()); signal.pause()"
 DEMO_NODE = Path("/var/lib/xelink-demo")
-
-
-@pytest.fixture(scope="module")
-def monitoring(cluster: Cluster) -> str:
-    """The namespace of XPU Manager, as the guide makes it."""
-    cluster.kubectl("create", "namespace", "monitoring")
-    return "monitoring"
-
-
-@pytest.fixture(scope="module")
-def definitions(cluster: Cluster) -> None:
-    """The custom resources of cert-manager and of the Prometheus operator."""
-    files = sorted(CRDS.glob("*.yaml"))
-    if not files:
-        pytest.skip("definitions of custom resources are missing: make deployment-tools")
-    cluster.kubectl("apply", "--server-side", *(f"--filename={file}" for file in files))
-    cluster.kubectl("wait", "--for=condition=Established", "--all", "crd")
 
 
 @pytest.mark.usefixtures("monitoring", "definitions")

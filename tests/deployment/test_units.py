@@ -1,0 +1,110 @@
+"""systemd/: the units are valid and hardened, and let the daemons write what they write."""
+
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from device_plugin.settings import PluginSettings
+from service.flags import DaemonSettings, load
+from sidecar.settings import SidecarSettings
+from tests.deployment.guide import GUIDE, block
+from tests.deployment.rendering import ROOT, is_ours, needs, pods, run
+
+UNITS = sorted((ROOT / "systemd").glob("*.service"))
+SETTINGS: Mapping[str, type[DaemonSettings]] = {
+    "xelink-sidecar": SidecarSettings,
+    "xelink-device-plugin": PluginSettings,
+}
+THRESHOLD = 20  # tenths: an exposure below 2 of 10
+
+each_unit = pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+needs_systemd = needs("systemd-analyze")
+
+
+def directives(unit: Path) -> dict[str, list[str]]:
+    """Give what a unit says, each name with all of its values."""
+    found: dict[str, list[str]] = {}
+    for name, value in re.findall(r"^(\w+)=(.*)$", unit.read_text(), re.MULTILINE):
+        found.setdefault(name, []).append(value)
+    return found
+
+
+@needs_systemd
+@each_unit
+def test_systemd_takes_the_unit_without_a_word(unit: Path, tmp_path: Path) -> None:
+    # It looks for the program, which is not installed here.
+    here = shutil.which("true")
+    mine = tmp_path / unit.name
+    mine.write_text(
+        re.sub(r"^ExecStart=\S+", f"ExecStart={here}", unit.read_text(), flags=re.MULTILINE)
+    )
+    assert run("bash", "-c", f"systemd-analyze verify {mine} 2>&1") == ""
+
+
+@needs_systemd
+@each_unit
+def test_systemd_finds_the_unit_hardened(unit: Path) -> None:
+    told = run(
+        *("systemd-analyze", "security", "--no-pager", "--offline=yes"),
+        *(f"--threshold={THRESHOLD}", str(unit)),
+    )
+    exposure = re.search(r"exposure level for \S+: ([\d.]+) OK", told)
+    assert exposure
+    assert "`OK`, below 2 of 10" in " ".join(GUIDE.split())
+
+
+@each_unit
+def test_the_unit_starts_the_program_with_what_it_knows(unit: Path) -> None:
+    program, *arguments = directives(unit)["ExecStart"][0].split()
+    assert program == f"/opt/xelink/bin/{unit.stem}"
+    assert load(SETTINGS[unit.stem], arguments).warnings == ()
+
+
+def test_each_unit_writes_where_its_program_does_and_nowhere_else() -> None:
+    sidecar, plugin = load(SidecarSettings, []).settings, load(PluginSettings, []).settings
+    places = {unit.stem: directives(unit) for unit in UNITS}
+    told = places["xelink-sidecar"]
+    assert told["ReadWritePaths"] == [str(sidecar.dst_file_path.parent)]
+    assert told["ReadWritePaths"] == [str(sidecar.tmp_dir_prefix)]
+    assert told["ReadWritePaths"] == [f"/etc/{told['ConfigurationDirectory'][0]}"]
+    told = places["xelink-device-plugin"]
+    assert told["ReadWritePaths"] == [str(plugin.plugin_dir)]
+    assert str(plugin.cdi_dir) == f"/var/run/{told['RuntimeDirectory'][0]}"  # /run, by a link
+    assert told["RuntimeDirectoryPreserve"] == ["yes"]
+    assert all(each["ProtectSystem"] == ["strict"] for each in places.values())
+
+
+@each_unit
+def test_the_unit_has_no_capability_and_opens_no_device(unit: Path) -> None:
+    told = directives(unit)
+    assert told["CapabilityBoundingSet"] == told["AmbientCapabilities"] == [""]
+    assert told["NoNewPrivileges"] == ["yes"]
+    assert told["DevicePolicy"] == ["closed"]
+    assert "DeviceAllow" not in told
+    # The plugin could not see the GPUs' nodes in a /dev of its own.
+    assert told.get("PrivateDevices") == (None if "plugin" in unit.stem else ["yes"])
+
+
+@each_unit
+def test_the_unit_has_the_memory_of_the_container(unit: Path) -> None:
+    overlay = "http" if unit.stem == "xelink-sidecar" else "plugin-only"
+    (limits,) = (
+        each["resources"]["limits"]
+        for pod in pods(overlay)
+        for each in pod.containers
+        if is_ours(each)
+    )
+    assert directives(unit)["MemoryMax"] == [limits["memory"].removesuffix("i")]
+
+
+def test_the_drop_in_of_the_guide_opens_what_it_says() -> None:
+    drop_in = block("ini", "systemctl edit")
+    variable = re.search(r"^Environment=XELINK_SIDECAR_(\w+)=(\S+)$", drop_in, re.MULTILINE)
+    assert variable
+    load(SidecarSettings, [f"-{variable[1].lower()}={variable[2]}"])
+    for name in ("IPAddressDeny", "IPAddressAllow"):
+        assert f"\n{name}=\n" in drop_in
+        assert all(name in directives(unit) for unit in UNITS)
