@@ -537,6 +537,14 @@ def test_a_card_whose_device_node_is_gone_is_unhealthy(node: Node, minor: str) -
     assert look(node).cards[0].healthy
 
 
+def test_a_directory_in_the_place_of_a_device_node_is_none(node: Node) -> None:
+    """A container runtime makes one where a mount's source is missing."""
+    path = node.root / "dev/dri" / look(node).cards[0].name
+    path.unlink()
+    path.mkdir()
+    assert look(node).cards[0].missing == (f"/dev/dri/{path.name}",)
+
+
 def test_a_card_that_breaks_stays_known_as_unhealthy(node: Node) -> None:
     before = look(node)
     node.damage(FIRST, "device", Damage.UNREADABLE)
@@ -575,6 +583,16 @@ def test_another_gpu_under_the_name_of_a_broken_one_is_not_taken_for_it(node: No
     node.add(SimulatedGpu("0000:2b:00.0", 1, render=128))
     node.damage("0000:2b:00.0", "device", Damage.EMPTY)
     assert cards(look(node).keep_known(before)) == [f"card{number}" for number in range(2, 9)]
+
+
+def test_a_gpu_that_has_another_name_by_now_is_not_remembered_by_its_old_one(node: Node) -> None:
+    before = look(node)
+    first, *others = before.cards
+    renamed = replace(first, name="card9")
+    now = replace(
+        before, cards=(renamed, *others), problems=(Problem(first.name, "cannot be read"),)
+    )
+    assert now.keep_known(before) == now
 
 
 # By-path and MEI
