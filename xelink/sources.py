@@ -21,6 +21,7 @@ from shtab import DIRECTORY, FILE
 
 from device_plugin.labels import DEFAULT_PATH
 from service.files import read_up_to
+from service.patience import HungError
 from sidecar.classification import Rules
 from sidecar.exposition import Reader, Reading
 from sidecar.sieve import TooManyRowsError
@@ -29,6 +30,7 @@ from topology.node import Node
 from topology.publication import DEFAULT_NAMESPACE
 from xelink import live, readings
 from xelink.below import below
+from xelink.looks import Looks
 from xelink.outcome import FailedError, WrongCallError
 
 T = TypeVar("T")
@@ -167,13 +169,21 @@ def _seconds(text: str) -> float:
 
 def _from_here(options: argparse.Namespace) -> tuple[Node, ...]:
     """Read what is published on this node, or where nothing is, what would be."""
+    prefix, look = options.prefix or Path("/"), Looks()
+
+    def find() -> tuple[Path, bool]:
+        path = below(prefix.absolute(), DEFAULT_PATH)
+        return path, os.path.lexists(path)
+
     try:
-        path = below((options.prefix or Path("/")).absolute(), DEFAULT_PATH)
+        path, is_there = look("file", (prefix / DEFAULT_PATH.relative_to("/")).absolute(), find)
+        if is_there:
+            options.features = str(path)
+            return look("file", path, partial(_from_features, options))
+    except HungError as error:
+        raise FailedError(str(error.strerror)) from error
     except OSError as error:
-        raise FailedError(f"--prefix {options.prefix}: {error.strerror}: {DEFAULT_PATH}") from error
-    if os.path.lexists(path):
-        options.features = str(path)
-        return _from_features(options)
+        raise FailedError(f"--prefix {prefix}: {error.strerror}: {DEFAULT_PATH}") from error
     options.url = f"http://{live.HOST}:{live.PORT}"
     (node,) = _from_url(options)
     if node.topology is None:

@@ -231,3 +231,18 @@ def test_doctor_ends_beside_a_dead_mount_and_names_it(dead: Path, option: str, c
         f"{place} does not answer within {SECONDS:g} s, on the mount {dead} (fuse of nobody)"
     )
     assert found[check]["todo"].startswith("mend its file system or unmount it")
+
+
+@pytest.mark.parametrize("call", [("show",), ("explain", "--want=2")], ids=" ".join)
+def test_what_looks_at_this_node_ends_beside_a_dead_mount_and_names_it(
+    dead: Path, call: tuple[str, ...]
+) -> None:
+    with running("xelink", *call, f"--prefix={dead}") as process:
+        ended = threading.Timer(PATIENCE, process.process.kill)
+        ended.start()
+        code = process.wait(2 * PATIENCE)
+        ended.cancel()
+    assert code == 1
+    (line,) = process.lines
+    path, mount = dead / FEATURES_D / FILE, f"{dead} (fuse of nobody)"
+    assert line.endswith(f"{path} does not answer within {SECONDS:g} s, on the mount {mount}")
