@@ -137,6 +137,18 @@ def test_a_node_that_cannot_be_looked_at_is_an_error(node: Node, spoil: object) 
         look(node)
 
 
+def test_a_node_that_is_taken_away_during_a_scan_is_no_node_without_gpus(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def last_part(*_: object) -> tuple[Withheld, ...]:
+        (node.root / "sys").rename(node.root / "gone")
+        return ()
+
+    monkeypatch.setattr("device_plugin.devices._without_card", last_part)
+    with pytest.raises(ScanError, match="no sysfs"):
+        look(node)
+
+
 def test_control_nodes_are_skipped(tmp_path: Path) -> None:
     node = Node(tmp_path)
     node.add(SimulatedGpu(FIRST, 1, render=128, control=64))
