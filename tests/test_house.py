@@ -50,6 +50,15 @@ def test_a_daemon_starts_without_what_only_the_tool_needs(daemon: str) -> None:
     assert not imported & {"rich.console", "click.core", "pygments.lexers", "shtab", "xelink"}
 
 
+@pytest.mark.parametrize("path", ["topology", "service", "sidecar", "device_plugin", "xelink"])
+def test_no_program_asks_for_metadata_of_a_package_that_may_not_be_installed(path: str) -> None:
+    """After `make demo` it is not: what runs is the checkout."""
+    asks = [
+        file for file in (ROOT / path).rglob("*.py") if "importlib.metadata" in file.read_text()
+    ]
+    assert asks == []
+
+
 TESTS = [
     path
     for path in sorted((ROOT / "tests").rglob("*.py"))

@@ -4,9 +4,9 @@ import argparse
 import re
 import signal
 import time
-from importlib.metadata import version
 from urllib.parse import urlsplit
 
+from service.release import VERSION
 from service.stopping import Stop, Stopped
 from sidecar.exposition import Reading
 from sidecar.scrape import HOST, Credentials, ScrapeError, Scraper, Target
@@ -69,7 +69,7 @@ def scrape(target: Target) -> Reading:
         bounded=stop.bounded,
         sleep=sleep,
         monotonic=time.monotonic,
-        user_agent=f"xelink/{version('xelink')}",
+        user_agent=f"xelink/{VERSION}",
     )
     try:
         return scraper.scrape()

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from http.client import HTTPConnection, HTTPException
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple, TypeAlias, TypeVar
 from urllib.parse import urlsplit
@@ -25,6 +24,7 @@ from device_plugin.devfs import Roots
 from device_plugin.devices import Inventory, ScanError
 from device_plugin.sockets import KUBELET
 from service.patience import HungError
+from service.release import VERSION
 from sidecar.classification import Outcome, Reason, Rules, Unknown, answered, classify
 from sidecar.exposition import Reading
 from sidecar.scrape import ScrapeError, Scraper, Target
@@ -167,7 +167,7 @@ class Visit:
             bounded=self.bounded,
             sleep=self.sleep,
             monotonic=time.monotonic,
-            user_agent=f"xelink/{version('xelink')}",
+            user_agent=f"xelink/{VERSION}",
         )
         reading: Reading | None = None
         try:
