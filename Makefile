@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # A Python that you name is the one that is used: an environment of another is built anew.
 ifneq ($(origin PYTHON),file)
 ANEW := --anew
-ifneq ($(shell { $(BIN)/python --version; } 2>&1),$(shell { $(PYTHON) --version; } 2>&1))
+ifneq ($(if $(wildcard $(BIN)/python),$(shell $(BIN)/python --version 2>&1)),$(shell { $(PYTHON) --version; } 2>&1))
 .PHONY: $(RUNTIME)
 endif
 endif

@@ -49,7 +49,10 @@ class SidecarSettings(KlogSettings):
     )
 
     lane_count: int = Field(
-        4, ge=0, lt=10**9, description="fewest lanes, in either direction, of a link to publish"
+        4,
+        ge=0,
+        lt=10**9,
+        description="lanes that a link must have in at least one direction to be published",
     )
     interval: int = Field(10, ge=1, le=_DAY, description="seconds from one scrape to the next")
     startup_delay: int = Field(

@@ -88,7 +88,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--lane-count",
         type=partial(number, least=0, most=10**9 - 1),
         metavar="N",
-        help="fewest lanes, in either direction, of a link that is published"
+        help="lanes that a link must have in at least one direction to be published"
         f" (default {_LANE_COUNT})",
     )
     group.add_argument(

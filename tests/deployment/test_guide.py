@@ -97,6 +97,7 @@ ELSEWHERE = {
     "/etc/systemd/system/": NODE,
     "systemctl disable --now xelink-sidecar xelink-device-plugin": NODE,
     "systemctl daemon-reload": NODE,
+    "/opt/xelink/bin/xelink doctor": NODE,
     "rm -rf /opt/xelink /etc/systemd/system/xelink-sidecar.service "
     "/etc/systemd/system/xelink-device-plugin.service": NODE,
     "restorecon -R /etc/kubernetes/node-feature-discovery": NODE,

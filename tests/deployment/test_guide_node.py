@@ -38,7 +38,7 @@ def test_the_probes_answer_as_shown() -> None:
         running.plugin.wait_for('state="in use"')
         running.sidecar.wait_for("labels published")
         urls = {"http://127.0.0.1:29998": url, "http://127.0.0.1:29997": f"http://{plugin[1]}"}
-        asked = [each for each in commands() if each.line.startswith("curl -s ")]
+        asked = {each for each in commands() if each.line.startswith("curl -s ")}
         assert len(asked) == len(urls)
         for line, output in asked:
             base, _, path = line.removeprefix("curl -s ").rpartition("/")

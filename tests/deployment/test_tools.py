@@ -28,6 +28,7 @@ def test_what_cannot_be_had_is_named_and_fails(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         "missing: kubectl: install it, or Go to build it",
+        "missing: cdi-resolve: install Go to build it",
         "missing: promtool: install Prometheus",
         "missing: openssl: install it",
         "missing: definitions of custom resources: install Go",

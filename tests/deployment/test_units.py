@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,9 @@ def test_the_drop_in_of_the_guide_opens_what_it_says() -> None:
     variable = re.search(r"^Environment=XELINK_SIDECAR_(\w+)=(\S+)$", drop_in, re.MULTILINE)
     assert variable
     load(SidecarSettings, [f"-{variable[1].lower()}={variable[2]}"])
-    for name in ("IPAddressDeny", "IPAddressAllow"):
-        assert f"\n{name}=\n" in drop_in
-        assert all(name in directives(unit) for unit in UNITS)
+    for unit in UNITS:  # to which the drop-in adds
+        assert directives(unit)["IPAddressDeny"] == ["any"]
+        assert directives(unit)["IPAddressAllow"] == ["localhost"]
+    allowed = re.search(r"^IPAddressAllow=(\S+)$", drop_in, re.MULTILINE)
+    assert allowed
+    assert ip_address(allowed[1])

@@ -20,7 +20,7 @@ pytestmark = needs_browser
 
 I915 = "gpu.intel.com/i915"
 NODE = Blueprint(gpus=4).build()
-DRAWN = "document.querySelectorAll('#links path.link > title').length"
+DRAWN = "document.querySelectorAll('#links path.link:not(.lost) > title').length"
 
 
 def has(part: str, text: str) -> str:
@@ -86,6 +86,7 @@ def test_links_come_and_one_that_is_cut_goes_by_itself(browser: Browser, scene: 
         page.wait("document.querySelector('#links').innerText.match(/expires in \\d+ min \\d+ s/)")
         scene.publish(NODE.cut("0.0-1.0", "0.1-1.1"))
         page.wait(f"{DRAWN} === 10")
+        assert page.run("document.querySelectorAll('#links path.lost > title').length") == 1
         rows = "[...document.querySelectorAll('#gpus tbody tr')]"
         linked = page.run(f"{rows}.map((row) => row.lastChild.innerText)")
         assert linked == ["card3 card4", "card3 card4", "all others", "all others"]

@@ -16,7 +16,7 @@ pytestmark = needs_browser
 
 NODE = Blueprint(gpus=4).build()
 LINKS = 12
-DRAWN = "document.querySelectorAll('#links path.link > title').length"
+DRAWN = "document.querySelectorAll('#links path.link:not(.lost) > title').length"
 COUNT = "document.querySelector('#labels').innerText.match(/xe-links.count\\s+(\\d+)/)?.[1]"
 
 
