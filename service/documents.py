@@ -17,6 +17,10 @@ class RepeatedKeyError(ValueError):
     """A mapping has a key twice: nobody can know which of them was meant."""
 
 
+class MergedKeyError(ValueError):
+    """A mapping takes keys from another one (`<<`), where each is to be written out."""
+
+
 class OddNumberError(ValueError):
     """A number is another one to YAML than to whoever reads it."""
 
@@ -26,11 +30,13 @@ def is_decimal(text: str) -> bool:
     return bool(_DECIMAL.fullmatch(text) or _NO_FINITE.fullmatch(text))
 
 
-def read_yaml(text: str, same: Callable[[str], str] = str, *, decimal: bool = True) -> Any:  # noqa: ANN401 - as YAML has it
-    """Return what a document says. Raises `yaml.YAMLError`, `RepeatedKeyError`, `OddNumberError`.
+def read_yaml(
+    text: str, same: Callable[[str], str] = str, *, decimal: bool = True, merges: bool = True
+) -> Any:  # noqa: ANN401 - as YAML has it
+    """Return what a document says. Raises `yaml.YAMLError`, and as `ValueError` the errors above.
 
     Keys are the same where `same` makes one text of them. Not `decimal`: numbers may be spelled in
-    any way, and whoever asks looks at that.
+    any way, and whoever asks looks at that. Not `merges`: there is no `<<`.
     """
     loader = yaml.SafeLoader(text)
     try:
@@ -39,6 +45,8 @@ def read_yaml(text: str, same: Callable[[str], str] = str, *, decimal: bool = Tr
             return None
         for key, first, second in _repeated(node, same):
             raise RepeatedKeyError(f"{key!r} is given twice, in lines {first} and {second}")
+        for line in () if merges else _merges(node):
+            raise MergedKeyError(f"'<<' in line {line}: write each key out")
         for number, line in _odd(node) if decimal else ():
             raise OddNumberError(
                 f"{number} in line {line} is another number to YAML; write a plain decimal number"
@@ -53,6 +61,15 @@ def _repeated(root: yaml.Node, same: Callable[[str], str]) -> Iterator[tuple[str
     for node in _nodes(root):
         if isinstance(node, yaml.MappingNode):
             yield from _repeated_here(node, same)
+
+
+def _merges(root: yaml.Node) -> Iterator[int]:
+    """Give the line of each key that takes others from elsewhere."""
+    for node in _nodes(root):
+        if isinstance(node, yaml.MappingNode):
+            for key, _ in node.value:
+                if key.tag == "tag:yaml.org,2002:merge":
+                    yield key.start_mark.line + 1
 
 
 def _odd(root: yaml.Node) -> Iterator[tuple[str, int]]:

@@ -395,7 +395,7 @@ def _read_file(path: Path, settings: type[DaemonSettings]) -> dict[str, Any]:
 
     try:
         text = PatientReader(_CONFIG_SECONDS)(path, _MOST_CONFIG).decode()
-        content = read_yaml(text, lambda key: key.replace("-", "_"), decimal=False)
+        content = read_yaml(text, lambda key: key.replace("-", "_"), decimal=False, merges=False)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         told = (error.strerror if isinstance(error, OSError) else None) or str(error)
         reason = " ".join(told.split())
@@ -411,7 +411,7 @@ def _read_file(path: Path, settings: type[DaemonSettings]) -> dict[str, Any]:
     written = yaml.load(text, yaml.BaseLoader)  # noqa: S506 - it makes texts only
     found: dict[str, Any] = {}
     for key, value in content.items():
-        name, word = names[str(key)], written.get(str(key), value)
+        name, word = names[str(key)], written[str(key)]
         field = settings.model_fields[name]
         if problem := _misread(str(key), value, field, word):
             raise UsageError(f"-config-file {path}: {problem}")
@@ -431,8 +431,10 @@ def _misread(key: str, value: object, field: FieldInfo, written: object) -> str 
     if any(isinstance(part, list | dict | set | tuple) for part in parts):
         return f"{key!r} takes one value"
     words = written if isinstance(written, list) else [written]
+    if not all(isinstance(word, str) for word in words):  # a mapping that is tagged as a text
+        return f"{key!r} takes one value"
     for part, word in zip(parts, words, strict=False):
-        if doubt := _doubt(key, part, str(word), field):
+        if doubt := _doubt(key, part, word, field):
             return f"{key}: {doubt}"
     return None
 

@@ -69,9 +69,9 @@ class Lane:
 
     def __call__(self, work: Callable[[], T]) -> T:
         """Do this work. Raises what it raises, and `OSError`, as one of them `HungError`."""
-        end = time.monotonic() + self._seconds
         if not self._turn.acquire(timeout=self._seconds):
             raise self._hung()
+        end = time.monotonic() + self._seconds
         try:
             if self._left and not self._left.done():
                 raise self._hung()

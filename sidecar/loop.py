@@ -92,6 +92,7 @@ class Scrape(NamedTuple):
 
 
 _MOST_REMEMBERED = 20
+_UNREAD = timedelta(minutes=5)  # until what stands and cannot be read is given up
 
 
 class Sidecar:
@@ -114,6 +115,7 @@ class Sidecar:
         self._believed_until: datetime | None = None
         self._judged: tuple[Reading, Outcome] | None = None
         self._resumed = False
+        self._unread_since: datetime | None = None
         self._publish_problem: str | None = None
         self._other: str | None = None
         self._fault: str | None = None
@@ -140,13 +142,17 @@ class Sidecar:
     def resume(self, now: datetime) -> None:
         """Take what stands in the file as the last publication: a restart forgets nothing.
 
-        Where the file cannot be asked for, each tick tries again, and judges nothing before.
+        Where it cannot be read, each tick tries again, and judges nothing before, for
+        some minutes: then a new file takes its place.
         """
         try:
             content = self._target.read()
         except PublishError as error:
             self._fail(error, now)
-            return
+            self._unread_since = self._unread_since or now
+            if isinstance(error, HangingError) or now - self._unread_since < _UNREAD:
+                return
+            content = None
         self._resumed = True
         self._settle(None)
         if content is None:
@@ -212,10 +218,11 @@ class Sidecar:
         return self._not_as_written()
 
     def _not_as_written(self) -> str | None:
-        if self._other or not self._written:
+        written = self._written  # which the loop may change while we wait for the file
+        if self._other or not written:
             return None
         try:
-            same = self._target.read() == self._written[1]
+            same = self._target.read() == written[1]
         except PublishError as error:
             return f"not published: {printable(str(error))}"
         said = "the feature file is not what was published; mended at the next scrape"
@@ -324,7 +331,7 @@ class Sidecar:
                 # What is believed lives as long as if it had been written: it may be, at any time.
                 self._believed_until, self._written = self._expiry(now), None
                 return
-            content = self._target.read()
+            content = self._standing()
         except PublishError as error:
             self._fail(error, now)
             return
@@ -368,6 +375,18 @@ class Sidecar:
                 **_difference(before, wanted),
                 expires=_text(expiry),
             )
+
+    def _standing(self) -> bytes | None:
+        """Give what stands; None, too, where it cannot be read: then it is written anew.
+
+        Raises `HangingError`.
+        """
+        try:
+            return self._target.read()
+        except HangingError:
+            raise
+        except PublishError:
+            return None
 
     def _fail(self, error: PublishError | UnwritableError, now: datetime) -> None:
         if self._belief:

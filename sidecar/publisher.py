@@ -72,20 +72,28 @@ class Publisher:
         self._ownership.release()
 
     def read(self) -> bytes | None:
-        """Give the file that stands; None where there is none or it cannot be read."""
+        """Give the file that stands; None where there is none, or none of ours.
+
+        Raises `PublishError` where that is not known.
+        """
         try:
             descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError:
-            return None
+        except OSError as error:
+            if error.errno in _NONE_OF_OURS:
+                return None
+            raise self._unread(error) from error
         try:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
                 return None
             return os.read(descriptor, min(found.st_size, _MOST))
-        except OSError:
-            return None
+        except OSError as error:
+            raise self._unread(error) from error
         finally:
             os.close(descriptor)
+
+    def _unread(self, error: OSError) -> PublishError:
+        return PublishError(f"{self._path}: not read: {error.strerror or error}")
 
     def publish(self, content: bytes) -> None:
         """Put `content` in the place of what stands, in one step. Raises `PublishError`."""
@@ -146,6 +154,11 @@ class Publisher:
                 f"{place}: {error.strerror or error}{f'; {hint}' if hint else ''}"
             ) from error
 
+
+# There is no file, a link or socket in its place, or one that we may not read: a new one takes it.
+_NONE_OF_OURS = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EACCES, errno.EPERM),
+}
 
 _HINTS = {
     errno.ENOENT: "is it mounted (-dst-file-path, -tmp-dir-prefix), and does NFD run on this node?",

@@ -428,7 +428,7 @@ def test_a_file_that_cannot_be_read_back_is_told_and_holds_the_truth_all_the_sam
             daemon.lanes += 1
             xpum.node = truth(daemon.lanes)
             line = daemon.process.wait_for("labels not published")
-            assert "what was read back is not what was written" in line
+            assert "not read: Input/output error" in line
             daemon.is_true()
             assert place.staged == []
         daemon.process.wait_for("labels can be published again")

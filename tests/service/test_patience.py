@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from service.patience import HungError, Lane
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, Clock
 
 
 def test_work_is_done_one_piece_at_a_time_whoever_asks() -> None:
@@ -52,6 +52,27 @@ def test_nothing_is_begun_before_what_hangs_has_ended() -> None:
         except HungError:
             threading.Event().wait(0.01)
     assert begun == ["first", "fourth"]
+
+
+def test_who_had_to_wait_for_a_turn_has_all_the_time_for_the_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock()
+
+    class Turn:
+        """One that is had just before the time for it is up."""
+
+        def acquire(self, *, timeout: float) -> bool:
+            clock.now += timeout
+            return True
+
+        def release(self) -> None: ...
+
+    lane, go_on = Lane(PATIENCE), threading.Event()
+    monkeypatch.setattr(lane, "_turn", Turn())
+    monkeypatch.setattr("service.patience.time.monotonic", clock)
+    threading.Timer(0.1, go_on.set).start()
+    assert lane(lambda: go_on.wait(PATIENCE))
 
 
 def test_who_waits_for_a_turn_waits_no_longer_than_for_the_work() -> None:

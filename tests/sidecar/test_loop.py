@@ -398,6 +398,76 @@ def test_what_may_not_last_is_written_again_until_it_does(scene: Scenario, tmp_p
     assert scene.metric('publications_total{outcome="changed"}') == 1
 
 
+class Unreadable(Publisher):
+    """A file whose file system answers with an error while `error` is set."""
+
+    error: PublishError | None = None
+
+    def read(self) -> bytes | None:
+        if self.error:
+            raise self.error
+        return super().read()
+
+
+@pytest.fixture
+def unreadable(scene: Scenario, tmp_path: Path) -> Unreadable:
+    """The publisher of a sidecar that starts again and cannot read what it had published."""
+    scene.tick(MESH)
+    scene.publisher.close()
+    scene.publisher = target = Unreadable(scene.path, tmp_path)
+    target.error = PublishError("not read: Input/output error")
+    scene.restart()
+    return target
+
+
+def test_what_cannot_be_read_at_the_start_is_not_taken_for_nothing(
+    scene: Scenario, unreadable: Unreadable
+) -> None:
+    for _ in range(3):
+        scene.tick(CUT)
+        assert scene.links == ALL
+        assert "Input/output error" in str(scene.sidecar.not_ready())
+    unreadable.error = None
+    scene.tick(CUT)
+    assert "a loss waits for confirmation" in str(scene.sidecar.not_ready())
+    assert scene.links == ALL
+    scene.tick(CUT)
+    assert scene.links == LESS
+
+
+def test_what_can_never_be_read_is_replaced_in_the_end(
+    scene: Scenario, unreadable: Unreadable
+) -> None:
+    scene.tick(MESH)
+    scene.tick(CUT, seconds=301)
+    assert scene.links == LESS
+    assert unreadable.error
+
+
+def test_at_the_end_what_cannot_be_read_is_not_told_as_nothing(
+    scene: Scenario, unreadable: Unreadable
+) -> None:
+    assert unreadable.error
+    scene.sidecar.leave(OnExit.REMOVE, scene.now)
+    assert scene.logs.entries[-1]["labels"] == "not certain"
+
+
+def test_what_is_written_may_change_while_somebody_waits_for_the_file(
+    scene: Scenario, tmp_path: Path
+) -> None:
+    class Slow(Publisher):
+        def read(self) -> bytes | None:
+            if scene.sidecar.outcome:
+                scene.sidecar._written = None  # noqa: SLF001 - as the loop does when it stands by
+            return super().read()
+
+    scene.publisher.close()
+    scene.publisher = Slow(scene.path, tmp_path)
+    scene.restart()
+    scene.tick(MESH)
+    assert scene.sidecar.not_ready() is None
+
+
 def test_failed_writes_do_not_prolong_what_is_believed(scene: Scenario) -> None:
     scene.tick(MESH)
     scene.path.unlink()
