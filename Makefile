@@ -38,10 +38,10 @@ demo: $(RUNTIME) ## the whole story on this machine: no GPU, no cluster, under a
 	@$(BIN)/python -m xelink demo
 
 test: $(READY) ## every test, or some of them: ARGS="tests/topology -k links"
-	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
+	$(BIN)/pytest -n auto --dist worksteal $(ARGS)
 
 coverage: $(READY) ## every test, with what of the code it runs, which takes twice as long
-	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term
+	$(BIN)/pytest -n auto --dist worksteal --cov --cov-report=term
 
 .PHONY: e2e
 e2e: $(READY) ## the real kubelet, API server and NFD, on this machine; as root, see docs/e2e.md
