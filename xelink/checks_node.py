@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from device_plugin.labels import Reading, State
 from device_plugin.links import NodeLinks, join
@@ -181,7 +182,8 @@ def degraded(visit: Visit) -> Finding:
     topology, source = _topology(visit)
     if topology is None:
         return skip("no lanes are known", "xpum", "consistent")
-    node = Node.of(topology)
+    # A scrape is judged by rules that hold nothing back.
+    node = replace(Node.of(topology), every_link=visit.published is None)
     faulty = [f"{link} {_lanes(marks)}" for link, marks in node.marks.items()]
     thin, lost = (
         [f"GPU{one} to GPU{other}" for one, other in pairs] for pairs in (node.thin, node.lost)
@@ -196,7 +198,7 @@ def degraded(visit: Visit) -> Finding:
         for what, names in (
             ("links", faulty),
             ("fewer links than usual:", thin),
-            ("no link where others have some:", lost),
+            (f"{node.no_link} where others have some{_aside(node.or_else)}:", lost),
             ("ports", ports),
         )
         if names
@@ -207,6 +209,10 @@ def degraded(visit: Visit) -> Finding:
             "look at all with xelink show, then at bridges and cables",
         )
     return ok(f"{source} tells of {len(topology.links)} links, none degraded")
+
+
+def _aside(text: str) -> str:
+    return f" ({text})" if text else ""
 
 
 def _lanes(marks: tuple[Mark, ...]) -> str:

@@ -46,7 +46,7 @@ def of_rows(reading: Reading, rules: Rules, source: str, *, live: bool = False) 
         ids = " ".join(f"GPU{device}" for device in sorted(silent))
         remarks.append(f"no rows of {ids} itself: one answer may lack some, ask for another")
     held_back = _held_back(reading, seen, rules)
-    return _of_a_node(replace(node, held_back=held_back, remarks=tuple(remarks)))
+    return _of_a_node(replace(node, every_link=True, held_back=held_back, remarks=tuple(remarks)))
 
 
 def _of_a_node(node: Node) -> Node:

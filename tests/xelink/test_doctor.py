@@ -549,7 +549,12 @@ def link_gone(scene: Scene) -> Iterator[list[str]]:
     yield in_features(scene.published(rendered(wide().cut("0.0-1.0"))))
 
 
-@fault("links", "warn", r"no link where others have some: GPU0 to GPU1; ports .*: look at all with")
+@fault(
+    "links",
+    "warn",
+    r"no published link where others have some \(or fewer lanes than -lane-count\): GPU0 to GPU1;"
+    r" ports .*: look at all with",
+)
 def pair_gone(scene: Scene) -> Iterator[list[str]]:
     yield in_features(scene.published(rendered(wide().cut("0.0-1.0", "0.1-1.1"))))
 
