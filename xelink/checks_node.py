@@ -22,16 +22,21 @@ _BAD_PORTS = {PortState.DEGRADED, PortState.FAILED}
 
 
 def sidecar(visit: Visit) -> Finding:
-    """Check what the sidecar says of itself; a file that lives tells of one that was killed."""
+    """Check what the sidecar says of itself; a file that is not renewed tells of a kill."""
     found = _daemon(visit, "sidecar", visit.place.sidecar, visit.sidecar)
     alive = isinstance(visit.said, Publication) and visit.said.whole
     if found.status is not Status.SKIP or not alive or visit.expired:
         return found
-    expiry = visit.expiry
-    until = f"for {span((expiry - visit.now).total_seconds())}" if expiry else "for ever"
+    said = f"{visit.place.sidecar}: {visit.sidecar.text}"
+    if visit.expiry is None or not visit.renewal_missed:
+        why = "was written in time" if visit.expiry else "never expires"
+        return skip(
+            f"{said}, and its feature file {why}: its -listen is another or empty, or it was"
+            " -oneshot"
+        )
     return warn(
-        f"{visit.place.sidecar}: {visit.sidecar.text}, but its feature file lives {until}: was it"
-        " killed?",
+        f"{said}, and its feature file, which lives for"
+        f" {span((visit.expiry - visit.now).total_seconds())}, was not renewed: was it killed?",
         "start xelink-sidecar, or give its -listen with --sidecar",
     )
 
@@ -85,8 +90,10 @@ def _not_looked_into(visit: Visit) -> Finding:
     seen, path = visit.sockets, visit.place.plugin_dir
     if why := visit.hung.get("plugin_dir"):
         return hung(why)
-    if seen.missing and "--plugin-dir" in visit.place.given:
-        return fail(f"there is no {path}", "give kubelet's directory with --plugin-dir")
+    if "--plugin-dir" in visit.place.given:
+        if seen.missing:
+            return fail(f"there is no {path}", "give kubelet's directory with --plugin-dir")
+        return fail(f"{path}: {seen.problem.lower()}", "ask as root, or give another --plugin-dir")
     return skip(f"{path}: {seen.problem.lower()}; ask on the node as root")
 
 

@@ -87,8 +87,7 @@ def of_file(content: bytes, namespace: str, source: str, now: datetime) -> Node:
 
 def of_labels(found: Mapping[str, str], namespace: str, source: str, now: datetime) -> Node:
     """Read a node's labels as the file that they came from: the same rules, the same refusals."""
-    prefix = f"{namespace}/{labels.LABEL}"
-    own = {name: value for name, value in found.items() if name.startswith(prefix)}
+    own = {name: value for name, value in found.items() if labels.own(name, namespace)}
     for name, value in own.items():
         if problem := features.label_problem(name, value):
             return Node(source, reason=line(problem))
