@@ -17,10 +17,18 @@ CONTINUATION = "Z"
 _LINK = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})-([0-9]{1,9})\.([0-9]{1,9})", re.ASCII)
 _LAST_ALNUM = re.compile(r"[A-Za-z0-9](?=[^A-Za-z0-9]*\Z)", re.ASCII)
 _NAME = re.compile(rf"{LABEL}(?P<number>[0-9]*)", re.ASCII)
+# own = "xe-links" ( *digit / "." *any ) ; chunks of the links, and what sums them up
+_OWN = re.compile(rf"{LABEL}(?:[0-9]*|\..*)", re.ASCII | re.DOTALL)
 
 
 class LabelSetError(ValueError):
     """The labels are no complete and valid set: none of them may be used."""
+
+
+def own(name: str, namespace: str) -> bool:
+    """Tell whether a full name is one of those that tell of links in this namespace."""
+    owner, slash, local = name.rpartition("/")
+    return bool(slash) and owner == namespace and bool(_OWN.fullmatch(local))
 
 
 def links_text(links: Iterable[Link]) -> str:

@@ -1,7 +1,7 @@
 """One node as a source tells of it, and what its links are: marks, connections, groups. Pure."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import Enum
@@ -10,12 +10,15 @@ from itertools import combinations
 from typing import NamedTuple, TypeAlias
 
 from topology.groups import Groups, Largest, largest_group, maximal_groups
-from topology.model import Gpu, Link, Tile, Topology
+from topology.model import Gpu, Link, PortState, Tile, Topology
 
 Pair: TypeAlias = tuple[int, int]
 """Device ids of two GPUs, the lower one first."""
 
-_SHORTEST_CHAIN = 4  # three in a row are most pairs of a mesh
+_SMALLEST = 3  # two that are linked, or not, show nothing of others
+_RING = 2  # neighbors
+_MOST_LOST = 1 / 4  # of all pairs: where more are without links, they may never have had any
+_BAD_PORTS = {PortState.DEGRADED, PortState.FAILED}
 
 
 class State(Enum):
@@ -58,6 +61,7 @@ class Node:
 
     `topology` has the links that are, or would be, published; None where nothing is known, and
     `reason` says why. `held_back` are Xe Links that the sidecar would not publish, and why.
+    `every_link` says that the source has those, too: another one has published links alone.
     `labels_only` says that the source has links and nothing else: no lanes, no PCI addresses, no
     GPU without a link. `remarks` are what else a reader should know.
     """
@@ -68,6 +72,7 @@ class Node:
     state: State = State.UNKNOWN
     reason: str = ""
     held_back: Mapping[Link, str] = field(default_factory=dict)
+    every_link: bool = False
     labels_only: bool = False
     remarks: tuple[str, ...] = ()
 
@@ -145,22 +150,35 @@ class Node:
     def lost(self) -> tuple[Pair, ...]:
         """Pairs of GPUs without any link, where the links of the others say that there was one.
 
-        No source tells of a link that is gone: what is left has to. GPUs of which more than half
-        of all pairs are linked are a mesh, unless each has two neighbors: a ring. Where all GPUs
-        with links are one such set, a chain is a ring that was cut, and a GPU that has Xe Link
-        ports and no link belongs to the set.
+        No source tells of a link that is gone: what is left has to, and a node is taken for sound
+        where it leaves a doubt. GPUs that are linked, directly or over others, are a set. Where all
+        of it have as many neighbors it is sound: a mesh, a ring, sockets that are linked GPU by
+        GPU. Where two lack one neighbor, each other, it is such a set with a cut. Else pairs were
+        lost where at most a quarter is without a link.
+
+        Where published links are all that is known, a pair whose ports are all healthy may have
+        links that are not published, and is left out.
         """
         neighbors: dict[int, set[int]] = {}
         for one, other in self.between:
             neighbors.setdefault(one, set()).add(other)
             neighbors.setdefault(other, set()).add(one)
         sets = list(_connected(neighbors))
-        if len(sets) == 1:
-            silent = {device for device in self.devices if (gpu := self.gpu(device)) and gpu.ports}
-            sets[0] |= silent - neighbors.keys()
-            if ends := _ends_of_chain(sets[0], neighbors):
-                return (ends,)
-        return tuple(sorted(pair for gpus in sets for pair in _lost_of_mesh(gpus, neighbors)))
+        dark = {device for device in self.devices if self._bad(device)} - neighbors.keys()
+        pairs = [pair for gpus in sets for pair in _lost(gpus, neighbors, alone=len(sets) == 1)]
+        if len(sets) == 1 and dark:
+            pairs = self._lost_with_gpus(sets[0], dark, pairs)
+        return tuple(sorted(pair for pair in pairs if self.every_link or not self._healthy(pair)))
+
+    @property
+    def no_link(self) -> str:
+        """What a pair that lost its links has not, as far as the source can tell."""
+        return "no link" if self.every_link else "no published link"
+
+    @property
+    def or_else(self) -> str:
+        """Why a pair may have no published link but for a loss; empty where every link is known."""
+        return "" if self.every_link else "or fewer lanes than -lane-count"
 
     def gpus_connected(self, one: int, other: int) -> Connection:
         """Say how two different GPUs are connected."""
@@ -216,6 +234,29 @@ class Node:
     def _by_ends(self) -> dict[tuple[Tile, Tile], Link]:
         return {link.ends: link for link in self.links}
 
+    def _lost_with_gpus(
+        self, gpus: AbstractSet[int], dark: AbstractSet[int], pairs: list[Pair]
+    ) -> list[Pair]:
+        """Add GPUs that have ports of which some failed, and no link: they may be of the set.
+
+        They are of a mesh whose other GPUs all have such ports, too: each of these lost a link to
+        them. Of another set nobody knows to whom they were linked.
+        """
+        missing = [pair for pair in _pairs(gpus) if pair not in self.between]
+        if missing != pairs or not _few(missing, gpus):
+            return []
+        enough = len(gpus) >= _SMALLEST and len(gpus) > len(dark)
+        if not enough or not all(map(self._bad, gpus)):
+            return pairs
+        return [pair for pair in _pairs(gpus | dark) if pair not in self.between]
+
+    def _bad(self, device: int) -> bool:
+        gpu = self.gpu(device)
+        return gpu is not None and gpu.ports in _BAD_PORTS
+
+    def _healthy(self, pair: Pair) -> bool:
+        return all((gpu := self.gpu(end)) and gpu.ports is PortState.HEALTHY for end in pair)
+
     def _faulty(self, link: Link) -> bool:
         return not {Mark.HELD_BACK}.issuperset(self.marks.get(link, ()))
 
@@ -249,26 +290,30 @@ def _connected(neighbors: Mapping[int, AbstractSet[int]]) -> Iterator[set[int]]:
         yield found
 
 
-def _ends_of_chain(
-    gpus: AbstractSet[int], neighbors: Mapping[int, AbstractSet[int]]
-) -> Pair | None:
-    counts = [len(neighbors.get(gpu, ())) for gpu in sorted(gpus)]
-    if sorted(counts) != [1, 1] + [2] * (len(gpus) - 2) or len(gpus) < _SHORTEST_CHAIN:
-        return None
-    one, other = (gpu for gpu, count in zip(sorted(gpus), counts, strict=True) if count == 1)
-    return one, other
-
-
-def _lost_of_mesh(
-    gpus: AbstractSet[int], neighbors: Mapping[int, AbstractSet[int]]
+def _lost(
+    gpus: AbstractSet[int], neighbors: Mapping[int, AbstractSet[int]], *, alone: bool
 ) -> Iterator[Pair]:
-    counts = [len(neighbors.get(gpu, ())) for gpu in gpus]
-    ring = all(count == 2 for count in counts)  # noqa: PLR2004 - one on either side
-    # Each linked pair is counted from both sides.
-    if 2 * sum(counts) > len(gpus) * (len(gpus) - 1) and not ring:
-        for one, other in combinations(sorted(gpus), 2):
-            if other not in neighbors.get(one, ()):
-                yield one, other
+    """Give the pairs of a set that lost their links; `alone` says that it is the only set."""
+    usual = max(len(neighbors[gpu]) for gpu in gpus)
+    lacks = {gpu: usual - len(neighbors[gpu]) for gpu in sorted(gpus)}
+    fewer = [gpu for gpu, lack in lacks.items() if lack]
+    missing = [pair for pair in _pairs(gpus) if pair[1] not in neighbors[pair[0]]]
+    cut = [pair for pair in missing if [*pair] == fewer]
+    if not fewer or len(gpus) < _SMALLEST:
+        return
+    if cut and max(lacks.values()) == 1:
+        # Several chains are a ring with several cuts: who was linked to whom nobody knows.
+        yield from cut if usual > _RING or alone else ()
+    elif _few(missing, gpus):
+        yield from missing
+
+
+def _few(missing: Sequence[Pair], gpus: AbstractSet[int]) -> bool:
+    return len(missing) <= _MOST_LOST * len(gpus) * (len(gpus) - 1) / 2
+
+
+def _pairs(gpus: AbstractSet[int]) -> Iterator[Pair]:
+    return combinations(sorted(gpus), 2)
 
 
 def _most_common(counts: list[int]) -> int:

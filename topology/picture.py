@@ -79,7 +79,7 @@ _LOOKS: Mapping[Mark | None, _Look] = {
     Mark.DEGRADED: _Look("degraded", "8 5", "degraded: fewer lanes than most"),
     Mark.ONE_SIDED: _Look("one-sided", "3 4", "one-sided: told by one tile only"),
 }
-_LOST = _Look("lost", "1 7", "no link, where the other pairs have some")
+_LOST = _Look("lost", "1 7", "where the other pairs have some")
 
 
 class _Point(NamedTuple):
@@ -194,7 +194,8 @@ def _described(node: Node) -> str:
     told = f"{_count(node.devices, 'GPU')}, {_count(node.topology.links, 'link')}"
     told += f", {node.linked_pairs} of {node.pairs} pairs linked"
     told += f", {_count(node.marks, 'link')} with a fault" if node.marks else ""
-    return f"{told}, {_count(node.lost, 'pair')} without any" if node.lost else told
+    without = "any" if node.every_link else "a published one"
+    return f"{told}, {_count(node.lost, 'pair')} without {without}" if node.lost else told
 
 
 def _count(them: Sized, name: str) -> str:
@@ -228,7 +229,7 @@ def _draw_link(root: Element, ring: _Ring, link: Link) -> None:
 def _draw_lost(root: Element, ring: _Ring, pair: Pair) -> None:
     path = _path(ring, *map(ring.gpu, pair))
     line = SubElement(root, "path", d=path, attrib=_stroke(ring, 0, _LOST))
-    _text(SubElement(line, "title"), f"GPU{pair[0]} to GPU{pair[1]}: no link")
+    _text(SubElement(line, "title"), f"GPU{pair[0]} to GPU{pair[1]}: {ring.node.no_link}")
 
 
 def _path(ring: _Ring, one: _Point, other: _Point, *, bent: bool = True) -> str:
@@ -308,7 +309,8 @@ def _legend(ring: _Ring) -> Iterator[tuple[int, _Look, str]]:
         if mark and widths:
             yield max(widths), look, look.told
     if node.lost:
-        yield 0, _LOST, _LOST.told
+        told = f"{node.no_link}, {_LOST.told}"
+        yield 0, _LOST, f"{told}; {node.or_else}" if node.or_else else told
 
 
 def _draw_legend(root: Element, ring: _Ring, y: float, lanes: int, look: _Look, told: str) -> None:

@@ -185,7 +185,7 @@ def read(content: bytes, namespace: str, now: datetime) -> Publication:
     own = {
         name.removeprefix(f"{namespace}/"): value
         for name, value in {**file.features, **file.labels}.items()
-        if name.startswith(f"{namespace}/{labels.LABEL}")
+        if labels.own(name, namespace)
     }
     if not own:
         raise AbsentError(f"no label {namespace}/{labels.LABEL}")

@@ -74,6 +74,19 @@ class _Parser(Parser):
         self.color = False  # which Python has from 3.14 on
 
 
+class _Command(_Parser):
+    """The parser of a command, which refuses itself what it does not know.
+
+    argparse leaves that to the parser of all commands, which names none and shows its own usage.
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: ANN401 - it has two signatures there
+        options, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return options, unknown
+
+
 def command_line(modules: Mapping[str, ModuleType]) -> argparse.ArgumentParser:
     """Make the parser: of these commands all, of the others their names."""
     parser = _Parser(
@@ -84,7 +97,11 @@ def command_line(modules: Mapping[str, ModuleType]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"xelink {VERSION}")
     commands = parser.add_subparsers(
-        title="commands", dest="command", required=True, metavar="COMMAND"
+        title="commands",
+        dest="command",
+        required=True,
+        metavar="COMMAND",
+        parser_class=_Command,
     )
     for name, summary in COMMANDS.items():
         if name in modules:

@@ -1,5 +1,6 @@
 """The feature file, its directory, and what NFD makes of them. Pure."""
 
+import errno
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -8,14 +9,14 @@ from pathlib import Path
 
 from topology import features
 from topology.features import FeatureFile
-from topology.labels import LABEL
+from topology.labels import LABEL, own
 from topology.publication import AbsentError, Publication, UnusableError
 from xelink.finding import Finding, fail, hung, ok, skip, some, span, warn
 from xelink.permits import ENTER, NFD, READ, WRITE, may, spelled
-from xelink.visit import Visit
+from xelink.visit import MOST_FILES, Files, Visit
 
-_LATE = 2 / 3  # of a file's life: the sidecar renews it after one third
 _NFD = "feature.node.kubernetes.io"  # of a label without a namespace
+_MISSING = {os.strerror(errno.ENOENT), os.strerror(errno.ENOTDIR)}
 _NO_FILE = skip("there is no feature file to judge", "fresh")
 
 
@@ -96,7 +97,7 @@ def fresh(visit: Visit) -> Finding:
             "start xelink-sidecar, or see why it does not renew them: xpum, sidecar",
         )
     written += f", expires in {span(left.total_seconds())}"
-    if age > _LATE * (age + left):
+    if visit.renewal_missed:
         return warn(f"{written}, a renewal was missed", "see why: xpum, sidecar")
     return ok(written)
 
@@ -121,11 +122,18 @@ def _unread(visit: Visit) -> Finding:
         return skip("there is no directory", "features.d")
     if why := visit.hung.get(visit.file_look):
         return hung(why)
-    if visit.file_told is None:
+    return _not_there(visit, path)
+
+
+def _not_there(visit: Visit, path: Path) -> Finding:
+    if visit.file_told is None and visit.file.problem in _MISSING:
         return fail(f"there is no {path}", "start xelink-sidecar, or give --feature-file")
-    if not stat.S_ISREG(visit.file_told.st_mode):
+    if visit.file_told and not stat.S_ISREG(visit.file_told.st_mode):
         return skip("it is no regular file", "readable")
-    return skip(f"{path}: {visit.file.problem.lower()}; ask as root")
+    said = f"{path}: {visit.file.problem.lower()}"
+    if "--feature-file" in visit.place.given:
+        return fail(said, "ask as root, or name a file that you can read")
+    return skip(f"{said}; ask as root")
 
 
 def consistent(visit: Visit) -> Finding:
@@ -185,12 +193,11 @@ def _compared(
 ) -> Finding:
     """Hold the labels of the file against those of the Node object."""
     wanted = {name if "/" in name else f"{_NFD}/{name}": value for name, value in file.items()}
-    own = f"{namespace}/{LABEL}"
     differences = {
         "are missing": [name for name in wanted if name not in found],
         "differ": [name for name in wanted if found.get(name, wanted[name]) != wanted[name]],
         "are no longer in the file": [
-            name for name in found if name.startswith(own) and name not in wanted
+            name for name in found if own(name, namespace) and name not in wanted
         ],
     }
     told = [f"{len(names)} {how} ({some(names, 2)})" for how, names in differences.items() if names]
@@ -216,10 +223,13 @@ def one_writer(visit: Visit) -> Finding:
     prefix = f"{visit.place.namespace}/{LABEL}"
     if visit.directory.told is None:
         return skip("there is no directory", "features.d")
+    files, namespace = visit.other_files, visit.place.namespace
+    if files.problem:
+        return _unlisted(visit)
     others = [
         name
-        for name, content in visit.other_files.items()
-        if any(label.startswith(prefix) for label in features.parse(content, visit.now).features)
+        for name, content in files.found.items()
+        if any(own(label, namespace) for label in features.parse(content, visit.now).features)
     ]
     if others:
         return fail(
@@ -234,5 +244,25 @@ def one_writer(visit: Visit) -> Finding:
         return fail(
             "xelink-sidecar runs, but another program wrote the feature file",
             "stop the other sidecar",
+        )
+    return _none_of(visit.other_files, prefix)
+
+
+def _unlisted(visit: Visit) -> Finding:
+    if why := visit.hung.get("features_dir"):
+        return hung(why)
+    said = f"{visit.place.features_dir}: {visit.other_files.problem.lower()}"
+    if "--features-dir" in visit.place.given:
+        return fail(said, "ask as root, or name a directory that you can read")
+    return skip(f"{said}; ask as root")
+
+
+def _none_of(files: Files, prefix: str) -> Finding:
+    if files.unread:
+        return skip(f"{some(files.unread)} cannot be read; ask as root")
+    if files.unseen:
+        return skip(
+            f"of {MOST_FILES + files.unseen} files only the first {MOST_FILES} were looked at, none"
+            f" of them has {prefix}"
         )
     return ok(f"no other file has {prefix}")

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from device_plugin.labels import Reading, State
 from device_plugin.links import NodeLinks, join
@@ -21,16 +22,21 @@ _BAD_PORTS = {PortState.DEGRADED, PortState.FAILED}
 
 
 def sidecar(visit: Visit) -> Finding:
-    """Check what the sidecar says of itself; a file that lives tells of one that was killed."""
+    """Check what the sidecar says of itself; a file that is not renewed tells of a kill."""
     found = _daemon(visit, "sidecar", visit.place.sidecar, visit.sidecar)
     alive = isinstance(visit.said, Publication) and visit.said.whole
     if found.status is not Status.SKIP or not alive or visit.expired:
         return found
-    expiry = visit.expiry
-    until = f"for {span((expiry - visit.now).total_seconds())}" if expiry else "for ever"
+    said = f"{visit.place.sidecar}: {visit.sidecar.text}"
+    if visit.expiry is None or not visit.renewal_missed:
+        why = "was written in time" if visit.expiry else "never expires"
+        return skip(
+            f"{said}, and its feature file {why}: its -listen is another or empty, or it was"
+            " -oneshot"
+        )
     return warn(
-        f"{visit.place.sidecar}: {visit.sidecar.text}, but its feature file lives {until}: was it"
-        " killed?",
+        f"{said}, and its feature file, which lives for"
+        f" {span((visit.expiry - visit.now).total_seconds())}, was not renewed: was it killed?",
         "start xelink-sidecar, or give its -listen with --sidecar",
     )
 
@@ -84,8 +90,10 @@ def _not_looked_into(visit: Visit) -> Finding:
     seen, path = visit.sockets, visit.place.plugin_dir
     if why := visit.hung.get("plugin_dir"):
         return hung(why)
-    if seen.missing and "--plugin-dir" in visit.place.given:
-        return fail(f"there is no {path}", "give kubelet's directory with --plugin-dir")
+    if "--plugin-dir" in visit.place.given:
+        if seen.missing:
+            return fail(f"there is no {path}", "give kubelet's directory with --plugin-dir")
+        return fail(f"{path}: {seen.problem.lower()}", "ask as root, or give another --plugin-dir")
     return skip(f"{path}: {seen.problem.lower()}; ask on the node as root")
 
 
@@ -181,7 +189,8 @@ def degraded(visit: Visit) -> Finding:
     topology, source = _topology(visit)
     if topology is None:
         return skip("no lanes are known", "xpum", "consistent")
-    node = Node.of(topology)
+    # A scrape is judged by rules that hold nothing back.
+    node = replace(Node.of(topology), every_link=visit.published is None)
     faulty = [f"{link} {_lanes(marks)}" for link, marks in node.marks.items()]
     thin, lost = (
         [f"GPU{one} to GPU{other}" for one, other in pairs] for pairs in (node.thin, node.lost)
@@ -196,7 +205,7 @@ def degraded(visit: Visit) -> Finding:
         for what, names in (
             ("links", faulty),
             ("fewer links than usual:", thin),
-            ("no link where others have some:", lost),
+            (f"{node.no_link} where others have some{_aside(node.or_else)}:", lost),
             ("ports", ports),
         )
         if names
@@ -207,6 +216,10 @@ def degraded(visit: Visit) -> Finding:
             "look at all with xelink show, then at bridges and cables",
         )
     return ok(f"{source} tells of {len(topology.links)} links, none degraded")
+
+
+def _aside(text: str) -> str:
+    return f" ({text})" if text else ""
 
 
 def _lanes(marks: tuple[Mark, ...]) -> str:

@@ -1,7 +1,10 @@
 """`xelink doctor`: what is wrong on a node, and what to do about it."""
 
 import argparse
+import errno
+import os
 import signal
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -57,10 +60,10 @@ CHECKS: Mapping[str, Callable[[Visit], Finding]] = {
 
 _HIGHEST_PORT = 65535
 _HIGHEST_UID = 2**32 - 2
-_CODES = {Status.WARN: WARNED, Status.FAIL: FAILED}
+_CODES = {Status.SKIP: WARNED, Status.WARN: WARNED, Status.FAIL: FAILED}
 _STYLES = {Status.SKIP: FAINT, Status.OK: GOOD, Status.WARN: BAD, Status.FAIL: WORST}
 
-# Path that can be named -> the check that tells when it is not there, none of the prefix
+# Path that can be named -> the check that tells when it is not there or closed, none of the prefix
 _TOLD_BY = {
     "prefix": None,
     "features_dir": "features.d",
@@ -95,7 +98,7 @@ It changes nothing: no file is written, nothing is registered with kubelet. What
 from where it stands is skipped, with the reason.
 
 exit codes: 0 nothing is wrong, 1 something fails, 2 wrong call, 3 nothing fails, but there are
-warnings.
+warnings, or all that was asked is skipped.
 """
 
 
@@ -181,7 +184,8 @@ def run(options: argparse.Namespace) -> int:
     looks = Looks()
     place, target = _place(options, looks), _target(options)
     node = _node(options)
-    names = [*(options.only or CHECKS)]
+    asked = options.only or tuple(CHECKS)
+    names = [*asked]
     _require(options, looks, (path for path, check in _TOLD_BY.items() if check not in names))
     with _stopping() as stop:
 
@@ -197,11 +201,12 @@ def run(options: argparse.Namespace) -> int:
             names.extend(other for other in found[name].see if other not in names)
             if stop.is_set():
                 raise KeyboardInterrupt
+    worst = _worst(found, asked)
     if options.output == "json":
-        say(json_text(_facts(found)))
+        say(json_text(_facts(found, worst)))
     else:
         show(_lines(found))
-    return _CODES.get(_worst(found), OK)
+    return _CODES.get(worst, OK)
 
 
 @contextmanager
@@ -236,9 +241,9 @@ def _lines(found: Mapping[str, Finding]) -> Sequence[Text]:
     )
 
 
-def _facts(found: Mapping[str, Finding]) -> dict[str, object]:
+def _facts(found: Mapping[str, Finding], worst: Status) -> dict[str, object]:
     return {
-        "status": _worst(found).value,
+        "status": worst.value,
         "checks": [
             {
                 "check": name,
@@ -251,10 +256,16 @@ def _facts(found: Mapping[str, Finding]) -> dict[str, object]:
     }
 
 
-def _worst(found: Mapping[str, Finding]) -> Status:
-    """Give the worst status; what was skipped is as good as fine."""
+def _worst(found: Mapping[str, Finding], asked: Iterable[str]) -> Status:
+    """Give the worst status; what was skipped is as good as fine, unless it is all that was asked.
+
+    Then nothing was seen, and nothing is known to be fine.
+    """
     told = {one.status for one in found.values()}
-    return next((status for status in (Status.FAIL, Status.WARN) if status in told), Status.OK)
+    fine = (
+        Status.OK if any(found[name].status is not Status.SKIP for name in asked) else Status.SKIP
+    )
+    return next((status for status in (Status.FAIL, Status.WARN) if status in told), fine)
 
 
 # Options
@@ -293,16 +304,23 @@ def _url(text: str) -> str:
 
 
 def _require(options: argparse.Namespace, looks: Looks, names: Iterable[str]) -> None:
-    """Refuse a path that was named and is not there. Raises `FailedError`."""
+    """Refuse a path that was named and is not there, or is closed. Raises `FailedError`."""
     for name in names:
         path: Path | None = getattr(options, name)
         try:
             if path is not None:
-                looks(name, path, path.stat)
-        except (FileNotFoundError, NotADirectoryError) as error:
+                looks(name, path, partial(_open, path))
+        except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
             raise FailedError(f"{_option(name)} {path}: {error.strerror}") from error
         except OSError:  # there it may be: whoever looks tells
             continue
+
+
+def _open(path: Path) -> None:
+    """Raise `PermissionError` for what the caller cannot read, or look into; `OSError`."""
+    wanted = os.X_OK if stat.S_ISDIR(path.stat().st_mode) else os.R_OK
+    if not os.access(path, wanted, effective_ids=True):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def _option(name: str) -> str:
@@ -325,7 +343,7 @@ def _place(options: argparse.Namespace, looks: Looks) -> Place:
         namespace_,
         frozenset(
             _option(name)
-            for name in ("feature_file", "plugin_dir", "sidecar", "plugin")
+            for name in ("features_dir", "feature_file", "plugin_dir", "sidecar", "plugin")
             if getattr(options, name) is not None
         ),
     )

@@ -33,7 +33,7 @@ def _lines(node: Node) -> Iterator[str]:
         yield f"  {_quoted(one)} -- {_quoted(other)} [{', '.join(_attributes(node, link))}];"
     for pair in node.lost:
         one, other = (_quoted(str(_first_tile(node, device))) for device in pair)
-        yield f'  {one} -- {other} [style=dashed, color=red, label="no link"];'
+        yield f'  {one} -- {other} [style=dashed, color=red, label="{node.no_link}"];'
     yield "}"
 
 

@@ -75,11 +75,17 @@ def _matrix_view(node: Node) -> list[Text]:
         ]
         lines += _more(len(node.thin), "links")
     if node.lost:
-        lines += [Text(), Text("No link, where the other pairs have some:", HEAD)]
+        without = node.no_link.capitalize()
+        told = f"{without}, where the other pairs have some{_aside(node.or_else)}:"
+        lines += [Text(), Text(told, HEAD)]
         lines += [Text(f"  {_names(pair)}") for pair in node.lost[:_MOST_SHOWN]]
         if len(node.lost) > _MOST_SHOWN:
             lines += [Text(f"  and {len(node.lost) - _MOST_SHOWN} more: --output json", FAINT)]
     return lines
+
+
+def _aside(text: str) -> str:
+    return f" ({text})" if text else ""
 
 
 def _more(count: int, view: str) -> Iterator[Text]:

@@ -46,7 +46,7 @@ def of_rows(reading: Reading, rules: Rules, source: str, *, live: bool = False) 
         ids = " ".join(f"GPU{device}" for device in sorted(silent))
         remarks.append(f"no rows of {ids} itself: one answer may lack some, ask for another")
     held_back = _held_back(reading, seen, rules)
-    return _of_a_node(replace(node, held_back=held_back, remarks=tuple(remarks)))
+    return _of_a_node(replace(node, every_link=True, held_back=held_back, remarks=tuple(remarks)))
 
 
 def _of_a_node(node: Node) -> Node:
@@ -87,8 +87,7 @@ def of_file(content: bytes, namespace: str, source: str, now: datetime) -> Node:
 
 def of_labels(found: Mapping[str, str], namespace: str, source: str, now: datetime) -> Node:
     """Read a node's labels as the file that they came from: the same rules, the same refusals."""
-    prefix = f"{namespace}/{labels.LABEL}"
-    own = {name: value for name, value in found.items() if name.startswith(prefix)}
+    own = {name: value for name, value in found.items() if labels.own(name, namespace)}
     for name, value in own.items():
         if problem := features.label_problem(name, value):
             return Node(source, reason=line(problem))

@@ -43,10 +43,13 @@ Bounded: TypeAlias = Callable[[float], AbstractContextManager[None]]
 # Every Xe Link counts here, whatever the sidecar publishes of it.
 EVERY_LINK = Rules(lane_count=1, allow_subdeviceless_links=True)
 
+MOST_FILES = 256
+"""How many files of the directory are looked at."""
+
 _SECONDS = 5.0  # for a probe
 _SOCKETS_SECONDS = 10.0  # for all sockets of kubelet's directory
 _MOST_SOCKETS = 64
-_MOST_FILES = 256
+_LATE = 2 / 3  # of a file's life: the sidecar renews it after one third
 _PAGE_LIMIT = 1 << 20
 # Not beyond the line, which anybody may have written: each is gone through once.
 _BUILD = re.compile(
@@ -114,6 +117,19 @@ class Directory:
     read_only: bool = False
     full: bool = False
     stage: os.stat_result | None = None
+
+
+@dataclass(frozen=True)
+class Files:
+    """The other files that NFD reads, by name: `problem` says why the directory cannot be listed.
+
+    `unread` are those that cannot be read; `unseen` is how many more there are than are looked at.
+    """
+
+    found: Mapping[str, bytes] = field(default_factory=dict)
+    problem: str = ""
+    unread: tuple[str, ...] = ()
+    unseen: int = 0
 
 
 @dataclass(frozen=True)
@@ -270,24 +286,30 @@ class Visit:
             return None
 
     @cached_property
-    def other_files(self) -> Mapping[str, bytes]:
-        """Every other file that NFD reads, by name."""
+    def other_files(self) -> Files:
+        """Every other file that NFD reads."""
         ours = self.file_told
 
-        def look() -> Mapping[str, bytes]:
+        def look() -> Files:
+            names = sorted(self.place.features_dir.iterdir())
             found: dict[str, bytes] = {}
-            with suppress(OSError):
-                for path in sorted(self.place.features_dir.iterdir())[:_MOST_FILES]:
+            unread: list[str] = []
+            for path in names[:MOST_FILES]:
+                with suppress(FileNotFoundError):  # gone meanwhile
                     told = path.lstat()
-                    own = ours is not None and os.path.samestat(told, ours)
-                    if stat.S_ISREG(told.st_mode) and not own:
-                        found[path.name] = labels.look(path).content or b""
-            return found
+                    if not stat.S_ISREG(told.st_mode) or (ours and os.path.samestat(told, ours)):
+                        continue
+                    content = labels.look(path).content
+                    if content is not None:
+                        found[path.name] = content
+                    elif path.exists():
+                        unread.append(path.name)
+            return Files(found, unread=tuple(unread), unseen=max(0, len(names) - MOST_FILES))
 
         try:
             return self._look("features_dir", self.place.features_dir, look)
-        except OSError:
-            return {}
+        except OSError as error:
+            return Files(problem=error.strerror or str(error))
 
     @cached_property
     def said(self) -> Publication | UnusableError | None:
@@ -306,6 +328,14 @@ class Visit:
     def expiry(self) -> datetime | None:
         """When the feature file stops speaking; None where it never does, or there is none."""
         return features.parse(self.file.content or b"", self.now).expiry
+
+    @property
+    def renewal_missed(self) -> bool:
+        """Whether the feature file should have been renewed by now; one for ever never is."""
+        expiry, written = self.expiry, self.file.modified
+        if expiry is None or written is None:
+            return False
+        return self.now - written > _LATE * (expiry - written)
 
     @property
     def expired(self) -> bool:

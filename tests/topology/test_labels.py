@@ -11,6 +11,7 @@ from topology.labels import (
     encode,
     join,
     links_text,
+    own,
     parse_links,
     split,
 )
@@ -158,3 +159,15 @@ def test_meshes_of_two_tiles_fill_this_many_labels(gpus: int, labels: int) -> No
         for tile in range(2)
     ]
     assert len(encode(mesh, NS)) == labels
+
+
+@pytest.mark.parametrize("local", ["xe-links", "xe-links2", "xe-links.count", "xe-links.id-map"])
+def test_names_that_tell_of_links_are_ours_in_their_namespace_alone(local: str) -> None:
+    assert own(f"{NS}/{local}", NS)
+    assert not own(f"other/{local}", NS)
+    assert not own(local, NS)
+
+
+@pytest.mark.parametrize("local", ["xe-links-of-mine", "xe-linksx", "xe-links2x", "my-xe-links"])
+def test_names_that_only_begin_as_ours_are_not_ours(local: str) -> None:
+    assert not own(f"{NS}/{local}", NS)

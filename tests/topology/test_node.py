@@ -1,9 +1,11 @@
 """What a node's links are called: connections, marks, groups."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from sidecar.classification import Rules
 from sidecar.rows import Connection as Told
@@ -13,7 +15,7 @@ from tests.data import BODIES, needs_data
 from tests.strategies import topologies
 from tests.xelink.commands import reading, topology
 from topology.groups import largest_group
-from topology.model import Gpu, Link, Tile, Topology
+from topology.model import Gpu, Link, PortState, Tile, Topology
 from topology.node import Mark, Node
 from xelink.readings import of_rows
 
@@ -143,6 +145,128 @@ def test_a_pair_that_lost_all_its_links_is_known_by_those_of_the_others(
     for one, other in lost:
         assert str(node.gpus_connected(one, other)).endswith("!")
         assert str(node.tiles_connected(Tile(other, 0), Tile(one, 0))).endswith("!")
+
+
+Pair = tuple[int, int]
+
+
+def _ring(count: int) -> set[Pair]:
+    return {(min(at, to), max(at, to)) for at in range(count) if (to := (at + 1) % count) != at}
+
+
+def _mesh(count: int, first: int = 0) -> set[Pair]:
+    return {*combinations(range(first, first + count), 2)}
+
+
+def _sockets(sockets: int, gpus: int, counterparts: int) -> set[Pair]:
+    """Link the GPUs of each socket, and the first of them to those of the other sockets."""
+    starts = [socket * gpus for socket in range(sockets)]
+    across = {(a + at, b + at) for at in range(counterparts) for a, b in combinations(starts, 2)}
+    return across.union(*(_mesh(gpus, start) for start in starts))
+
+
+def _of(pairs: set[Pair], *more: PortState | None, ports: PortState | None = None) -> Node:
+    """Make a node of linked pairs whose GPUs have such ports; `more` are those of GPUs beside."""
+    linked = dict.fromkeys(sorted({end for pair in pairs for end in pair}), ports)
+    every = linked | dict(enumerate(more, len(linked)))
+    gpus = tuple(Gpu(gpu, f"0000:{gpu:02x}:00.0", ports=state) for gpu, state in every.items())
+    links = tuple(Link(Tile(one, 0), Tile(other, 0), 4, 4) for one, other in pairs)
+    return replace(Node.of(Topology(links, gpus)), every_link=True)
+
+
+SOUND: dict[str, set[Pair]] = {
+    **{f"a ring of {count}": _ring(count) for count in range(3, 9)},
+    **{f"a mesh of {count}": _mesh(count) for count in range(2, 9)},
+    **{
+        f"{sockets} sockets of {gpus}, {across} linked across": _sockets(sockets, gpus, across)
+        for sockets in (2, 4)
+        for gpus in (3, 4)
+        for across in (0, 1, gpus)
+    },
+    "2 sockets of 2": _sockets(2, 2, 0),
+    "2 sockets of 2, all linked across": _sockets(2, 2, 2),
+    "a prism": _sockets(2, 3, 3),
+    "a cube": _sockets(2, 4, 0) - {(0, 2), (1, 3), (4, 6), (5, 7)} | {(i, i + 4) for i in range(4)},
+    "bridges of 2": _mesh(2) | _mesh(2, 2) | _mesh(2, 4),
+    "bridges of 4": _mesh(4) | _mesh(4, 4),
+    "bridges of 2 and of 4": _mesh(2) | _mesh(4, 2),
+}
+
+
+@pytest.mark.parametrize("ports", [None, PortState.HEALTHY, PortState.DEGRADED])
+@pytest.mark.parametrize("shape", SOUND)
+def test_no_pair_of_a_shape_that_exists_has_lost_its_links(
+    shape: str, ports: PortState | None
+) -> None:
+    """Nor has a GPU beside it that was never linked, whatever is known of its ports."""
+    for beside in (None, PortState.HEALTHY, PortState.DISABLED):
+        for count in range(3):
+            node = _of(SOUND[shape], *[beside] * count, ports=ports)
+            assert node.lost == (), (beside, count)
+
+
+@pytest.mark.parametrize("state", PortState)
+def test_a_port_of_a_gpu_that_was_never_linked_says_nothing_where_those_of_others_are_sound(
+    state: PortState,
+) -> None:
+    assert _of(_mesh(4), state, ports=PortState.HEALTHY).lost == ()
+    assert _of(_mesh(6), state, state).lost == ()
+    assert _of(_mesh(2), state, ports=PortState.FAILED).lost == ()
+    assert _of(_mesh(2) | _mesh(2, 2), state, ports=PortState.FAILED).lost == ()
+
+
+@pytest.mark.parametrize("count", range(4, 9))
+def test_each_single_pair_that_a_mesh_lacks_is_lost(count: int) -> None:
+    for pair in _mesh(count):
+        assert _of(_mesh(count) - {pair}).lost == (pair,)
+
+
+@pytest.mark.parametrize("count", range(3, 9))
+def test_the_ends_of_each_ring_that_is_cut_are_lost(count: int) -> None:
+    for pair in _ring(count):
+        for beside in ([], [PortState.HEALTHY], [None]):
+            assert _of(_ring(count) - {pair}, *beside).lost == (pair,)
+
+
+def test_two_gpus_that_are_not_linked_as_all_others_are_across_sockets_lost_that_link() -> None:
+    assert _of(_sockets(2, 4, 4) - {(3, 7)}).lost == ((3, 7),)
+    assert _of(_sockets(2, 4, 4) - {(2, 3)}).lost == ((2, 3),)
+
+
+@given(st.sets(st.sampled_from(sorted(_mesh(8))), max_size=28), st.sampled_from(PortState))
+def test_what_is_lost_has_no_link_and_is_at_most_a_quarter_of_a_set(
+    pairs: set[Pair], ports: PortState
+) -> None:
+    node = _of(pairs, ports=ports)
+    assert not {*node.lost} & pairs
+    assert 4 * len(node.lost) <= node.pairs or len(node.lost) == 1
+
+
+@pytest.mark.parametrize("failed", [1, 2])
+def test_gpus_that_lost_all_their_links_are_known_by_the_ports_of_all(failed: int) -> None:
+    bad = PortState.FAILED
+    lost = _mesh(6 + failed) - _mesh(6)
+    assert {*_of(_mesh(6), *[bad] * failed, ports=bad).lost} == lost
+    assert _of(_mesh(6), *[PortState.DISABLED] * failed, ports=bad).lost == ()
+
+
+def test_a_ring_that_lost_a_gpu_is_no_cut_ring() -> None:
+    chain = _ring(8) - {(6, 7), (0, 7)}
+    assert _of(chain, PortState.FAILED).lost == ()
+
+
+def test_where_links_may_be_unpublished_a_pair_with_healthy_ports_is_not_lost() -> None:
+    """As where `-lane-count` leaves out some that have fewer lanes by their wiring."""
+    few = {(0, 1), (2, 3), (4, 5)}
+    filtered = replace(_of(_mesh(8) - few, ports=PortState.HEALTHY), every_link=False)
+    assert filtered.lost == ()
+    assert replace(filtered, every_link=True).lost == tuple(sorted(few))
+    unknown = replace(_of(_mesh(8) - few), every_link=False)
+    assert unknown.lost == tuple(sorted(few))
+    assert (unknown.no_link, unknown.or_else) == (
+        "no published link",
+        "or fewer lanes than -lane-count",
+    )
 
 
 def test_a_pair_that_lost_a_link_is_thin() -> None:

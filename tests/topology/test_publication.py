@@ -233,3 +233,8 @@ def test_the_weaker_direction_is_the_width() -> None:
 def test_a_file_that_names_more_than_any_node_has_is_not_used(shape: Topology, what: str) -> None:
     with pytest.raises(InconsistentError, match=what):
         read(render(Publication(shape), NS), NS, NOW)
+
+
+def test_labels_of_others_that_begin_as_ours_make_no_publication() -> None:
+    with pytest.raises(AbsentError):
+        read(f"{NS}/xe-links-of-mine=1\n".encode(), NS, NOW)

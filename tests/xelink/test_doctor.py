@@ -549,7 +549,12 @@ def link_gone(scene: Scene) -> Iterator[list[str]]:
     yield in_features(scene.published(rendered(wide().cut("0.0-1.0"))))
 
 
-@fault("links", "warn", r"no link where others have some: GPU0 to GPU1; ports .*: look at all with")
+@fault(
+    "links",
+    "warn",
+    r"no published link where others have some \(or fewer lanes than -lane-count\): GPU0 to GPU1;"
+    r" ports .*: look at all with",
+)
 def pair_gone(scene: Scene) -> Iterator[list[str]]:
     yield in_features(scene.published(rendered(wide().cut("0.0-1.0", "0.1-1.1"))))
 
@@ -725,7 +730,7 @@ def _timeless(line: str) -> str:
 
 def test_signals_are_heard_afterwards_as_before(xelink: Xelink) -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    assert xelink("doctor", "--only=tls").code == 0
+    assert xelink("doctor", "--only=tls").code == 3
     assert {number: signal.getsignal(number) for number in before} == before
 
 
@@ -835,6 +840,47 @@ def test_a_path_that_was_named_and_is_not_there_fails_whatever_is_asked(
     assert said.out.startswith("fail ") or said.err.startswith(f"xelink doctor: {option} {absent}:")
 
 
+@as_root
+@pytest.mark.parametrize("check", doctor.CHECKS)
+@pytest.mark.parametrize("option", PATHS)
+def test_a_path_that_was_named_and_is_closed_fails_whatever_is_asked(
+    xelink: Xelink, scene: Scene, option: str, check: str
+) -> None:
+    """As nobody: a directory that cannot be looked into, or a file that cannot be read."""
+    scene.root.chmod(0o755)
+    closed = scene.new() / "closed"
+    if option in {"--feature-file", "--cert"}:
+        closed.write_bytes(rendered())
+    else:
+        closed.mkdir()
+    closed.chmod(0)
+    there = [] if option == "--prefix" else [f"--prefix={scene.new()}"]
+    with being(NOBODY):
+        said = xelink("doctor", f"--only={check}", f"{option}={closed}", "--xpum-port=1", *there)
+    closed.chmod(0o700)
+    assert said.code == 1
+    assert str(closed) in (said.out or said.err)
+
+
+@as_root
+@pytest.mark.parametrize("output", ["text", "json"])
+def test_where_all_that_was_asked_is_skipped_nothing_is_said_to_be_fine(
+    xelink: Xelink, scene: Scene, output: str
+) -> None:
+    scene.root.chmod(0o755)
+    file = scene.published(rendered(), mode=0)
+    only = ["--only=fresh,consistent", f"--output={output}"]
+    with being(NOBODY):
+        looked_for = xelink("doctor", f"--features-dir={file.parent}", *only)
+        named = xelink("doctor", f"--feature-file={file}", *only)
+    assert (looked_for.code, named.code) == (3, 1)
+    if output == "json":
+        told = [json.loads(said.out)["status"] for said in (looked_for, named)]
+        assert told == ["skip", "fail"]
+    else:
+        assert named.out.startswith(f"fail  fresh       {file}: permission denied: ask as root")
+
+
 @pytest.mark.parametrize("option", ["--client-cert", "--client-key", "--password-file"])
 def test_a_file_for_xpu_manager_that_is_not_there_fails_too(
     xelink: Xelink, tmp_path: Path, option: str
@@ -921,20 +967,27 @@ def not_given(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         pytest.param(
             lambda: rendered(life=timedelta(minutes=4, seconds=30)),
             "warn",
-            "connection refused, but its feature file lives for 4 min: was it killed?",
+            "its feature file, which lives for 4 min, was not renewed: was it killed?",
             id="killed",
         ),
         pytest.param(
+            lambda: rendered(life=timedelta(minutes=15)),
+            "skip",
+            "its feature file was written in time: its -listen is another or empty, or it was"
+            " -oneshot",
+            id="renewed in time",
+        ),
+        pytest.param(
             lambda: rendered(life=None),
-            "warn",
-            "connection refused, but its feature file lives for ever: was it killed?",
-            id="killed, and the file never expires",
+            "skip",
+            "and its feature file never expires: its -listen is another",
+            id="never to be renewed",
         ),
         pytest.param(lambda: rendered(life=-DAY), "skip", "no xelink-sidecar here", id="long ago"),
         pytest.param(reference, "skip", "no xelink-sidecar here", id="not its file"),
     ],
 )
-def test_a_killed_sidecar_is_known_by_its_file_that_lives(
+def test_a_killed_sidecar_is_known_by_its_file_that_lives_and_is_not_renewed(
     xelink: Xelink,
     scene: Scene,
     monkeypatch: pytest.MonkeyPatch,
@@ -943,7 +996,10 @@ def test_a_killed_sidecar_is_known_by_its_file_that_lives(
     words: str,
 ) -> None:
     arguments = [one for one in scene.arguments if not one.startswith("--sidecar=")]
-    options = in_features(scene.published(content()))
+    file = scene.published(content())
+    written = datetime.now(UTC).timestamp() - 600  # two thirds of a quarter of an hour, and of less
+    os.utime(file, (written, written))
+    options = in_features(file)
     with not_given(monkeypatch):
         said = xelink("doctor", *arguments, *options, "--only=sidecar", "--output=json")
     (found,) = json.loads(said.out)["checks"]
@@ -1005,6 +1061,14 @@ def test_labels_that_are_not_on_the_node_as_in_the_file_are_named(
     assert (said.code, found["status"]) == (1, "fail")
     assert re.search(words, found["reason"])
     assert found["todo"].startswith("ask kubectl again in a minute; ")
+
+
+@pytest.mark.parametrize("name", ["xe-links-of-mine", "xe-linksx", "xe-links2x"])
+def test_labels_of_others_that_begin_as_ours_are_not_ours(
+    xelink: Xelink, scene: Scene, name: str
+) -> None:
+    _, found = with_node(xelink, scene, lambda on: on.update({f"{DEFAULT_NAMESPACE}/{name}": "1"}))
+    assert found["status"] == "ok"
 
 
 def test_of_several_nodes_one_is_chosen(xelink: Xelink, scene: Scene) -> None:

@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from itertools import combinations
 from math import dist
 from xml.etree.ElementTree import Element, fromstring
@@ -104,16 +105,32 @@ def test_a_one_sided_link_is_as_wide_as_the_side_that_is_told_and_lies_above_the
     assert all("sound" in str(path.get("class")) for path in drawn[:-1])
 
 
-def test_a_pair_that_lost_all_its_links_is_drawn_and_explained() -> None:
-    node = Node.of(topology(Blueprint(gpus=4).build().cut("0.0-2.0", "0.1-2.1")))
+@pytest.mark.parametrize(
+    ("every_link", "what", "more", "counted"),
+    [
+        pytest.param(True, "no link", "", "any", id="every link is known"),
+        pytest.param(
+            False,
+            "no published link",
+            "; or fewer lanes than -lane-count",
+            "a published one",
+            id="published ones are known",
+        ),
+    ],
+)
+def test_a_pair_that_lost_all_its_links_is_drawn_and_explained(
+    what: str, more: str, counted: str, *, every_link: bool
+) -> None:
+    found = Node.of(topology(Blueprint(gpus=4).build().cut("0.0-2.0", "0.1-2.1")))
+    node = replace(found, every_link=every_link)
     root = _parsed(svg(node))
     drawn, legend = _of_class(root, "lost")
-    assert [title.text for title in drawn.iter(f"{_SVG}title")] == ["GPU0 to GPU2: no link"]
+    assert [title.text for title in drawn.iter(f"{_SVG}title")] == [f"GPU0 to GPU2: {what}"]
     assert legend.get("stroke-dasharray") == drawn.get("stroke-dasharray")
     texts = [text.text or "" for text in root.iter(f"{_SVG}text")]
-    assert "no link, where the other pairs have some" in texts
-    assert any(text.endswith("5 of 6 pairs linked, 1 pair without any") for text in texts)
-    assert '"0.0" -- "2.0" [style=dashed, color=red, label="no link"];' in dot(node)
+    assert f"{what}, where the other pairs have some{more}" in texts
+    assert any(text.endswith(f"5 of 6 pairs linked, 1 pair without {counted}") for text in texts)
+    assert f'"0.0" -- "2.0" [style=dashed, color=red, label="{what}"];' in dot(node)
 
 
 def test_control_characters_are_escapes_in_the_picture() -> None:

@@ -79,15 +79,21 @@ def test_one_tile_gpus_need_the_flag_and_are_shown_all_the_same(xelink: Xelink) 
 
 
 def test_a_pair_that_lost_all_its_links_is_listed_and_marked(xelink: Xelink) -> None:
-    body = xelink.body(Blueprint(gpus=4).build().cut("0.0-2.0", "0.1-2.1", "1.0-3.0"))
+    node = Blueprint(gpus=4).build().cut("0.0-2.0", "0.1-2.1", "1.0-3.0")
+    body = xelink.body(node)
     said = xelink("show", "--metrics", body)
     assert "\nFewer than 2 links:\n  GPU1 GPU3: 1\n" in said.out
     assert "\nNo link, where the other pairs have some:\n  GPU0 GPU2\n" in said.out
+    features = xelink("show", "--features", xelink.features(topology(node)))
+    assert (
+        "\nNo published link, where the other pairs have some (or fewer lanes than -lane-count):\n"
+        "  GPU0 GPU2\n"
+    ) in features.out
     row = next(line for line in said.out.splitlines() if line.startswith("GPU0"))
     assert row.split()[3] == "NODE!" or row.split()[3] == "SYS!"
-    (node,) = json.loads(xelink("show", "--metrics", body, "--output=json").out)["nodes"]
-    assert node["pairs_with_fewer_links"] == [[1, 3]]
-    assert node["pairs_that_lost_their_links"] == [[0, 2]]
+    (facts,) = json.loads(xelink("show", "--metrics", body, "--output=json").out)["nodes"]
+    assert facts["pairs_with_fewer_links"] == [[1, 3]]
+    assert facts["pairs_that_lost_their_links"] == [[0, 2]]
 
 
 def test_one_sided_and_degraded_links_are_marked(xelink: Xelink) -> None:
