@@ -218,7 +218,7 @@ def _container(snapshot: Snapshot, devices: Sequence[Device]) -> Container:
         gpus=tuple(card.bdf for card in cards),
         nodes=tuple(dict.fromkeys(node for device in devices for node in device.nodes)),
         mounts=tuple(dict.fromkeys(mount for device in devices for mount in device.mounts)),
-        cdi=tuple(qualified_name(card) for card in cards) if snapshot.cdi else (),
+        cdi=tuple(qualified_name(card) for card in cards if card.name in snapshot.cdi),
     )
 
 

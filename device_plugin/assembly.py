@@ -23,13 +23,14 @@ from device_plugin.wishes import GpuFacts
 class Seen:
     """The latest of each source.
 
-    `cdi` says that the CDI spec stands, `cdi_trouble` what keeps it from standing.
+    `cdi` names the cards that may be named as CDI devices, `cdi_trouble` says what keeps others
+    from it.
     """
 
     inventory: Inventory = field(default_factory=Inventory)
     links: NodeLinks = UNREAD
     health: Health = field(default_factory=Health)
-    cdi: bool = False
+    cdi: frozenset[str] = frozenset()
     cdi_trouble: str = ""
 
 

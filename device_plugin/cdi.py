@@ -12,20 +12,20 @@ DRM may number its cards otherwise after a reboot; the directory does not outliv
 
 import json
 import os
-import re
 import shlex
 import stat
 import tempfile
-from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from device_plugin.devfs import DeviceNode, Mount
 from device_plugin.devices import Card, Inventory
 from device_plugin.offers import ByPath, mounts
+from device_plugin.rivals import defined
 from service.files import read_beginning, read_file
 from topology.text import printable
 
@@ -36,13 +36,8 @@ DIRECTORY = Path("/var/run/cdi")
 FILE_NAME = "intel.cdi.k8s.io-gpu.json"
 _TEMPORARY = f".{FILE_NAME}."
 _MODE = 0o644
-_SPEC_LIMIT = 1 << 20  # bytes of somebody else's spec that we are ready to look through
-_MOST_NAMED = 16  # files of others that are named; Intel's plugin leaves one for each GPU
-
-# name = 1*( ALPHA / DIGIT / "_" / "." / ":" / "-" ), of a device; that of a kind has no colon, and
-# the last part of a path is neither
-_NAME = re.compile(rb"(?<![/A-Za-z0-9_.:-])[A-Za-z0-9_.:-]+")
-_OUR_KIND = re.compile(rb"(?<![A-Za-z0-9_.-])" + re.escape(KIND.encode()) + rb"(?![A-Za-z0-9_.-])")
+_SPEC_LIMIT = 1 << 20  # bytes of the longest spec of somebody else's that is looked through
+_MOST_NAMED = 16  # files of others, and cards; Intel's plugin leaves a file for each GPU
 
 
 class CdiError(Exception):
@@ -52,8 +47,24 @@ class CdiError(Exception):
     """
 
 
-class RivalError(CdiError):
-    """Somebody else's specs define our devices: ours is not there until they are gone."""
+class Rivals(NamedTuple):
+    """What stands in the way of our names: files, and the cards that they define.
+
+    `unread` are files too long to be looked through, which may define any card.
+    """
+
+    files: tuple[str, ...] = ()
+    cards: frozenset[str] = frozenset()
+    unread: tuple[str, ...] = ()
+
+
+class Standing(NamedTuple):
+    """What stands now: the cards that may be named, and what keeps others from it, if anything."""
+
+    named: frozenset[str]
+    trouble: str = ""
+    changed: bool = False
+    """Whether the file had to be written or removed."""
 
 
 def qualified_name(card: Card) -> str:
@@ -82,19 +93,34 @@ def spec(inventory: Inventory, by_path: ByPath) -> dict[str, Any] | None:
     }
 
 
-def refresh(directory: Path, inventory: Inventory, by_path: ByPath) -> bool:
-    """Make the spec file tell the inventory; True when it had to be written or removed.
+def refresh(directory: Path, inventory: Inventory, by_path: ByPath) -> Standing:
+    """Make the spec file tell the inventory, without the cards that somebody else's specs define.
+
+    Of a device that two files define a runtime takes neither; the other cards keep their names,
+    which kubelet has recorded for Pods that may start again. Beside a file that cannot be looked
+    through ours stays whole, for these, but no name is given any more: one that is defined twice
+    would keep a container from starting, and device nodes alone are enough.
 
     The file appears whole, synced and readable by all (0644), and is left alone when it says the
-    same. The directory is made when it is not there. Raises `CdiError`, and `RivalError` once our
-    file is removed: of a device that two files define a runtime takes neither.
+    same. The directory is made when it is not there. Never raises `CdiError`: what it says is part
+    of the trouble, beside the rivals.
     """
+    others = rivals(directory, inventory)
+    ours = tuple(card for card in inventory.cards if card.name not in others.cards)
+    told = _told(directory, others)
+    try:
+        changed = _put(directory, replace(inventory, cards=ours), by_path)
+    except CdiError as error:
+        return Standing(frozenset(), "; ".join(filter(None, (str(error), told))))
+    named = frozenset() if others.unread else frozenset(card.name for card in ours)
+    return Standing(named, told, changed)
+
+
+def _put(directory: Path, inventory: Inventory, by_path: ByPath) -> bool:
+    """Make the file tell these cards; True when it had to be written or removed."""
     wanted = _rendered(inventory, by_path)
     if wanted is None:
         return remove(directory)
-    if others := rivals(directory, inventory):
-        remove(directory)
-        raise RivalError(_told(directory, others))
     path = directory / FILE_NAME
     if _stands(path, wanted):
         return False
@@ -128,36 +154,52 @@ def remove(directory: Path) -> bool:
     return True
 
 
-def rivals(directory: Path, inventory: Inventory) -> tuple[str, ...]:
-    """Find the names of other specs that define our devices, as Intel's plugin leaves them behind.
+def rivals(directory: Path, inventory: Inventory) -> Rivals:
+    """Find other specs that define our devices, as Intel's plugin leaves them behind.
 
-    By the words in them, whatever they are written in: our kind, and the name of a card. Of a file
-    that is too long to be looked through the kind is enough. One that cannot be read is no rival.
+    One that cannot be read is no rival: no runtime reads it, either.
     """
-    ours = {card.name.encode() for card in inventory.cards}
-    return tuple(
-        name
-        for name in sorted(_names(directory))
-        if name.endswith((".json", ".yaml"))
-        and name != FILE_NAME
-        and _defines(_start(directory / name), ours)
-    )
+    ours = frozenset(card.name for card in inventory.cards)
+    if not ours:
+        return Rivals()
+    files, unread, cards = [], [], set[str]()
+    for name in sorted(_names(directory)):
+        if name == FILE_NAME or not name.endswith((".json", ".yaml")):
+            continue
+        text = _start(directory / name)
+        if len(text) > _SPEC_LIMIT:
+            unread.append(name)
+        elif theirs := ours & defined(text, KIND):
+            files.append(name)
+            cards |= theirs
+    return Rivals(tuple(files), frozenset(cards), tuple(unread))
 
 
-def _defines(text: bytes, ours: AbstractSet[bytes]) -> bool:
-    if not _OUR_KIND.search(text):
-        return False
-    return len(text) >= _SPEC_LIMIT or not ours.isdisjoint(_NAME.findall(text))
+def _told(directory: Path, others: Rivals) -> str:
+    """Say what is in the way, and as a command how it is removed; empty where nothing is."""
+    told = []
+    if others.files:
+        cards = _some(sorted(others.cards, key=lambda name: (len(name), name)))
+        told.append(
+            f"other specs define the same devices ({cards}), so that ours leaves these out: stop"
+            f" what wrote them, then rm {_paths(directory, others.files)}"
+        )
+    if others.unread:
+        told.append(
+            f"longer than {_SPEC_LIMIT} bytes, so that nobody knows whether they define the same"
+            f" devices: {_paths(directory, others.unread)}"
+        )
+    return "; ".join(told)
 
 
-def _told(directory: Path, names: Sequence[str]) -> str:
-    """Say which files are in the way, as a command that removes them."""
-    files = " ".join(shlex.quote(printable(str(directory / name))) for name in names[:_MOST_NAMED])
-    more = f" (and {len(names) - _MOST_NAMED} more)" if len(names) > _MOST_NAMED else ""
-    return (
-        "other specs define the same devices, and runtimes resolve none of these: stop what wrote"
-        f" them, then rm {files}{more}"
-    )
+def _paths(directory: Path, names: Iterable[str]) -> str:
+    return _some(shlex.quote(printable(str(directory / name))) for name in names)
+
+
+def _some(texts: Iterable[str]) -> str:
+    every = list(texts)
+    more = f" (and {len(every) - _MOST_NAMED} more)" if len(every) > _MOST_NAMED else ""
+    return f"{' '.join(every[:_MOST_NAMED])}{more}"
 
 
 def _edits(nodes: tuple[DeviceNode, ...], by_path: tuple[Mount, ...]) -> dict[str, Any]:
@@ -237,6 +279,6 @@ def _sync(directory: Path) -> None:
 
 def _start(path: Path) -> bytes:
     try:
-        return read_beginning(path, _SPEC_LIMIT)
+        return read_beginning(path, _SPEC_LIMIT + 1)
     except OSError:
         return b""

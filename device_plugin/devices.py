@@ -156,7 +156,8 @@ class Sight(Enum):
     EMPTY = "/dev/dri has no node of the GPUs that sysfs names: the host's must be mounted here"
     GONE = (
         "/dev/dri here is one that is gone, as after a reload of the driver: this container must"
-        " start anew to see the new one, and /healthz asks for that"
+        " start anew to see the new one, and /healthz asks for that; or restart the node's"
+        " container, where the node is one itself"
     )
 
 

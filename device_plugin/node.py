@@ -7,6 +7,7 @@ source that fails keeps its last good word, says so once, and is counted.
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,7 +19,7 @@ from structlog.typing import FilteringBoundLogger
 from device_plugin import cdi, health, labels, links, xpumd
 from device_plugin.aside import aside
 from device_plugin.assembly import Assembler, Seen
-from device_plugin.cdi import CdiError
+from device_plugin.cdi import Standing
 from device_plugin.devfs import Roots
 from device_plugin.devices import Inventory, ScanError, Sight, fingerprint, scan
 from device_plugin.labels import Reading
@@ -32,10 +33,10 @@ T = TypeVar("T")
 
 
 class Found(NamedTuple):
-    """What a scan finds: the GPUs, whether the CDI spec stands, and what keeps it from standing."""
+    """What a scan finds: the GPUs, which of them are CDI devices, and what keeps others from it."""
 
     inventory: Inventory
-    cdi: bool
+    cdi: frozenset[str]
     cdi_trouble: str
 
 
@@ -144,7 +145,7 @@ class Node:
     def doubts(self) -> tuple[str, ...]:
         """What should be looked at by somebody."""
         trouble = self.seen.cdi_trouble
-        cdi_trouble = (f"no CDI devices are named: {trouble}",) if trouble else ()
+        cdi_trouble = (f"{_unnamed(self.seen.cdi)}: {trouble}",) if trouble else ()
         return (*sorted(self._doubts), *cdi_trouble)
 
     # Sources
@@ -199,7 +200,7 @@ class Node:
         return None
 
     def _look_around(self, before: Inventory) -> Found | None:
-        """Scan the node and refresh the CDI spec; say whether that stands. None: it failed."""
+        """Scan the node and refresh the CDI spec. None: it failed."""
         try:
             inventory = self._inventory(before)
         except ScanError as error:
@@ -211,31 +212,30 @@ class Node:
         self._telemetry.scanned(good=True)
         if self._changes.of("scan", None):
             self._log.info("scans are good again")
-        trouble = self._refresh_cdi(inventory)
-        stands = self._sources.cdi_dir is not None and bool(inventory.cards) and not trouble
-        return Found(inventory, stands, trouble)
+        standing = self._refresh_cdi(inventory)
+        return Found(inventory, standing.named, standing.trouble)
 
     def _inventory(self, before: Inventory) -> Inventory:
         sources = self._sources
         found = scan(sources.roots, sources.allow_ids, sources.deny_ids)
         return found.keep_known(before)
 
-    def _refresh_cdi(self, inventory: Inventory) -> str:
-        """Give what keeps the CDI spec from being there, empty where nothing does."""
-        if self._sources.cdi_dir is None:
-            return ""
-        problem = ""
-        try:
-            if cdi.refresh(self._sources.cdi_dir, inventory, self._sources.by_path):
-                self._log.info("CDI spec refreshed", directory=str(self._sources.cdi_dir))
-        except CdiError as error:
-            problem = str(error)
-        if self._changes.of("cdi", problem or None):
-            if problem:
-                self._log.warning("no CDI devices are named", reason=problem)
+    def _refresh_cdi(self, inventory: Inventory) -> Standing:
+        """Make the CDI spec tell these GPUs, and say what changed of it."""
+        directory = self._sources.cdi_dir
+        if directory is None:
+            return Standing(frozenset())
+        standing = cdi.refresh(directory, inventory, self._sources.by_path)
+        if standing.changed:
+            self._log.info("CDI spec refreshed", directory=str(directory))
+        if self._changes.of(
+            "cdi", (standing.named, standing.trouble) if standing.trouble else None
+        ):
+            if standing.trouble:
+                self._log.warning(_unnamed(standing.named), reason=standing.trouble)
             else:
                 self._log.info("CDI devices are named again")
-        return problem
+        return standing
 
     def _read_labels(self, reading: Reading) -> None:
         self._reading = reading
@@ -338,6 +338,10 @@ def _doubts(seen: Seen) -> Iterator[str]:
     if seen.links.without_address:
         ids = " ".join(map(str, seen.links.without_address))
         yield f"linked but without an address in the id map: {ids}"
+
+
+def _unnamed(named: AbstractSet[str]) -> str:
+    return "not every GPU is named as a CDI device" if named else "no CDI devices are named"
 
 
 def _nothing_to_give(seen: Seen, ill: Mapping[str, str | None]) -> str:

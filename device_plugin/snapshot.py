@@ -37,7 +37,7 @@ class Snapshot:
     `unhealthy` tells by PCI address why a GPU must not be used though its devices are there.
     `prefer` is the preference of each resource that has one, `decide` its account of one, `quick`
     are those resources whose preference takes microseconds, so that it may be asked for on the
-    loop. `cdi` says that the CDI spec stands, so that its names may be handed out.
+    loop. `cdi` are the cards that may be named as CDI devices, by their DRM names.
     """
 
     resources: Mapping[str, tuple[Device, ...]] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Snapshot:
     prefer: Mapping[str, Prefer] = field(default_factory=dict, compare=False)
     decide: Mapping[str, Decide] = field(default_factory=dict, compare=False)
     quick: frozenset[str] = field(default=frozenset(), compare=False)
-    cdi: bool = False
+    cdi: frozenset[str] = frozenset()
 
     def devices(self, resource: str) -> tuple[Device, ...]:
         """Give the devices of a resource; one that has vanished has none."""

@@ -127,7 +127,9 @@ class NodeTelemetry:
         self._gpus = metrics.gauge("gpus", "GPUs that are offered")
         self._problems = metrics.gauge("gpu_problems", "GPUs of which something cannot be read")
         self._unusable = metrics.gauge(
-            "unusable_gpus", "GPUs that are offered as unhealthy, as a device node is not there"
+            "unusable_gpus",
+            "GPUs that are offered as unhealthy: without a device node or a render node, or can no"
+            " longer be read",
         )
         self._cdi = metrics.gauge("cdi_devices", "GPUs that are named as CDI devices")
         self._pairs = metrics.gauge("linked_pairs", "pairs of GPUs that are linked")
@@ -167,7 +169,7 @@ class NodeTelemetry:
         self._gpus.set(len(seen.inventory.cards))
         self._problems.set(len(seen.inventory.problems))
         self._unusable.set(sum(not card.healthy for card in seen.inventory.cards))
-        self._cdi.set(len(seen.inventory.cards) if seen.cdi else 0)
+        self._cdi.set(len(seen.cdi))
         self._pairs.set(len(seen.links.lanes))
         for state in State:
             self._state.labels(state.value).set(state is seen.links.state)

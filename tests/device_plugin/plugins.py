@@ -79,7 +79,7 @@ def node(
     cdi: bool = False,
 ) -> Snapshot:
     """Give a snapshot of one resource; `lanes` by the numbers of the cards."""
-    every = [card(number) for number in range(1, cards + 1)] if isinstance(cards, int) else cards
+    every = [card(number) for number in range(1, cards + 1)] if isinstance(cards, int) else [*cards]
     return Snapshot(
         resources={I915: tuple(device for one in every for device in shares(one, shared))},
         lanes=None
@@ -87,7 +87,7 @@ def node(
         else {(bdf(one), bdf(other)): width for (one, other), width in lanes.items()},
         unhealthy=unhealthy or {},
         prefer={} if prefer is None else {I915: prefer},
-        cdi=cdi,
+        cdi=frozenset(one.name for one in every) if cdi else frozenset(),
     )
 
 

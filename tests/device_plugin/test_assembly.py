@@ -77,7 +77,7 @@ UNCHANGED: Mapping[str, Callable[[Seen], Seen]] = {
         seen, health=Health({bdf(1): GpuHealth(healthy=False, reason="hot")}, trouble="")
     ),
     "a device node is gone": with_cards(lambda one: replace(one, missing=("/dev/dri/card1",))),
-    "the CDI spec stands": lambda seen: replace(seen, cdi=True),
+    "a card is a CDI device": lambda seen: replace(seen, cdi=frozenset({"card1"})),
     "another card is broken": lambda seen: replace(
         seen, inventory=replace(seen.inventory, problems=(Problem("card9", "no device"),))
     ),
@@ -223,9 +223,9 @@ def test_a_virtual_function_is_as_ill_as_its_physical_function() -> None:
     assert snapshot.unhealthy == {bdf(1): f"its physical function {bdf(9)}: hot"}
 
 
-@pytest.mark.parametrize("cdi", [True, False])
-def test_cdi_names_are_handed_out_while_the_spec_stands(cdi: bool) -> None:  # noqa: FBT001 - a case
-    assert assembler().assemble(replace(node(), cdi=cdi)).cdi is cdi
+@pytest.mark.parametrize("cdi", [frozenset(), frozenset({"card1"})], ids=["none", "one"])
+def test_the_cdi_names_that_may_be_handed_out_are_those_that_stand(cdi: frozenset[str]) -> None:
+    assert assembler().assemble(replace(node(), cdi=cdi)).cdi == cdi
 
 
 def test_a_snapshot_is_not_changed_by_what_comes_after_it() -> None:

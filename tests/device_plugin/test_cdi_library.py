@@ -84,11 +84,10 @@ def test_beside_a_rival_its_devices_still_resolve_and_ours_come_back_without_it(
     directory: Path, inventory: Inventory, rival: Path
 ) -> None:
     for _ in range(2):
-        with pytest.raises(cdi.RivalError):
-            cdi.refresh(directory, inventory, ByPath.NONE)
+        assert "card1" not in cdi.refresh(directory, inventory, ByPath.NONE).named
         assert devices(directory, CARD1) == ["/dev/dri/card1"]
     rival.unlink()
-    assert cdi.refresh(directory, inventory, ByPath.NONE)
+    assert "card1" in cdi.refresh(directory, inventory, ByPath.NONE).named
     assert devices(directory, CARD1) == ["/dev/dri/card1", "/dev/dri/renderD128"]
 
 
@@ -100,9 +99,44 @@ def test_a_rival_that_comes_after_ours_takes_no_device_from_a_container(
     cdi.refresh(directory, inventory, ByPath.NONE)
     rival.write_text(text)
     assert resolve(directory, CARD1).returncode == 1
-    with pytest.raises(cdi.RivalError):
-        cdi.refresh(directory, inventory, ByPath.NONE)
+    cdi.refresh(directory, inventory, ByPath.NONE)
     assert devices(directory, CARD1)
+
+
+def test_beside_a_rival_of_one_card_every_card_resolves(
+    directory: Path, inventory: Inventory, rival: Path
+) -> None:
+    """Pods that kubelet has recorded with the names of the others can start again."""
+    cdi.refresh(directory, inventory, ByPath.NONE)
+    names = [cdi.qualified_name(card) for card in inventory.cards]
+    assert len(devices(directory, *names)) == 15
+    rival.rename(rival.with_suffix(".json"))  # in which the library reads YAML, too
+    cdi.refresh(directory, inventory, ByPath.NONE)
+    assert len(devices(directory, *names)) == 15
+
+
+@pytest.mark.parametrize("solidus", ["/", r"\u002f"], ids=["plain", "escaped"])
+def test_beside_a_rival_in_json_every_card_resolves(
+    directory: Path, inventory: Inventory, solidus: str
+) -> None:
+    (directory / "theirs.json").write_text(of_the_first(inventory, solidus))
+    cdi.refresh(directory, inventory, ByPath.NONE)
+    assert len(devices(directory, *map(cdi.qualified_name, inventory.cards))) == 16
+
+
+def of_the_first(inventory: Inventory, solidus: str) -> str:
+    theirs = replace(inventory, cards=inventory.cards[:1])
+    return json.dumps(cdi.spec(theirs, ByPath.NONE)).replace("/gpu", f"{solidus}gpu")
+
+
+def test_what_json_escapes_and_this_library_cannot_read_keeps_its_card_unnamed(
+    directory: Path, inventory: Inventory
+) -> None:
+    """It is valid JSON, and another version may read it: the others go on in either case."""
+    (directory / "theirs.json").write_text(of_the_first(inventory, r"\/"))
+    named = cdi.refresh(directory, inventory, ByPath.NONE).named
+    assert CARD1 not in {f"{cdi.KIND}={name}" for name in named}
+    assert len(devices(directory, *(f"{cdi.KIND}={name}" for name in named))) == 14
 
 
 @pytest.mark.parametrize(
@@ -111,6 +145,16 @@ def test_a_rival_that_comes_after_ours_takes_no_device_from_a_container(
         pytest.param(INTELS.replace("name: card1", "name: card9"), id="another card"),
         pytest.param(INTELS.replace("io/gpu", "io/gpu-mei"), id="another class"),
         pytest.param(INTELS.replace("intel.cdi", "vendor.intel.cdi"), id="another vendor"),
+        pytest.param(
+            INTELS.replace("kind: intel.cdi.k8s.io/gpu", "kind: a.com/b # intel.cdi.k8s.io/gpu"),
+            id="our kind in a comment",
+        ),
+        pytest.param(
+            INTELS.replace(
+                "containerEdits: {}", "annotations:\n  kind: intel.cdi.k8s.io/gpu", 1
+            ).replace("\nkind: intel.cdi.k8s.io/gpu", "\nkind: a.com/b"),
+            id="our kind in an annotation",
+        ),
     ],
 )
 def test_the_library_resolves_ours_beside_what_we_take_for_no_rival(

@@ -20,6 +20,7 @@ import pytest
 
 from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.api.deviceplugin_pb2_grpc import DevicePluginStub
+from device_plugin.cdi import FILE_NAME
 from device_plugin.daemon import stalled
 from device_plugin.simulator.kubelet import Kubelet
 from device_plugin.simulator.node import Node
@@ -433,13 +434,19 @@ def test_beside_what_intels_plugin_left_it_is_ready_and_says_what_to_remove(scen
         process.wait_for("event=registered")
         pod = kubelet.run_pod("pod", I915, 2)
         assert [device.container_path for device in pod.response.devices]
-        assert not pod.response.cdi_devices
+        assert len(pod.ids) == 2
+        names = {device.name for device in pod.response.cdi_devices}
+        cards = {id_.partition("-")[0] for id_ in pod.ids}
+        assert names == {f"intel.cdi.k8s.io/gpu={card}" for card in cards - {"card1"}}
         code, text = get(f"{url}/readyz")
         assert (code, f"then rm {rival}; links in use" in text) == (200, True)
-        assert "xelink_device_plugin_cdi_devices 0.0" in get(f"{url}/metrics")[1]
+        assert "xelink_device_plugin_cdi_devices 7.0" in get(f"{url}/metrics")[1]
         told = json.loads(get(f"{url}/status.json")[1])
         assert any(doubt.endswith(f"then rm {rival}") for doubt in told["doubts"])
-        assert [path.name for path in (scene.directory / "cdi").iterdir()] == [rival.name]
+        assert {path.name for path in (scene.directory / "cdi").iterdir()} == {
+            FILE_NAME,
+            rival.name,
+        }
         rival.unlink()
         process.wait_for("CDI devices are named again")
         while "then rm" in get(f"{url}/readyz")[1]:

@@ -596,7 +596,9 @@ def test_every_resource_has_a_socket_and_monitoring_has_no_preference(path: Path
         both = node(2)
         nodes = tuple(node for device in both.devices(I915) for node in device.nodes)
         every = Device("all", None, healthy=True, numa=None, nodes=nodes)
-        snapshot = replace(both, resources={**both.resources, MONITORING: (every,)}, cdi=True)
+        snapshot = replace(
+            both, resources={**both.resources, MONITORING: (every,)}, cdi=frozenset({"card1"})
+        )
         with Kubelet(path) as kubelet:
             async with running(path, snapshot):
                 await off(kubelet.wait_for_allocatable, I915, 2)

@@ -671,7 +671,7 @@ def test_without_a_directory_no_spec_is_written_and_no_name_handed_out() -> None
     tell(story, cdi_dir=None)
 
 
-def test_while_a_rival_defines_the_same_devices_no_name_is_handed_out_and_it_is_told() -> None:
+def test_while_a_rival_defines_a_card_the_others_are_named_and_it_is_told() -> None:
     async def story(scene: Scene) -> None:
         directory = scene.path / "cdi"
         directory.mkdir()
@@ -680,19 +680,24 @@ def test_while_a_rival_defines_the_same_devices_no_name_is_handed_out_and_it_is_
             assert named(await scene.until(lambda snapshot: snapshot.cdi)) == CARD1
             rival = directory / "other.yaml"
             rival.write_text("kind: intel.cdi.k8s.io/gpu\ndevices:\n- name: card2\n")
-            snapshot = await scene.until(lambda snapshot: not snapshot.cdi)
-            assert named(snapshot) == ()
-            assert container(snapshot, I915, ["card1-0"], set()).nodes  # the rest goes on
-            assert not (directory / SPEC).exists()
+            snapshot = await scene.until(lambda snapshot: len(snapshot.cdi) == 7)
+            assert named(snapshot) == CARD1
+            both = container(snapshot, I915, ["card1-0", "card2-0"], set())
+            assert both.cdi == CARD1
+            assert len(both.nodes) == 4  # the rest goes on
+            assert '"card1"' in (directory / SPEC).read_text()
+            assert '"card2"' not in (directory / SPEC).read_text()
             await scene.scanned("good", 5)
-            (entry,) = scene.said("no CDI devices are named")
+            (entry,) = scene.said("not every GPU is named as a CDI device")
+            assert "(card2)" in entry["reason"]
             remedy = f"stop what wrote them, then rm {rival}"
             assert entry["reason"].endswith(remedy)
             assert scene.node.device_trouble.endswith(remedy)
-            assert scene.node.doubts == (f"no CDI devices are named: {entry['reason']}",)
-            assert scene.gauge("cdi_devices") == 0
+            (doubt,) = scene.node.doubts
+            assert doubt == f"not every GPU is named as a CDI device: {entry['reason']}"
+            assert scene.gauge("cdi_devices") == 7
             rival.unlink()
-            assert named(await scene.until(lambda snapshot: snapshot.cdi)) == CARD1
+            await scene.until(lambda snapshot: len(snapshot.cdi) == 8)
             await until(lambda: not scene.node.device_trouble)
             assert len(scene.said("CDI devices are named again")) == 1
             assert scene.gauge("cdi_devices") == 8
