@@ -8,10 +8,16 @@ exceeds a bound hears RESOURCE_EXHAUSTED, and kubelet's own requests are answere
 from dataclasses import dataclass
 from typing import NamedTuple
 
-_MOST_GPUS = 64  # four times those of the largest node
+# Cards that are offered: the largest node has 16 GPUs, and a GPU has at most 63 VFs.
+_MOST_CARDS = 16 * 64
+# All of these in a hundred shares, or a hundred GPUs in the thousand that -shared-dev-num allows. A
+# kubelet hears of hardly more: its gRPC takes 4 MiB in one message, about 25 bytes for each device.
+_MOST_DEVICES = 100 * _MOST_CARDS
 _LEAST_IDS = 4096
-_BYTES_OF_ID = 32  # "card63-999" has 10, and 2 before it
+_BYTES_OF_ID = 16  # "card999999-999" has 14, and 2 before it
 _OTHER_BYTES = 1 << 14
+_MOST_CALLS = 128
+_IDS_UNDER_WAY = _MOST_CALLS * _LEAST_IDS  # of all calls together
 
 
 class ExceededError(Exception):
@@ -28,14 +34,18 @@ class Limits:
 
     ids: int = _LEAST_IDS
     containers: int = 32
-    calls: int = 128
+    calls: int = _MOST_CALLS
     streams: int = 64
     patience: float = 5.0
 
     @classmethod
     def of(cls, shares: int) -> "Limits":
-        """Give the bounds where each GPU is as many devices, which a request may name twice."""
-        return cls(ids=max(_LEAST_IDS, 2 * _MOST_GPUS * shares))
+        """Give the bounds where each card is as many devices, which a request may name twice.
+
+        The larger a request may be, the fewer are under way, so that all of them take no more.
+        """
+        ids = max(_LEAST_IDS, 2 * min(_MOST_CARDS * shares, _MOST_DEVICES))
+        return cls(ids=ids, calls=min(_MOST_CALLS, _IDS_UNDER_WAY // ids))
 
     @property
     def bytes(self) -> int:

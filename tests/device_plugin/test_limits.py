@@ -88,13 +88,32 @@ def test_whatever_is_no_message_is_left_to_who_parses_it(message: bytes, most: i
         assert len(message) > most
 
 
-@pytest.mark.parametrize("shares", [1, 10, 1000])
-def test_the_largest_request_of_a_kubelet_is_within_its_bounds(shares: int) -> None:
-    """Of 16 GPUs, the most that there are, times two; each device named twice."""
-    ids = [f"card{gpu}-{share}" for gpu in range(32) for share in range(shares)]
+@pytest.mark.parametrize("shares", [1, 2, 9, 10, 100, 1000])
+@pytest.mark.parametrize(
+    "cards", [16, 8 * 63, 20 * 31, 16 * 63], ids=["GPUs", "VFs of 8", "VFs of 20", "VFs of 16"]
+)
+def test_the_largest_request_of_a_kubelet_is_within_its_bounds(cards: int, shares: int) -> None:
+    """Of 16 GPUs, the most that there are, or their VFs; each device named twice.
+
+    The VFs of a GPU are offered, too: up to 63 of a Max, 31 of a Flex, of which 20 are in a node.
+    Beyond a hundred thousand devices there is no node.
+    """
+    ids = [f"card{card}-{share}" for share in range(shares) for card in range(cards)][:102_400]
     limits = Limits.of(shares)
     assert 2 * len(ids) <= limits.ids
     assert len(prefer(ids, ids).SerializeToString()) <= limits.bytes
+
+
+@pytest.mark.parametrize("shares", [1, 9, 1000])
+def test_an_id_of_any_card_is_within_the_bound_of_bytes(shares: int) -> None:
+    limits = Limits.of(shares)
+    request = allocate(*["card999999-999"] * limits.ids)
+    assert len(request.SerializeToString()) <= limits.bytes
+
+
+@pytest.mark.parametrize(("shares", "calls"), [(1, 128), (2, 128), (9, 28), (100, 2), (1000, 2)])
+def test_the_larger_a_request_may_be_the_fewer_are_under_way(shares: int, calls: int) -> None:
+    assert Limits.of(shares).calls == calls
 
 
 # One request
@@ -291,3 +310,23 @@ def test_a_flood_ends_with_answers_or_a_named_error_within_the_memory_of_the_ove
             kubelet.wait_for_allocatable(I915, 8)
             assert plugin.stop() == 0
             assert not [line for line in plugin.lines if "Traceback" in line]
+
+
+@pytest.mark.parametrize("shares", [9, 1000])
+def test_the_largest_requests_of_many_shares_fit_the_memory_of_the_overlay(shares: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="x") as name:
+        scene = Scene(Path(name))
+        scene.publish()
+        ids = [f"card{gpu}-{share}" for gpu in range(1, 9) for share in range(shares)]
+        most = Limits.of(shares).ids
+        ids = (ids * (most // len(ids) + 1))[:most]
+        with (
+            Kubelet(scene.kubelets) as kubelet,
+            scene.plugin(f"-shared-dev-num={shares}") as plugin,
+        ):
+            kubelet.wait_for_capacity(I915, 8 * shares)
+            for request in (allocate(*ids), prefer(ids)):
+                ends = asyncio.run(flood(scene.kubelets / SOCKET, request, 64, 16))
+                assert {"OK"} <= ends.keys() <= NAMED, ends
+                assert footprint(plugin.process.pid).peak < memory_limit(), ends
+            assert plugin.stop() == 0
