@@ -18,6 +18,7 @@ from functools import lru_cache, partial
 from device_plugin import devfs, sysfs
 from device_plugin.devfs import DeviceNode, Mount, Roots
 from device_plugin.sysfs import BrokenError
+from topology.bdf import BDF, place
 
 DRIVERS = ("i915", "xe")
 
@@ -183,7 +184,7 @@ class Inventory:
         """
         offered = (card for card in self.cards if not card.broken)
         hidden = (gpu.card for gpu in self.withheld if gpu.card)
-        return tuple(sorted((*offered, *hidden), key=place))
+        return tuple(sorted((*offered, *hidden), key=by_address))
 
     def keep_known(self, before: "Inventory") -> "Inventory":
         """Keep, as unhealthy, the cards of `before` that can no longer be read.
@@ -204,7 +205,7 @@ class Inventory:
             and card.bdf not in told
             and broken[card.name] in {None, card.bdf}
         )
-        cards = sorted((*self.cards, *kept), key=place)
+        cards = sorted((*self.cards, *kept), key=by_address)
         return replace(self, cards=tuple(cards))
 
 
@@ -225,8 +226,8 @@ def scan(
     told.extend(_without_card(roots, seen.keys()))
     _card_names(roots)  # a node that was taken away meanwhile was seen by half: that is no scan
     found = Inventory(
-        tuple(sorted((entry for entry in told if isinstance(entry, Card)), key=place)),
-        tuple(sorted((entry for entry in told if isinstance(entry, Withheld)), key=place)),
+        tuple(sorted((entry for entry in told if isinstance(entry, Card)), key=by_address)),
+        tuple(sorted((entry for entry in told if isinstance(entry, Withheld)), key=by_address)),
         tuple(entry for entry in told if isinstance(entry, Problem)),
         devfs.by_path_directory(roots),
     )
@@ -357,7 +358,7 @@ def _without_card(roots: Roots, seen: AbstractSet[str]) -> Iterator[Withheld]:
     """Find the Intel GPUs that are no DRM card: given to vfio-pci, or left without a driver."""
     functions = f"{roots.sysfs}/bus/pci/devices"
     try:
-        addresses = [name for name in sysfs.listing(functions) if sysfs.BDF.fullmatch(name)]
+        addresses = [name for name in sysfs.listing(functions) if BDF.fullmatch(name)]
     except OSError:  # a courtesy to the operator, not what we are here for
         return
     for bdf in _displays(functions, tuple(addresses)):
@@ -385,6 +386,6 @@ def _displays(functions: str, addresses: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def place(gpu: Card | Withheld) -> tuple[int, ...]:
-    """Order PCI addresses as numbers: as text, domain 10000 would come before 2000."""
-    return tuple(int(part, 16) for part in re.split("[:.]", gpu.bdf))
+def by_address(gpu: Card | Withheld) -> tuple[int, ...]:
+    """Order GPUs by PCI address."""
+    return place(gpu.bdf)

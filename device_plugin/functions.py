@@ -1,15 +1,12 @@
 """VFs of one physical GPU, put together: to a preference they are what shares of one GPU are."""
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from device_plugin.wishes import GpuFacts, place
+from device_plugin.wishes import GpuFacts
+from topology.bdf import BDF, place
 
 Lanes = Mapping[tuple[str, str], int]
-
-# domain ":" bus ":" device "." function: what a link of sysfs leads to need not be one
-_BDF = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +35,8 @@ def physical(gpus: Iterable[GpuFacts], lanes: Lanes) -> tuple[tuple[Physical, ..
     linked = {bdf for pair in between for bdf in pair}
     found: dict[str, list[GpuFacts]] = {}
     for gpu in gpus:
-        is_vf = gpu.physfn and _BDF.fullmatch(gpu.physfn) and gpu.bdf not in linked
+        # What a link of sysfs leads to need not be an address
+        is_vf = gpu.physfn and BDF.fullmatch(gpu.physfn) and gpu.bdf not in linked
         found.setdefault(gpu.physfn if gpu.physfn and is_vf else gpu.bdf, []).append(gpu)
     return tuple(_united(home, some) for home, some in found.items()), between
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TypeAlias
 
-from device_plugin.devices import DRIVERS, Card, Inventory, Withheld, place
+from device_plugin.devices import DRIVERS, Card, Inventory, Withheld, by_address
 from device_plugin.labels import Reading, State
 from topology.model import Link, PortState, Topology
 
@@ -148,7 +148,7 @@ def _by_order(topology: Topology, inventory: Inventory) -> dict[int, str]:
 
     XPU Manager counts every GPU that its driver has, offered or not, within one driver.
     """
-    gpus = sorted(_counted(inventory), key=place)
+    gpus = sorted(_counted(inventory), key=by_address)
     addresses = {gpu.bdf for gpu in gpus}
     unread = [problem.name for problem in inventory.problems if problem.bdf not in addresses]
     if unread:

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from device_plugin.devices import Card, Inventory, place
+from device_plugin.devices import Card, Inventory, by_address
 from device_plugin.history import MOST_PREFERENCES
 from device_plugin.kubelet import Endpoint, Endpoints
 from device_plugin.links import NodeLinks
@@ -114,7 +114,7 @@ def _cards(snapshot: Snapshot) -> Sequence[tuple[Card, Device]]:
         for device in devices:
             if device.card:
                 found[device.card.bdf] = device.card, device
-    return sorted(found.values(), key=lambda pair: place(pair[0]))
+    return sorted(found.values(), key=lambda pair: by_address(pair[0]))
 
 
 def _gpu(snapshot: Snapshot, card: Card, device: Device, silent: Sequence[str]) -> Told:

@@ -12,6 +12,8 @@ import re
 import stat
 from contextlib import suppress
 
+from topology.bdf import BDF
+
 _INTEL = 0x8086
 _DISPLAY_CLASS = 0x03  # PCI base class of every display controller, 3D-only GPUs included
 _ATTRIBUTE_LIMIT = 4096  # bytes: sysfs never gives more than a page
@@ -24,8 +26,6 @@ _NUMBER = {
     10: re.compile(r"[0-9]{1,10}", re.ASCII),
     16: re.compile(r"0x[0-9a-f]{4,8}", re.ASCII),
 }
-# domain ":" bus ":" device "." function, lower case; a VMD domain has more than four digits
-BDF = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", re.ASCII)
 
 
 class BrokenError(Exception):

@@ -4,12 +4,12 @@ Sets of GPUs are bitmasks, see `masks`. The table is the definition; `subsets` a
 find its optimum without asking it for every set.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from device_plugin.masks import mask_of, members, union
+from topology.bdf import place
 
 LANES_LIMIT = 0xFFFF
 """Lanes that one pair counts at most; a pair of Xe Link GPUs has less than a hundred."""
@@ -265,11 +265,6 @@ def group_counts(groups: int, step: int) -> tuple[tuple[int, int], ...]:
     """Read `groups_left` of a node with `step` GPUs: (size, count), the largest first."""
     digits = ((size, groups >> (size - 1) * step & (1 << step) - 1) for size in range(step, 0, -1))
     return tuple((size, count) for size, count in digits if count)
-
-
-def place(bdf: str) -> tuple[int, ...]:
-    """Order PCI addresses as numbers: as text, domain 10000 would come before 2000."""
-    return tuple(int(part, 16) for part in re.split("[:.]", bdf))
 
 
 def _linked(fabric: Fabric, chosen: int, _free: Free) -> int:

@@ -11,14 +11,14 @@ from enum import Enum
 from functools import cached_property
 from typing import NamedTuple
 
+from topology.bdf import BDF
+
 GPU_LIMIT = 64
 """GPUs of one node: four times as many as the largest node has."""
 
 TILE_LIMIT = 128
 """Tiles of one node: four times as many as XPU Manager tells the topology of."""
 
-# domain ":" bus ":" device "." function, hexadecimal; XPU Manager and sysfs print it alike
-_BDF = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", re.ASCII)
 _CARD = re.compile(r"card[0-9]{1,6}", re.ASCII)
 
 
@@ -91,7 +91,7 @@ class Gpu:
     ports: PortState | None = None
 
     def __post_init__(self) -> None:
-        if not _BDF.fullmatch(self.bdf):
+        if not BDF.fullmatch(self.bdf):
             raise ValueError(f"not a PCI address: {self.bdf!r}")
         if self.card is not None and not _CARD.fullmatch(self.card):
             raise ValueError(f"not a DRM card: {self.card!r}")

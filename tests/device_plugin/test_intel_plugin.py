@@ -9,7 +9,8 @@ from device_plugin.policies import AllocationPolicy
 from device_plugin.settings import PluginSettings
 from service.flags import UsageError, load
 
-PAGE = (Path(__file__).parents[2] / "docs" / "intel-plugin.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "intel-plugin.md").read_text()
 
 # Its flags at 0.36.0, each with a value that is not the default; an empty one for a boolean.
 VALUES = {
@@ -97,3 +98,18 @@ def test_the_defaults_that_the_table_names_are_ours() -> None:
     assert f"Unhealthy is `{settings.health_severity.value}` and above" in PAGE
     assert "A change must be told twice" in PAGE
     assert settings.health_confirmations == 2
+
+
+def test_a_gpu_that_is_unhealthy_here_and_offered_there_is_told_with_every_reason() -> None:
+    """Without a device node, without a render node, or read no longer: as `Card.complaint` says."""
+    (row,) = re.findall(r"^\| a GPU without a render node \|.*\|$", PAGE, re.MULTILINE)
+    assert "unhealthy" in row
+    page = (DOCS / "device-plugin.md").read_text()
+    (gauge,) = re.findall(r"^\| `xelink_device_plugin_unusable_gpus` .*$", page, re.MULTILINE)
+    assert all(why in gauge for why in ("device node", "render node", "no longer be read"))
+
+
+def test_where_the_node_is_a_container_the_page_says_what_mends_a_reload() -> None:
+    page = (DOCS / "device-plugin.md").read_text()
+    section = page.partition("### After a reload of the driver")[2].partition("\n## ")[0]
+    assert "restart the node's container" in section
