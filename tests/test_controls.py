@@ -113,7 +113,7 @@ ONE_LINE: dict[str, Callable[[str], str]] = {
     "health": health.told,
     "feature file": lambda text: (
         read(
-            Look((1,), f"# +{text}".encode(errors="surrogateescape"), None), "gpu.intel.com", NOW
+            Look((1,), f"# +{text}".encode(errors="surrogatepass"), None), "gpu.intel.com", NOW
         ).reason
     ),
     "reading": readings.line,

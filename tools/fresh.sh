@@ -32,6 +32,7 @@ prepare() {
   git clone --quiet --no-hardlinks . "$root/home/someone/xelink"
   chroot "$root" chown --recursive someone: /home/someone
   cp /etc/resolv.conf "$root/etc/"
+  echo '127.0.0.1 localhost' >"$root/etc/hosts" # which every machine and container has
   if [ -f "$pip" ]; then
     cp "$pip" "$root/etc/pip.conf"
     sed -n 's/^ *cert *= *//p' "$pip" | while read -r cert; do
