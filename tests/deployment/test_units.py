@@ -111,4 +111,4 @@ def test_the_drop_in_of_the_guide_opens_what_it_says() -> None:
         assert directives(unit)["IPAddressAllow"] == ["localhost"]
     allowed = re.search(r"^IPAddressAllow=(\S+)$", drop_in, re.MULTILINE)
     assert allowed
-    assert ip_address(allowed[1])
+    assert ip_address(allowed[1]).version == 4
