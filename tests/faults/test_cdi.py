@@ -21,10 +21,8 @@ from device_plugin.devices import Inventory, scan
 from device_plugin.offers import ByPath
 node, directory = map(Path, sys.argv[1:])
 inventory = scan(Roots.under(node)) if node.exists() else Inventory()
-try:
-    print(cdi.refresh(directory, inventory, ByPath.NONE))
-except cdi.CdiError as error:
-    print(error)
+standing = cdi.refresh(directory, inventory, ByPath.NONE)
+print(standing.trouble or standing.changed)
 """
 
 
