@@ -28,7 +28,7 @@ from ticking import ticking
 from sidecar import transport
 from sidecar.exposition import Reader
 from sidecar.loop import Sidecar
-from sidecar.publisher import Publisher
+from sidecar.patient import PatientPublisher
 from sidecar.scrape import Scraper
 from sidecar.sieve import Sieve
 from sidecar.telemetry import Telemetry
@@ -45,7 +45,10 @@ PHASES: Mapping[str, tuple[tuple[object, str], ...]] = {
     "trust files and certificate": ((Trust, "context"), (Scraper, "_note_certificate")),
     "hang up": ((HTTPConnection, "close"),),
     "judge": ((Sidecar, "_judge"),),
-    "read what stands": ((Publisher, "read"),),
+    "who owns the file, and what stands": (
+        (PatientPublisher, "other_writer"),
+        (PatientPublisher, "read"),
+    ),
     "metrics": ((Telemetry, "scraped"), (Telemetry, "read"), (Telemetry, "certificate")),
     "the loop itself": ((Sidecar, "tick"),),
 }

@@ -18,6 +18,7 @@ from service.logs import logger_to_stderr  # noqa: E402 - after the daemon, as i
 from service.stopping import Stop  # noqa: E402 - as above
 from service.values import LogFormat  # noqa: E402 - as above
 from sidecar.loop import Policy, Sidecar  # noqa: E402 - as above
+from sidecar.patient import PatientPublisher  # noqa: E402 - as above
 from sidecar.publisher import Publisher  # noqa: E402 - as above
 from sidecar.scrape import Scraper, Target  # noqa: E402 - as above
 from sidecar.telemetry import Telemetry  # noqa: E402 - as above
@@ -34,7 +35,8 @@ def ticking(port: int, trust: Path | None, place: Path) -> Callable[[], object]:
         sleep=time.sleep,
         monotonic=time.monotonic,
     )
-    publisher = Publisher(place / f"features-{port}.txt", place)
+    file = place / f"features-{port}.txt"
+    publisher = PatientPublisher(Publisher(file, place), file)
     log = logger_to_stderr(LogFormat.TEXT, debug=False)
     sidecar = Sidecar(scraper, publisher, Policy(), Telemetry(), log)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeAlias
 
-from service.patience import HungError, Work
+from service.patience import HungError, Work, begin
 
 Path: TypeAlias = str | os.PathLike[str]
 Read: TypeAlias = Callable[[Path, int], bytes]
@@ -77,6 +77,7 @@ class PatientReader:
             self._hanging[name] = hanging
             raise self._hung()
         read = Work(partial(self._reads, path, most))
+        begin(read.do)
         # A signal's handler runs meanwhile, and may raise: then this read is left behind, too.
         self._hanging[name] = read
         if not read.wait(self._seconds):
