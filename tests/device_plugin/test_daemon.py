@@ -248,6 +248,8 @@ def test_the_metrics_have_their_names_and_tell_what_was_done(scene: Scene) -> No
         url = address(process)
         kubelet.wait_for_capacity(I915, 8)
         process.wait_for("event=registered")
+        while get(f"{url}/readyz") != (200, "links in use\n"):  # before the registration, or after
+            pass
         kubelet.run_pod("pod", I915, 2)
         with grpc.insecure_channel(f"unix:{scene.kubelets / SOCKET}") as channel:
             request = pb.AllocateRequest()
