@@ -282,10 +282,10 @@ FLOODS: dict[str, tuple[object, int, int, set[str]]] = {
     "allocations": (allocate("card1-0"), 2000, 1, {"OK"}),
     "preferences": (prefer(ALL), 2000, 1, {"OK"}),
     "connections": (allocate("card1-0"), 2000, 100, NAMED),
-    "large ones": (allocate(*ALL * 400), 600, 16, NAMED),
+    "large ones": (allocate(*ALL * 400), 2000, 16, NAMED),
     "ids": (allocate(*["card1-0"] * 400_000), 64, 8, {"RESOURCE_EXHAUSTED"}),
     "containers": (allocate(containers=1_900_000), 16, 8, {"RESOURCE_EXHAUSTED"}),
-    "answers": (allocate(*ALL, containers=32), 600, 16, NAMED),
+    "answers": (allocate(*ALL, containers=32), 2000, 16, NAMED),
 }
 
 
