@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import combinations
@@ -433,6 +434,23 @@ def test_what_cannot_be_read_at_the_start_is_not_taken_for_nothing(
     assert scene.links == ALL
     scene.tick(CUT)
     assert scene.links == LESS
+
+
+def test_a_restart_without_a_descriptor_forgets_nothing(scene: Scenario) -> None:
+    """With the real file: what cannot be opened now is there all the same."""
+    scene.tick(MESH)
+    scene.publisher.close()
+    scene.publisher = Publisher(scene.path, scene.path.parent)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        scene.restart()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert "Too many open files" in str(scene.logs.entries[-1]["reason"])
+    scene.tick(CUT)
+    assert scene.links == ALL
+    assert "a loss waits for confirmation" in str(scene.sidecar.not_ready())
 
 
 def test_what_can_never_be_read_is_replaced_in_the_end(
