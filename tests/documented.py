@@ -29,7 +29,7 @@ def keys(value: object, known: set[str], path: str = "") -> Iterator[str]:
             for key, inner in value.items():
                 below = f"{path}.{key}".removeprefix(".")
                 if names:
-                    below = path + re.match(r"\.\{[^}]+\}", names[len(path) :])[0]  # type: ignore[index]
+                    below = path + re.match(r"\.\{[^}]+\}", names[len(path) :])[0]  # type: ignore[index] # it was found
                 yield below
                 yield from keys(inner, known, below)
         case list():
