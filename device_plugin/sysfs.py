@@ -18,10 +18,13 @@ _INTEL = 0x8086
 _DISPLAY_CLASS = 0x03  # PCI base class of every display controller, 3D-only GPUs included
 _ATTRIBUTE_LIMIT = 4096  # bytes: sysfs never gives more than a page
 _NUMA_LIMIT = 1024  # the kernel's largest MAX_NUMNODES
+_CPU_LIMIT = 8191  # the kernel's largest CPU number
 _MOST_BRIDGES = 32  # above one GPU; a deep tree of switches has six
 MAX_SERIES = range(0x0BD0, 0x0C00)
 
 _TILE = {kind: re.compile(rf"{kind}[0-9]{{1,2}}", re.ASCII) for kind in ("tile", "gt")}
+_NODE = re.compile(r"node[0-9]{1,4}", re.ASCII)
+_CPUS = re.compile(r"[0-9]{1,4}(?:-[0-9]{1,4})?", re.ASCII)  # first [ "-" last ]
 _NUMBER = {
     10: re.compile(r"[0-9]{1,10}", re.ASCII),
     16: re.compile(r"0x[0-9a-f]{4,8}", re.ASCII),
@@ -67,23 +70,25 @@ def address(device: str) -> str:
 
 
 def numa(device: str) -> int | None:
-    """Give the NUMA node, None where the platform does not tell it. Raises `BrokenError`.
+    """Return the NUMA node, None where the platform does not tell it. Raises `BrokenError`.
 
     Firmware may tell it of the bridges above a GPU only: the nearest one that has one counts.
     """
-    if (own := _own_numa(device)) is not None:
+    if (own := _numa_node(device)) is not None:
         return own
-    above = os.path.dirname(os.path.realpath(device))
+    place = os.path.realpath(device)
     for _ in range(_MOST_BRIDGES):
-        if os.path.basename(above) in {"", "devices"}:
+        if os.path.basename(place) in {"", "devices"}:
             break
-        if (node := _own_numa(above)) is not None:
+        if (node := _numa_node(place)) is not None:
             return node
-        above = os.path.dirname(above)
+        if (node := _node_of_cpus(place)) is not None:
+            return node
+        place = os.path.dirname(place)
     return None
 
 
-def _own_numa(device: str) -> int | None:
+def _numa_node(device: str) -> int | None:
     text = read(f"{device}/numa_node")
     if text is None or text == "-1":
         return None
@@ -91,6 +96,36 @@ def _own_numa(device: str) -> int | None:
     if node >= _NUMA_LIMIT:
         raise BrokenError(f"numa_node: no such node, {node}")
     return node
+
+
+def _node_of_cpus(device: str) -> int | None:
+    """Return the one node of the CPUs near a device, None where they say nothing of nodes.
+
+    The kernel names every CPU where it knows no node: that is no nearness.
+    """
+    near = _cpus(f"{device}/local_cpulist")
+    if not near:
+        return None
+    system = device.rpartition("/sys/devices/")[0] + "/sys/devices/system/node"
+    try:
+        names = [name for name in listing(system) if _NODE.fullmatch(name)][:_NUMA_LIMIT]
+    except OSError:
+        return None
+    homes = {int(name[4:]): _cpus(f"{system}/{name}/cpulist") for name in names}
+    touched = [node for node, cpus in homes.items() if cpus & near]
+    others = any(cpus and node not in touched for node, cpus in homes.items())
+    return touched[0] if len(touched) == 1 and others else None
+
+
+def _cpus(attribute: str) -> frozenset[int]:
+    """Return the CPUs of a list like 0-27,56-83, none where there is no such attribute."""
+    text, found = read(attribute) or "", set[int]()
+    for part in text.split(",") if text else ():
+        if not _CPUS.fullmatch(part):
+            raise BrokenError(f"{os.path.basename(attribute)}: not a list of CPUs, {text[:20]!r}")
+        first, _, last = part.partition("-")
+        found.update(range(int(first), min(int(last or first), _CPU_LIMIT) + 1))
+    return frozenset(found)
 
 
 def tiles(device: str, card: str, driver: str, device_id: int) -> int | None:

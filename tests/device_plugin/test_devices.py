@@ -456,6 +456,64 @@ def test_the_numa_node_of_a_bridge_counts_where_the_gpu_has_none(tmp_path: Path)
     assert [card.numa for card in look(node).cards] == [None, 1]
 
 
+TWO_SOCKETS = {0: "0-27,56-83", 1: "28-55,84-111", 2: ""}  # the third is memory only
+
+
+@pytest.mark.parametrize(
+    ("homes", "own", "above", "numa", "complaint"),
+    [
+        (TWO_SOCKETS, "28-55,84-111", None, 1, None),
+        (TWO_SOCKETS, "84", None, 1, None),
+        (TWO_SOCKETS, None, "0-27,56-83", 0, None),
+        (TWO_SOCKETS, "0-111", "28-55,84-111", 1, None),
+        (TWO_SOCKETS, "0-111", None, None, None),
+        (TWO_SOCKETS, "", None, None, None),
+        (TWO_SOCKETS, "500-600", None, None, None),
+        ({0: "0-55"}, "0-55", None, None, None),
+        ({}, "0-55", None, None, None),
+        (TWO_SOCKETS, "0-9999", None, None, None),
+        (TWO_SOCKETS, "ff,ff", None, None, "local_cpulist: not a list of CPUs, 'ff,ff'"),
+        ({**TWO_SOCKETS, 1: "all"}, "3", None, None, "cpulist: not a list of CPUs, 'all'"),
+    ],
+    ids=[
+        "its own",
+        "a part of them",
+        "of the bridge",
+        "its own are all",
+        "all are no nearness",
+        "no CPU",
+        "CPUs of nobody",
+        "one node",
+        "no nodes",
+        "beyond the last",
+        "a mask",
+        "a broken node",
+    ],
+)
+def test_the_cpus_near_a_gpu_tell_its_node_where_nothing_else_does(
+    node: Node,
+    homes: dict[int, str],
+    own: str | None,
+    above: str | None,
+    numa: int | None,
+    complaint: str | None,
+) -> None:
+    device = node.device(FIRST)
+    (device / "numa_node").write_text("-1\n")
+    system = node.root / "sys/devices/system/node"
+    for number, cpus in homes.items():
+        (system / f"node{number}").mkdir(parents=True)
+        (system / f"node{number}/cpulist").write_text(f"{cpus}\n")
+    for place, near in ((device, own), (device.parent, above)):
+        if near is not None:
+            (place / "local_cpulist").write_text(f"{near}\n")
+    inventory = look(node)
+    assert inventory.cards[0].numa == numa
+    assert [problem.message for problem in inventory.problems] == (
+        [f"its NUMA node is unknown: {complaint}"] if complaint else []
+    )
+
+
 @pytest.mark.parametrize(
     ("numa", "complaint"),
     [("0xzz", "its NUMA node is unknown: numa_node: not a number, '0xzz'"), ("-1", None)],
