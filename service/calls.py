@@ -21,5 +21,6 @@ class Parser(argparse.ArgumentParser):
             complain(*message.rstrip("\n").split("\n"))
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong with the call, and end with 2."""
-        super().error(printable(message))  # it quotes the call, which may hold a line end
+        """Say in one line what is wrong with the call and where to read on, and end with 2."""
+        said = printable(message)  # it quotes the call, which may hold a line end
+        self.exit(2, f"{self.prog}: {said}; see {self.prog} -h\n")

@@ -229,6 +229,7 @@ def _from_features(options: argparse.Namespace) -> tuple[Node, ...]:
     content = _with_file("features", options.features, read)
     _require_kind("features", options.features, content)
     source = _named(options.features)
+    _require_names(source, content)
     return (readings.of_file(content, _namespace(options), source, datetime.now(UTC)),)
 
 
@@ -324,6 +325,18 @@ _KINDS: Mapping[str, tuple[re.Pattern[bytes], str]] = {
         "what kubectl get node -o json prints",
     ),
 }
+
+
+def _require_names(source: str, content: bytes) -> None:
+    """Refuse text that has a label in it, and is no feature file. Raises `FailedError`."""
+    names = features.parse(features.without_expiry(content), datetime.now(UTC)).features
+    wrong = [name for name in names if features.name_problem(name)]
+    if 2 * len(wrong) > len(names):
+        first = readings.line(wrong[0])
+        raise FailedError(
+            f"--features {source}: this is no feature file: most of its lines name no label,"
+            f" the first is {first!r}"
+        )
 
 
 def _named(path: str) -> str:

@@ -198,6 +198,20 @@ def test_what_was_no_body_in_the_field_is_called_what_it_is(xelink: Xelink, path
     assert "unknown: not-xpu-manager: " in said.out
 
 
+def test_a_page_with_labels_in_it_is_no_feature_file(xelink: Xelink) -> None:
+    page = b"# Labels of a node\n\nOne line for each link:\n\n" + FEATURES.replace(b"# +", b"+")
+    prose = b"".join(b"This is line %d of what they mean.\n" % line for line in range(90))
+    for command in (("show",), ("explain", "--want", "2")):
+        said = xelink(*command, "--features", xelink.file("README.md", page + prose))
+        assert (said.code, said.out) == (1, "")
+        assert said.err.endswith(
+            ": this is no feature file: most of its lines name no label, the first is"
+            " 'One line for each link:'\n"
+        )
+    # One line that NFD refuses among many keeps no label back, as it keeps none back there.
+    assert xelink("show", "--features", xelink.file("one", FEATURES + b"one line\n")).code == 0
+
+
 @pytest.mark.parametrize("option", ["metrics", "features"])
 def test_utf_16_is_called_what_it_is(xelink: Xelink, option: str) -> None:
     text = "# HELP xpum_power_watts x\nxpum_power_watts 1\n"
