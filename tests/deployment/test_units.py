@@ -2,17 +2,26 @@
 
 import re
 import shutil
-from collections.abc import Mapping
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
 from device_plugin.settings import PluginSettings
+from device_plugin.simulator.kubelet import Kubelet
+from device_plugin.simulator.node import Node
 from service.flags import DaemonSettings, load
 from sidecar.settings import SidecarSettings
+from sidecar.simulator import Blueprint, Simulator
+from tests.deployment import confined
+from tests.deployment.confined import directives
 from tests.deployment.guide import GUIDE, block
 from tests.deployment.rendering import ROOT, is_ours, needs, pods, run
+from tests.processes import Running, address, get
 
 UNITS = sorted((ROOT / "systemd").glob("*.service"))
 SETTINGS: Mapping[str, type[DaemonSettings]] = {
@@ -23,14 +32,9 @@ THRESHOLD = 20  # tenths: an exposure below 2 of 10
 
 each_unit = pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
 needs_systemd = needs("systemd-analyze")
-
-
-def directives(unit: Path) -> dict[str, list[str]]:
-    """Give what a unit says, each name with all of its values."""
-    found: dict[str, list[str]] = {}
-    for name, value in re.findall(r"^(\w+)=(.*)$", unit.read_text(), re.MULTILINE):
-        found.setdefault(name, []).append(value)
-    return found
+needs_filters = pytest.mark.skipif(
+    not confined.is_possible(), reason="no libseccomp or no systemd, or not root"
+)
 
 
 @needs_systemd
@@ -112,3 +116,65 @@ def test_the_drop_in_of_the_guide_opens_what_it_says() -> None:
     allowed = re.search(r"^IPAddressAllow=(\S+)$", drop_in, re.MULTILINE)
     assert allowed
     assert ip_address(allowed[1]).version == 4
+
+
+@contextmanager
+def below_filters_of(unit: str, module: str, *arguments: str) -> Iterator[Running]:
+    """Run a daemon with what its unit leaves it, and see that it has no more."""
+    wrapper = [sys.executable, "-m", confined.__name__, str(ROOT / f"systemd/{unit}.service")]
+    with Running(module, *arguments, before=tuple(wrapper)) as process:
+        url = address(process)
+        told = Path(f"/proc/{process.process.pid}/status").read_text()
+        assert re.search(r"^CapEff:\s+0+$", told, re.MULTILINE)
+        assert re.search(r"^CapBnd:\s+0+$", told, re.MULTILINE)
+        assert re.search(r"^NoNewPrivs:\s+1$", told, re.MULTILINE)
+        assert re.search(r"^Seccomp:\s+2$", told, re.MULTILINE)
+        yield process
+        assert (
+            get(f"{url}/healthz")[0] == get(f"{url}/readyz")[0] == get(f"{url}/metrics")[0] == 200
+        )
+        assert process.stop() == 0
+    assert not [line for line in process.lines if "level=error" in line]
+
+
+@needs_filters
+def test_the_sidecar_lives_with_what_the_unit_leaves_it(tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    with (
+        Simulator(Blueprint(gpus=3, tiles=2).build()) as xpum,
+        below_filters_of(
+            "xelink-sidecar",
+            "sidecar",
+            f"-xpum-port={xpum.port}",
+            f"-tmp-dir-prefix={tmp_path}",
+            f"-dst-file-path={labels}",
+            "-startup-delay=0",
+            "-listen=127.0.0.1:0",
+        ) as sidecar,
+    ):
+        sidecar.wait_for("labels published")
+        assert labels.read_bytes()
+
+
+@needs_filters
+def test_the_device_plugin_lives_with_what_the_unit_leaves_it() -> None:
+    # Not pytest's directory: a unix socket's path has 107 bytes at most.
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        Node.eight_max_1550(directory / "n")
+        (directory / "k").mkdir()
+        with (
+            Kubelet(directory / "k") as kubelet,
+            below_filters_of(
+                "xelink-device-plugin",
+                "device_plugin",
+                f"-prefix={directory / 'n'}",
+                f"-plugin-dir={directory / 'k'}",
+                f"-label-file={directory / 'labels'}",
+                f"-cdi-dir={directory / 'cdi'}",
+                "-listen=127.0.0.1:0",
+            ),
+        ):
+            kubelet.wait_for_capacity("gpu.intel.com/i915", 8)
+            assert len(kubelet.run_pod("trainer", "gpu.intel.com/i915", 2).ids) == 2
+            assert [*(directory / "cdi").iterdir()]
