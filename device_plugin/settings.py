@@ -1,6 +1,7 @@
 """The flags of `xelink-device-plugin`: those of Intel's GPU plugin that we share, and our own."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -60,6 +61,9 @@ DeviceIds = Annotated[
 ]
 
 
+_XPUMD_INSTEAD = "XPU Manager 2.x judges health by limits of its own, use -xpumd-endpoint"
+
+
 class PluginSettings(KlogSettings):
     """One field is one flag."""
 
@@ -69,6 +73,13 @@ class PluginSettings(KlogSettings):
     SUMMARY: ClassVar[str] = (
         "offers Intel GPUs to kubelet and prefers, for each Pod, GPUs that are really linked"
     )
+    ELSEWHERE: ClassVar[Mapping[str, str]] = {
+        "health_management": _XPUMD_INSTEAD,
+        "temp_limit": _XPUMD_INSTEAD,
+        "gpu_temp_limit": _XPUMD_INSTEAD,
+        "memory_temp_limit": _XPUMD_INSTEAD,
+        "wsl": "nodes run Linux",
+    }
 
     allocation_policy: AllocationPolicy = Field(
         AllocationPolicy.TOPOLOGY,

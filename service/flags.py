@@ -68,6 +68,8 @@ class DaemonSettings(BaseSettings):
 
     PROGRAM: ClassVar[str]
     SUMMARY: ClassVar[str]
+    ELSEWHERE: ClassVar[Mapping[str, str]] = {}
+    """What to do without each flag that only the program has whose place this one takes."""
 
     config_file: Path | None = Field(None, description="YAML file with any of these flags as keys")
     print_config: bool = Field(
@@ -225,7 +227,8 @@ def parse(arguments: Sequence[str], settings: type[DaemonSettings]) -> dict[str,
         if name in {"h", "help"}:
             raise HelpWanted
         if name not in settings.model_fields or flag.startswith("-"):
-            raise UsageError(f"there is no flag -{flag}{_similar(flag, settings)}; see -h")
+            instead = settings.ELSEWHERE.get(name) or _similar(flag, settings)
+            raise UsageError(f"there is no flag -{flag}{instead and f': {instead}'}; see -h")
         if has_value:
             values[name] = value
         elif settings.model_fields[name].annotation is bool:
@@ -252,7 +255,7 @@ def _similar(flag: str, settings: type[DaemonSettings]) -> str:
     from difflib import get_close_matches  # noqa: PLC0415 - needed after a mistake only
 
     close = get_close_matches(flag, map(_flag, settings.model_fields), n=1)
-    return f"; did you mean -{close[0]}?" if close else ""
+    return f"did you mean -{close[0]}?" if close else ""
 
 
 def help_text(settings: type[DaemonSettings]) -> str:
