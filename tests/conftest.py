@@ -2,12 +2,17 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-from tests import skips
+# Where nothing keeps bytecode, every worker and every program that a test starts compiles all anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+from tests import skips  # noqa: E402 - it is compiled, too
 
 # Nothing here is timed: a machine may be as slow as it likes.
 settings.register_profile("untimed", deadline=None)
