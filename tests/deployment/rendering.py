@@ -25,6 +25,9 @@ Document: TypeAlias = dict[str, Any]
 WORKLOADS = ("DaemonSet", "Deployment", "StatefulSet", "Job")
 _PATH = os.pathsep.join([os.environ.get("PATH", ""), str(TOOLS / "bin")])
 
+# Programs in Go that run for a second: to collect garbage, and on every processor, costs as much.
+FRUGAL = {"GOGC": "off", "GOMEMLIMIT": "512MiB", "GOMAXPROCS": "1"}
+
 
 def tool(name: str) -> str | None:
     """Find a program; None where it is not installed."""
@@ -43,7 +46,14 @@ needs_kustomize = needs("kubectl", "kustomize")
 
 def run(*words: str, stdin: str = "") -> str:
     """Run a tool; give what it printed, or fail with what it said."""
-    done = subprocess.run(words, input=stdin, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        words,
+        input=stdin,
+        env={**os.environ, **FRUGAL},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
     return done.stdout
 

@@ -25,7 +25,7 @@ from sidecar.debounce import Belief
 from sidecar.settings import SidecarSettings
 from sidecar.simulator import Blueprint
 from sidecar.telemetry import Telemetry as SidecarTelemetry
-from tests.deployment.rendering import OVERLAYS, needs, needs_kustomize, render, tool
+from tests.deployment.rendering import FRUGAL, OVERLAYS, needs, needs_kustomize, render, tool
 from tests.deployment.variants import variants
 
 pytestmark = needs_kustomize
@@ -184,6 +184,7 @@ def promtool(directory: Path, verb: str, *paths: str) -> subprocess.CompletedPro
     return subprocess.run(
         [program, verb, "rules", *paths],
         cwd=directory,
+        env={**os.environ, **FRUGAL},
         capture_output=True,
         text=True,
         check=False,

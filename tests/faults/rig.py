@@ -29,7 +29,7 @@ MEMORY = 48 << 20
 
 
 _SCRAPES = re.compile(r'xelink_sidecar_scrapes_total\{class="([^"]*)",reason="([^"]*)"\}')
-_GLANCE = 0.05
+_GLANCE = 0.1
 
 
 class Footprint(NamedTuple):
