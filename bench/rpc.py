@@ -92,13 +92,13 @@ def dial(address: str) -> grpc.Channel:
     return grpc.insecure_channel(address)
 
 
-def call(address: str, request: Request, calls: int, begin: float) -> list[float]:
+def call(address: str, request: Request, calls: int, begin: float, warm_up: int) -> list[float]:
     """Warm up, wait for the others, and give the seconds that each call took."""
     once, took = (
         partial(dial(address).unary_unary(request.method, bytes, bytes), request.message),
         [],
     )
-    for _ in range(WARM_UP):
+    for _ in range(warm_up):
         once()
     time.sleep(max(0.0, begin - time.monotonic()))
     for _ in range(calls):
@@ -116,7 +116,9 @@ def python_callers() -> Iterator[Measure]:
         def measure(number: int, address: str, request: Request, calls: int) -> list[float]:
             begin = time.monotonic() + TOGETHER
             each = calls // number
-            running = [callers.submit(call, address, request, each, begin) for _ in range(number)]
+            running = [
+                callers.submit(call, address, request, each, begin, WARM_UP) for _ in range(number)
+            ]
             return [seconds for one in running for seconds in one.result()]
 
         yield measure

@@ -61,7 +61,7 @@ BENCHES = {
     ),
     "publication": Bench("bench.PUBLICATIONS = 5", {"publication": ("ms",)}),
     "rpc": Bench(
-        "bench.CALLS = 16; bench.ROUNDS = 1; bench.TOGETHER = 0",
+        "bench.CALLS = 16; bench.ROUNDS = bench.WARM_UP = 1; bench.TOGETHER = 0",
         {"rpc": ("p50, ms", "p99, ms", "max, ms")},
     ),
     "start": Bench("bench.RUNS = 1", {"start": ("ms",)}),
