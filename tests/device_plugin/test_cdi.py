@@ -256,6 +256,15 @@ def test_what_a_killed_writer_left_is_swept(directory: Path, inventory: Inventor
     assert {path.name for path in directory.iterdir()} == {cdi.FILE_NAME, "nvidia.com-gpu.json"}
 
 
+def test_what_a_killed_writer_left_goes_with_the_file(
+    directory: Path, inventory: Inventory
+) -> None:
+    cdi.refresh(directory, inventory, ByPath.SINGLE)
+    (directory / ".intel.cdi.k8s.io-gpu.json.abc123").write_text("half")
+    assert cdi.remove(directory)
+    assert not [*directory.iterdir()]
+
+
 def test_a_directory_that_cannot_be_is_an_error(tmp_path: Path, inventory: Inventory) -> None:
     (tmp_path / "file").write_text("")
     standing = cdi.refresh(tmp_path / "file/cdi", inventory, ByPath.SINGLE)
