@@ -76,13 +76,7 @@ async def _serve(settings: "PluginSettings", log: FilteringBoundLogger) -> None:
         log,
         directory=settings.plugin_dir,
         suffix=sockets.unique_suffix() if settings.socket_name is SocketName.UNIQUE else "",
-        manners=Manners(
-            allocate_env=settings.allocate_env,
-            require_links=settings.require_links,
-            # Later than the search's own limit: what it has found by then is worth more than none.
-            patience=settings.allocation_timeout / 1000 + _PREFERENCE_MARGIN,
-            limits=Limits.of(settings.shared_dev_num),
-        ),
+        manners=manners(settings),
     )
 
     def alive() -> str | None:
@@ -128,6 +122,17 @@ def stalled(silence: float, look: float) -> str | None:
     if look > _PATIENCE:
         return f"a look at sockets or the feature file has taken {look:.0f} s"
     return None
+
+
+def manners(settings: "PluginSettings") -> Manners:
+    """Return how the settings have requests of kubelet answered."""
+    return Manners(
+        allocate_env=settings.allocate_env,
+        require_links=settings.require_links,
+        # Later than the search's own limit: what it has found by then is worth more than none.
+        patience=settings.allocation_timeout / 1000 + _PREFERENCE_MARGIN,
+        limits=Limits.of(settings.shared_dev_num),
+    )
 
 
 def _pages(settings: "PluginSettings", parts: Parts) -> Mapping[str, Page]:

@@ -21,9 +21,11 @@ import pytest
 from device_plugin.api import deviceplugin_pb2 as pb
 from device_plugin.api.deviceplugin_pb2_grpc import DevicePluginStub
 from device_plugin.cdi import FILE_NAME
-from device_plugin.daemon import stalled
+from device_plugin.daemon import manners, stalled
+from device_plugin.settings import PluginSettings
 from device_plugin.simulator.kubelet import Kubelet
 from device_plugin.simulator.node import Node
+from service.flags import load
 from sidecar.simulator import Blueprint
 from tests.patience import PATIENCE
 from tests.processes import Running, address, children, get, mapped, running
@@ -160,6 +162,12 @@ def test_what_hangs_for_a_minute_makes_kubelet_restart_us(
     silence: float, look: float, problem: str | None
 ) -> None:
     assert stalled(silence, look) == problem
+
+
+@pytest.mark.parametrize("milliseconds", [1, 50, 5000])
+def test_a_request_is_waited_for_after_the_search_has_had_its_time(milliseconds: int) -> None:
+    settings = load(PluginSettings, [f"-allocation-timeout={milliseconds}"]).settings
+    assert manners(settings).patience >= milliseconds / 1000 + 0.5
 
 
 # The plugin, but that what looks at sockets beside the loop hangs while a file is there, and that
