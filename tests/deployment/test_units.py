@@ -94,6 +94,22 @@ def test_the_unit_has_no_capability_and_opens_no_device(unit: Path) -> None:
 
 
 @each_unit
+def test_the_unit_speaks_to_whom_its_program_does(unit: Path) -> None:
+    (families,) = directives(unit)["RestrictAddressFamilies"]
+    # kubelet and XPU Manager 2.x are at sockets of the plugin's node, XPU Manager 1.x at a port.
+    own = {"AF_UNIX"} if "plugin" in unit.stem else set()
+    assert {*families.split()} == {"AF_INET", "AF_INET6", *own}
+
+
+@each_unit
+def test_however_the_program_ends_it_is_started_again_and_never_given_up(unit: Path) -> None:
+    told = directives(unit)
+    assert told["Restart"] == ["always"]
+    assert told["StartLimitIntervalSec"] == ["0"]
+    assert int(told["RestartSec"][0]) > 0
+
+
+@each_unit
 def test_the_unit_has_the_memory_of_the_container(unit: Path) -> None:
     overlay = "http" if unit.stem == "xelink-sidecar" else "plugin-only"
     (limits,) = (
