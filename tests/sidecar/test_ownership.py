@@ -1,5 +1,6 @@
 """One feature file has one writer: the next one takes over when it ends, however it ends."""
 
+import fcntl
 import os
 import socket
 import stat
@@ -61,6 +62,51 @@ def test_a_lock_that_was_removed_is_made_again(
     assert second.other() is None
     assert first.other() == WHO  # there are not two that own it
     assert second.other() is None
+
+
+class Overtaken(Ownership):
+    """An owner whose file is replaced, once, when it has just opened it to write who it is."""
+
+    THEIRS = "another process 1"
+
+    def __init__(self, directory: Path, name: str) -> None:
+        super().__init__(directory, name)
+        self.path = directory / f"{name}.lock"
+        self.locked: int | None = None
+
+    def _open(self, flags: int) -> int:
+        if flags & os.O_WRONLY and self.locked is None:
+            self.path.unlink()
+            self.path.write_text(f"{self.THEIRS}\n")
+            self.locked = os.open(self.path, os.O_RDONLY)
+            fcntl.flock(self.locked, fcntl.LOCK_EX)
+        return super()._open(flags)
+
+
+def test_a_lock_whose_file_was_replaced_meanwhile_is_none(tmp_path: Path) -> None:
+    owner = Overtaken(tmp_path, NAME)
+    assert owner.other() == Overtaken.THEIRS  # and their name was not written over
+    assert owner.locked is not None
+    os.close(owner.locked)
+    assert owner.other() is None
+
+
+def test_what_is_removed_is_ones_own(tmp_path: Path, pair: tuple[Ownership, Ownership]) -> None:
+    first, second = pair
+    assert first.other() is None
+    (tmp_path / LOCK).unlink()
+    assert second.other() is None
+    first.remove()
+    assert (tmp_path / LOCK).exists()
+    second.remove()
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_of_a_longer_name_that_stood_there_nothing_stays(
+    tmp_path: Path, pair: tuple[Ownership, Ownership]
+) -> None:
+    (tmp_path / LOCK).write_text(f"{'n' * 100} process 1\n")
+    assert [owner.other() for owner in pair] == [None, WHO]
 
 
 def test_who_is_killed_owns_nothing(tmp_path: Path, pair: tuple[Ownership, Ownership]) -> None:
