@@ -29,6 +29,15 @@ def test_what_work_raises_is_raised() -> None:
         Lane(PATIENCE)(lambda: 1 // 0)
 
 
+def test_the_thread_of_a_lane_ends_with_it() -> None:
+    lane = Lane(PATIENCE)
+    thread = lane(threading.current_thread)
+    assert thread.is_alive()
+    del lane
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
 def test_nothing_is_begun_before_what_hangs_has_ended() -> None:
     lane, answers, ended = Lane(0.05), threading.Event(), threading.Event()
     begun: list[str] = []
