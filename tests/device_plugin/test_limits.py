@@ -80,6 +80,22 @@ def test_fields_are_counted_without_parsing_them(payloads: list[bytes], most: in
         require_few(message, most)
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        pytest.param(b"\x08\x96\x80\x01", id="a number"),
+        pytest.param(b"\x09" + b"\x07" * 8, id="8 bytes"),
+        pytest.param(b"\x0a\x80\x80\x01" + b"\x07" * (1 << 14), id="16 KiB of text"),
+        pytest.param(b"\x0d" + b"\x07" * 4, id="4 bytes"),
+        pytest.param(b"\x82\x80\x01\x00", id="a field of a high number"),
+    ],
+)
+def test_a_field_of_any_kind_counts_as_one(field: bytes) -> None:
+    require_few(field * 5, 5)
+    with pytest.raises(ExceededError):
+        require_few(field * 5, 4)
+
+
 @given(st.binary(max_size=200), st.integers(1, 5))
 def test_whatever_is_no_message_is_left_to_who_parses_it(message: bytes, most: int) -> None:
     try:
