@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from device_plugin.allocation import POLICIES, GpuFacts, Policy, Preferences, prepare
 from device_plugin.decision import Decisions
 from device_plugin.explanation import explain
+from device_plugin.functions import physical
 from tests.device_plugin.test_allocation_exact import standing
 
 
@@ -55,6 +56,13 @@ def test_two_vfs_of_one_gpu_are_not_given_while_another_gpus_vf_is_free() -> Non
     assert preferring(vfs(4, 4)).prefer(ids(vfs(4, 4)), [], 2).ids == ("card1-0", "card101-0")
     available = ["card3-0", "card4-0", "card102-0"]
     assert preferring(vfs(4, 4)).prefer(available, [], 2).ids == ("card3-0", "card102-0")
+
+
+def test_vfs_of_a_gpu_come_by_address_and_its_facts_are_those_of_the_first() -> None:
+    later, first = virtual(1, 9, numa=1), replace(virtual(1, 2), card="card900")
+    (found,), _ = physical([later, first], {})
+    assert found.cards == ("card900", later.card)
+    assert (found.facts.card, found.facts.bdf, found.facts.numa) == (home(1), home(1), first.numa)
 
 
 def test_a_vf_that_must_be_included_counts_for_its_gpu() -> None:

@@ -205,10 +205,10 @@ def test_a_client_that_goes_on_sending_gets_its_answer_and_no_more_of_our_time()
 
 def test_the_oldest_makes_room_and_one_that_has_its_answer_before() -> None:
     with bench() as it, ExitStack() as crowd:
-        oldest = crowd.enter_context(it.connect())
+        oldest, _ = (crowd.enter_context(it.connect()) for _ in range(2))
         answered = crowd.enter_context(it.connect(WHOLE))
         assert answered.recv(4, socket.MSG_WAITALL) == b"well"  # and it does not hang up
-        for _ in range(MOST_CONNECTIONS - 1):
+        for _ in range(MOST_CONNECTIONS - 2):
             crowd.enter_context(it.connect())
         it.turn()
         assert it.refused == [Refusal.CROWD]  # for the one that asked whether all are there

@@ -83,6 +83,13 @@ def test_a_link_with_fewer_lanes_than_most_is_degraded_in_either_direction() -> 
     }
 
 
+def test_a_single_lane_less_is_degraded() -> None:
+    node = Blueprint(gpus=4, lanes=4).build().degrade(4, 3, "0.0-1.0")
+    assert {str(link): marks for link, marks in Node.of(topology(node)).marks.items()} == {
+        "0.0-1.0": (Mark.DEGRADED,)
+    }
+
+
 def test_where_as_many_links_have_fewer_lanes_as_more_the_more_are_usual() -> None:
     links = [Link(Tile(0, 0), Tile(gpu, 0), lanes, lanes) for gpu, lanes in ((1, 4), (2, 8))]
     assert Node.of(Topology(tuple(links))).marks == {links[0]: (Mark.DEGRADED,)}
