@@ -319,6 +319,7 @@ VENDORS = "kind: vendor.com/gpu\ndevices:\n- name: card1\n"
             {"card1"},
         ),
         ("windows.yaml", INTELS.replace("\n", "\r\n"), {"card1"}),
+        ("returns.yaml", INTELS.replace("\n", "\r"), {"card1"}),
         ("remarks.yaml", INTELS.replace("o/gpu\n", "o/gpu # ours\n"), {"card1"}),
         ("end.yaml", INTELS.rstrip(), {"card1"}),
         ("old.json", JSON, {"card1", "card8"}),

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import resource
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -203,6 +205,26 @@ def test_a_client_that_goes_on_sending_gets_its_answer_and_no_more_of_our_time()
         assert it.refused == []
 
 
+def test_who_has_the_answer_and_does_not_hang_up_is_left_after_a_second() -> None:
+    with bench() as it, it.connect(WHOLE) as client:
+        assert client.recv(4, socket.MSG_WAITALL) == b"well"
+        it.turn(1.1)
+        client.sendall(b"x")
+        poll = select.poll()
+        poll.register(client, 0)  # it can be heard of a reset all the same
+        assert poll.poll(PATIENCE * 1000)
+        assert it.refused == []
+
+
+def test_of_few_descriptors_a_part_is_for_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 64))
+    with bench() as it, ExitStack() as crowd:
+        clients = [crowd.enter_context(it.connect()) for _ in range(16)]
+        it.turn()
+        assert it.refused == [Refusal.CROWD]
+        assert everything(clients[0]) == b"crowd"
+
+
 def test_the_oldest_makes_room_and_one_that_has_its_answer_before() -> None:
     with bench() as it, ExitStack() as crowd:
         oldest, _ = (crowd.enter_context(it.connect()) for _ in range(2))
@@ -232,6 +254,18 @@ def test_a_port_that_cannot_accept_says_so_once_waits_and_recovers(number: int) 
         assert entry["reason"] == os.strerror(number)
         it.turn(60.0)
         assert it.events[1:] == ["connections at -listen are accepted again"]
+
+
+def test_what_is_no_lack_of_descriptors_costs_no_connection() -> None:
+    with bench() as it, it.connect():
+        it.turn()
+        it.port.problem = errno.EPERM
+        with it.connect(WHOLE) as waiting:
+            assert it.port.asked_in_vain.acquire(timeout=PATIENCE)
+            it.port.problem = None
+            it.now += 1.0
+            assert everything(waiting) == b"well"
+        assert it.refused == []
 
 
 def test_without_descriptors_the_oldest_connection_gives_its_own() -> None:
