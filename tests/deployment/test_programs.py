@@ -137,6 +137,24 @@ def test_each_container_of_ours_starts_a_program_that_takes_its_arguments(
 
 
 @each_overlay
+def test_each_daemon_is_told_the_names_by_which_it_may_be_asked(overlay: str) -> None:
+    daemons = [
+        each
+        for pod in pods(overlay)
+        for each in pod.containers
+        if is_ours(each) and called(each) is not None
+    ]
+    assert daemons or overlay == "base"
+    for each in daemons:
+        told = {
+            entry["name"]: entry["valueFrom"]["fieldRef"]["fieldPath"]
+            for entry in each.get("env", ())
+            if "valueFrom" in entry
+        }
+        assert told == {"NODE_NAME": "spec.nodeName", "POD_NAME": "metadata.name"}
+
+
+@each_overlay
 def test_kubelet_reaches_each_probe_of_ours(daemons: list[Program]) -> None:
     for pod, container, settings in daemons:
         host, port = split_address(settings.listen)

@@ -192,6 +192,12 @@ def test_before_the_first_look_no_lanes_are_known() -> None:
     assert preferred(snapshot, 1) == ("card1-0",)
 
 
+def test_of_a_gpu_that_the_id_map_lacks_no_links_are_known() -> None:
+    links = replace(wired((1, 2)), not_in_map=(bdf(3),))
+    snapshot = assembler().assemble(node(links=links))
+    assert [snapshot.speaks_of(bdf(number)) for number in (1, 2, 3, 4)] == [True, True, False, True]
+
+
 def test_a_node_without_links_is_known_to_have_none() -> None:
     assert assembler().assemble(node(links=NodeLinks(State.IN_USE))).lanes == {}
 

@@ -20,6 +20,8 @@ from device_plugin.health import (
     pci_address,
     unknown,
 )
+from device_plugin.telemetry import NodeTelemetry
+from service.metrics import Metrics
 
 FIRST = "0000:29:00.0"
 SECOND = "0000:3a:00.0"
@@ -329,3 +331,21 @@ def test_cards_without_recent_news_are_named() -> None:
     assert unknown(ill(), cards) == ("0000:99:00.0",)
     assert unknown(age(ill(), 1000.0), cards) == tuple(each.bdf for each in cards)
     assert unknown(Health(), cards[:1]) == (FIRST,)
+
+
+def test_metrics_tell_whether_health_is_known_and_count_what_was_not_understood_once() -> None:
+    metrics = Metrics("x")
+    telemetry = NodeTelemetry(metrics)
+
+    def told() -> tuple[float | None, float | None]:
+        value = metrics.registry.get_sample_value
+        return value("x_health_known"), value("x_health_unread_total")
+
+    telemetry.judged(Health())
+    assert told() == (0, 0)
+    telemetry.judged(Health(trouble="", bad_messages=1, bad_addresses=2, bad_severities=3))
+    assert told() == (1, 6)
+    telemetry.judged(Health(trouble="", bad_messages=2, bad_addresses=2, bad_severities=3))
+    assert told() == (1, 7)
+    telemetry.judged(Health(trouble="gone", bad_messages=2, bad_addresses=2, bad_severities=3))
+    assert told() == (0, 7)

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from device_plugin.sockets import (
     SocketTakenError,
     holding,
     identity,
+    is_answered,
     require_free,
     socket_name,
 )
@@ -817,6 +818,19 @@ def test_a_socket_is_told_from_another_in_its_place(path: Path) -> None:
         pass
     assert second != first
     assert identity(path / "s") is None
+
+
+def test_who_is_too_busy_to_accept_is_there(path: Path) -> None:
+    with ExitStack() as open_, socket.socket(socket.AF_UNIX) as busy:
+        busy.bind(str(path / "s"))
+        busy.listen(0)
+        with suppress(BlockingIOError):
+            while True:
+                client = open_.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                client.connect(str(path / "s"))
+        assert is_answered(path / "s")
+    assert not is_answered(path / "s")
 
 
 def test_what_is_no_socket_is_not_removed(path: Path) -> None:
