@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from device_plugin import devfs
 from device_plugin.devfs import DeviceNode, Mount, Roots
 from device_plugin.devices import (
     Card,
@@ -1024,3 +1025,17 @@ def test_no_node_is_too_broken_to_be_looked_at(
             (node.root / spoiled).write_text("")
         devices(look(node), Offer(shared=2, monitoring=Monitoring.SPLIT))
         fingerprint(Roots.under(root))
+
+
+def test_a_link_that_comes_by_path_is_a_sign_of_something_new(tmp_path: Path) -> None:
+    links = tmp_path / "dev/dri/by-path"
+    links.mkdir(parents=True)
+    before = fingerprint(Roots.under(tmp_path))
+    assert fingerprint(Roots.under(tmp_path)) == before
+    (links / "pci-0000:29:00.0-card").touch()
+    assert fingerprint(Roots.under(tmp_path)) != before
+
+
+def test_a_directory_without_anything_in_it_is_not_gone(tmp_path: Path) -> None:
+    (tmp_path / "dev/dri").mkdir(parents=True)
+    assert not devfs.is_gone(Roots.under(tmp_path))

@@ -827,7 +827,7 @@ def test_who_is_too_busy_to_accept_is_there(path: Path) -> None:
         with suppress(BlockingIOError):
             while True:
                 client = open_.enter_context(socket.socket(socket.AF_UNIX))
-                client.setblocking(False)
+                client.setblocking(False)  # noqa: FBT003 - it has no name
                 client.connect(str(path / "s"))
         assert is_answered(path / "s")
     assert not is_answered(path / "s")

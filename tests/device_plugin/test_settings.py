@@ -215,7 +215,7 @@ def test_anything_else_is_no_device_id(flag: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["[99999999]", "[65536]", "[-1]", "[null]", "{}", "true", "1234", "[0x0bd5, 0010]"]
+    "content", ["[99999999]", "[0x10000]", "[-1]", "[null]", "{}", "true", "1234", "[0x0bd5, 0010]"]
 )
 def test_a_file_with_anything_else_is_one_line_too(content: str, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"

@@ -79,3 +79,15 @@ def test_a_plugin_that_ends_badly_ends_the_demo(
     shape = demo._topology(labels)  # noqa: SLF001 - as above
     with pytest.raises(StageError, match="the device plugin did not end well"):
         demo._given(labels, shape, "topology")  # noqa: SLF001 - as above
+
+
+def test_the_settings_of_who_starts_it_are_not_those_of_its_daemons(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XELINK_SIDECAR_INTERVAL", "7")
+    monkeypatch.setenv("ANOTHER", "8")
+    tell = "import os; print(*map(os.environ.get, ['XELINK_SIDECAR_INTERVAL', 'ANOTHER']))"
+    with stage._started("timeit", "-n1", "-r1", tell) as process:  # noqa: SLF001 - all are started so
+        assert process.stdout
+        assert process.stdout.readline() == "None 8\n"
+        process.communicate()

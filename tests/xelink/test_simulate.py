@@ -173,6 +173,12 @@ def test_the_list_names_every_scenario_with_what_it_is_about(xelink: Xelink) -> 
     assert all(len(line.split()) > 3 for line in said.out.splitlines())
 
 
+def test_the_last_seed_is_one_too(xelink: Xelink) -> None:
+    said = xelink("simulate", "--random", "4294967295", "--runs", "1", "--output", "json")
+    assert said.code == 0
+    assert json.loads(said.out)["seeds"] == {"first": 4294967295, "runs": 1}
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
