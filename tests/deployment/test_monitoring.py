@@ -496,3 +496,13 @@ def _selects(monitor: dict[str, Any], labels: dict[str, str]) -> bool:
     (wanted,) = monitor["spec"]["selector"]["matchExpressions"]
     assert wanted["operator"] == "In"
     return labels.get(wanted["key"]) in wanted["values"]
+
+
+@needs_kustomize
+def test_it_is_scraped_often_enough_for_what_the_alerts_look_back() -> None:
+    expressions = " ".join(alert["expr"] for alert in alerts())
+    shortest = min(int(minutes) for minutes in re.findall(r"\[(\d+)m\]", expressions))
+    for endpoint in the("PodMonitor")["spec"]["podMetricsEndpoints"]:
+        seconds = re.fullmatch(r"(\d+)s", endpoint["interval"])
+        assert seconds
+        assert 4 * int(seconds[1]) <= 60 * shortest  # a rate takes two, and one may be missed

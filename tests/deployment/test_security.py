@@ -112,6 +112,15 @@ def test_only_who_writes_where_root_does_is_root(overlay: str) -> None:
 
 
 @each_overlay
+def test_selinux_lets_into_the_directory_of_kubelet_whom_it_should(overlay: str) -> None:
+    for _, container in ours(overlay):
+        mounts = {mount["mountPath"].rstrip("/") for mount in container.get("volumeMounts", ())}
+        told = container["securityContext"].get("seLinuxOptions")
+        reaches = "/var/lib/kubelet/device-plugins" in mounts
+        assert told == ({"type": "container_device_plugin_t"} if reaches else None)
+
+
+@each_overlay
 def test_our_containers_say_what_they_use(overlay: str) -> None:
     for _, container in ours(overlay):
         resources = container["resources"]
