@@ -183,6 +183,14 @@ def test_what_is_mounted_to_be_read_cannot_be_written(overlay: str) -> None:
             if not mount.get("readOnly")
         }
         assert found <= writable.get(container["name"], found)
+    nodes = [
+        mount
+        for pod in pods(overlay)
+        for container in pod.containers
+        for mount in container.get("volumeMounts", ())
+        if mount["mountPath"] == "/dev/dri"
+    ]
+    assert all(mount.get("readOnly") for mount in nodes)
 
 
 @each_overlay

@@ -641,9 +641,22 @@ def test_a_read_only_mount_is_named(xelink: Xelink, scene: Scene, small: Path) -
     assert found["features.d"]["reason"] == f"{small} is mounted read-only"
 
 
+def _fill_with_one(path: Path) -> None:
+    (path / "large").write_bytes(bytes(65536))
+
+
+def _fill_with_many(path: Path) -> None:
+    with pytest.raises(OSError, match="No space left"):
+        for number in range(65536):
+            (path / str(number)).touch()
+
+
 @as_root
-def test_a_full_file_system_is_named(xelink: Xelink, scene: Scene, small: Path) -> None:
-    (small / "large").write_bytes(bytes(65536))
+@pytest.mark.parametrize("fill", [_fill_with_one, _fill_with_many], ids=["blocks", "inodes"])
+def test_a_full_file_system_is_named(
+    xelink: Xelink, scene: Scene, small: Path, fill: Callable[[Path], None]
+) -> None:
+    fill(small)
     said, found = called(xelink, scene, f"--features-dir={small}", "--only=features.d", "--uid=0")
     assert said.code == 1
     assert found["features.d"]["reason"] == f"the file system of {small} is full"
