@@ -314,6 +314,14 @@ def test_a_rollout_goes_from_node_to_node(overlay: str) -> None:
 
 
 @each_overlay
+def test_one_answer_that_is_late_restarts_no_container(overlay: str) -> None:
+    for pod in pods(overlay):
+        for container in pod.containers:
+            if probe := container.get("livenessProbe"):
+                assert probe.get("failureThreshold", 3) >= 3
+
+
+@each_overlay
 def test_one_bad_scrape_or_a_loss_to_be_confirmed_makes_no_pod_unready(
     daemons: list[Program],
 ) -> None:
