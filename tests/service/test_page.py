@@ -134,6 +134,34 @@ def served(status: Status) -> Iterator[str]:
         yield f"http://{address}"
 
 
+def test_what_is_shown_is_kept_nowhere_told_nobody_and_taken_for_nothing_else() -> None:
+    shows = pages("a title", lambda: {"state": "fine", "expires": None}, shown)
+    for path, kind in (("/", "text/html; charset=utf-8"), ("/status.json", "application/json")):
+        reply = shows[path]()
+        assert reply.type == kind
+        headers = dict(reply.headers)
+        assert headers["Cache-Control"] == "no-store"
+        assert headers["Referrer-Policy"] == "no-referrer"
+        assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_nothing_but_what_the_page_brings_is_loaded_and_nobody_frames_it() -> None:
+    _, headers = page_of({"state": "fine", "expires": None})
+    policy = headers["Content-Security-Policy"]
+    assert re.sub("'sha256-[^']*'", "DIGEST", policy) == (
+        "default-src 'none'; connect-src 'self'; base-uri 'none'; form-action 'none';"
+        " frame-ancestors 'none'; script-src DIGEST; style-src DIGEST DIGEST"
+    )
+
+
+def test_without_a_script_the_page_is_loaded_again_by_itself() -> None:
+    text, _ = page_of({"state": "fine", "expires": None})
+    assert (
+        '<noscript><meta http-equiv="refresh" content="10"></noscript>'
+        in text.partition("<body")[0]
+    )
+
+
 def test_programs_get_the_same_as_json() -> None:
     status = {"state": NASTY, "expires": None}
     with served(status) as url:
