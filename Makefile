@@ -112,4 +112,4 @@ sbom: $(READY) ## what xelink and its locked dependencies are: CycloneDX, in dis
 
 clean: ## everything that was built
 	rm -rf $(VENV) .venv .venv-* dist build .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
-	find bench device_plugin service sidecar tests tools topology xelink -name __pycache__ -prune -exec rm -rf {} +
+	find bench device_plugin sidecar tests tools xelink -name __pycache__ -prune -exec rm -rf {} +

@@ -18,8 +18,8 @@ from time import sleep
 
 from report import Table
 
-from device_plugin.simulator.kubelet import Kubelet
-from device_plugin.simulator.node import Node
+from xelink.simulators.kubelet.kubelet import Kubelet
+from xelink.simulators.node.sysfs import Node
 
 SETTINGS: Mapping[str, Mapping[str, str]] = {
     "glibc's own": {},
@@ -85,7 +85,7 @@ def sidecars() -> list[float]:
     """Run a sidecar with each of the settings, all on one XPU Manager; give the memory of each."""
     with (
         tempfile.TemporaryDirectory(prefix="xl-") as name,
-        started("sidecar.simulator", "--port=0") as simulator,
+        started("xelink.simulators.xpu_manager", "--port=0") as simulator,
         ExitStack() as cleanup,
     ):
         port = wait_for(simulator, "http://127.0.0.1:").partition("/")[0]

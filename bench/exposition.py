@@ -13,8 +13,8 @@ from time import perf_counter
 from prometheus_client.parser import text_string_to_metric_families
 from report import Table
 
-from sidecar.exposition import Reader
-from sidecar.simulator import Blueprint, render
+from xelink.simulators.xpu_manager import Blueprint, render
+from xelink.xpu_manager.exposition import Reader
 
 CHUNK = 1 << 16
 FAMILIES = ("xpum_topology_link", "xpum_xelink_port_status")

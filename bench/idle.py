@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING
 from allocator import RESOURCE, started, started_as, wait_for
 from report import Table
 
-from device_plugin.simulator.kubelet import Kubelet
-from device_plugin.simulator.node import Node
-from sidecar.simulator import Blueprint
-from topology.publication import DEFAULT_NAMESPACE, Publication, render
+from xelink.simulators.kubelet.kubelet import Kubelet
+from xelink.simulators.node.sysfs import Node
+from xelink.simulators.xpu_manager import Blueprint
+from xelink.topology.publication import DEFAULT_NAMESPACE, Publication, render
 
 if TYPE_CHECKING:
     from subprocess import Popen
@@ -90,7 +90,7 @@ def plugin(place: Path) -> Iterator["Popen[str]"]:
 @contextmanager
 def sidecar(place: Path) -> Iterator["Popen[str]"]:
     """Run a sidecar that has published."""
-    with started("sidecar.simulator", "--port=0") as simulator:
+    with started("xelink.simulators.xpu_manager", "--port=0") as simulator:
         port = wait_for(simulator, "http://127.0.0.1:").partition("/")[0]
         with started(
             *("sidecar", f"-xpum-port={port}", f"-tmp-dir-prefix={place}", "-startup-delay=0"),

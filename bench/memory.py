@@ -19,7 +19,7 @@ from ready import ready
 from report import Table
 from tick import simulator
 
-from sidecar.simulator import Blueprint, render
+from xelink.simulators.xpu_manager import Blueprint, render
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

@@ -17,10 +17,10 @@ from typing import TypeVar
 
 from report import Table
 
-from device_plugin.allocation import GpuFacts, Preferences, prepare
-from device_plugin.masks import members
-from device_plugin.subsets import EXACT_LIMIT
-from device_plugin.wishes import Fabric, Free
+from xelink.preference.bitmask import members
+from xelink.preference.criteria import Fabric, Free
+from xelink.preference.engine import GpuFacts, Preferences, prepare
+from xelink.preference.subset_table import EXACT_LIMIT
 
 Answer = TypeVar("Answer")
 Pairs = dict[tuple[int, int], int]

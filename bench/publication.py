@@ -20,7 +20,7 @@ from threading import Thread
 
 from report import Table
 
-from sidecar.publisher import Publisher
+from xelink.nfd.writer import Publisher
 
 PUBLICATIONS = 100
 SIZE = 4000

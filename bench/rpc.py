@@ -31,10 +31,10 @@ from typing import NamedTuple, TypeAlias
 import grpc
 from report import Table
 
-from device_plugin.api import deviceplugin_pb2 as pb
-from device_plugin.simulator.node import Node
-from sidecar.simulator import Blueprint
-from topology.publication import DEFAULT_NAMESPACE, Publication, render
+from xelink.api import deviceplugin_pb2 as pb
+from xelink.simulators.node.sysfs import Node
+from xelink.simulators.xpu_manager import Blueprint
+from xelink.topology.publication import DEFAULT_NAMESPACE, Publication, render
 
 GPUS = 8
 IDS = [f"card{number}-0" for number in range(1, GPUS + 1)]

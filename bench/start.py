@@ -16,7 +16,7 @@ from statistics import median
 from ready import ready
 from report import Table
 
-from sidecar.simulator import Blueprint, render
+from xelink.simulators.xpu_manager import Blueprint, render
 
 RUNS = 15
 HEAVY = (
@@ -25,12 +25,12 @@ HEAVY = (
 )
 BODY = render(Blueprint(gpus=8, tiles=2).build())
 LIBRARIES = """
-from service import lean
-lean.leave_out("bz2", "click", "lzma", "rich")
-lean.put_off("asyncio", "idna", "secrets")
-lean.lean_settings()
-with lean.nothing_to_collect():
-    lean.no_task_names()
+from xelink.daemon import lazy_imports
+lazy_imports.leave_out("bz2", "click", "lzma", "rich")
+lazy_imports.put_off("asyncio", "idna", "secrets")
+lazy_imports.lean_settings()
+with lazy_imports.nothing_to_collect():
+    lazy_imports.no_task_names()
     import httpx, prometheus_client, pydantic_settings, structlog, tenacity
     pydantic_settings.BaseSettings, structlog.wrap_logger
 """
@@ -87,7 +87,7 @@ def imports() -> dict[str, float]:
 
 def main() -> None:
     """Print the tables."""
-    for package in ("service", "sidecar", "topology"):  # byte code, as in the image
+    for package in ("xelink", "sidecar"):  # byte code, as in the image
         compileall.compile_dir(Path(__file__).parents[1] / package, quiet=1)
     lowest = median(python("") for _ in range(RUNS))
     libraries = median(python(LIBRARIES) for _ in range(RUNS))

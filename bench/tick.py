@@ -25,14 +25,14 @@ from phases import Phases
 from report import Table
 from ticking import ticking
 
-from sidecar import transport
-from sidecar.exposition import Reader
 from sidecar.loop import Sidecar
-from sidecar.patient import PatientPublisher
-from sidecar.scrape import Scraper
-from sidecar.sieve import Sieve
 from sidecar.telemetry import Telemetry
-from sidecar.trust import Trust
+from xelink.nfd.bounded_writer import PatientPublisher
+from xelink.xpu_manager import transport
+from xelink.xpu_manager.exposition import Reader
+from xelink.xpu_manager.line_filter import Sieve
+from xelink.xpu_manager.scrape import Scraper
+from xelink.xpu_manager.tls import Trust
 
 TICKS = 300
 PHASES: Mapping[str, tuple[tuple[object, str], ...]] = {
@@ -92,7 +92,7 @@ def main() -> None:
 def simulator(*options: str) -> Iterator[int]:
     """Serve the metrics of 8 GPUs in another process; give the port."""
     with subprocess.Popen(  # noqa: S603 - our own program
-        [sys.executable, "-m", "sidecar.simulator", "--port", "0", *options],
+        [sys.executable, "-m", "xelink.simulators.xpu_manager", "--port", "0", *options],
         stdout=subprocess.PIPE,
         text=True,
     ) as process:

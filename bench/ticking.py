@@ -14,15 +14,15 @@ from sidecar.start import load
 
 load()
 
-from service.logs import logger_to_stderr  # noqa: E402 - after the daemon, as it is lean
-from service.stopping import Stop  # noqa: E402 - as above
-from service.values import LogFormat  # noqa: E402 - as above
 from sidecar.loop import Policy, Sidecar  # noqa: E402 - as above
-from sidecar.patient import PatientPublisher  # noqa: E402 - as above
-from sidecar.publisher import Publisher  # noqa: E402 - as above
-from sidecar.scrape import Scraper, Target  # noqa: E402 - as above
 from sidecar.telemetry import Telemetry  # noqa: E402 - as above
-from sidecar.trust import TrustFiles  # noqa: E402 - as above
+from xelink.daemon.logs import logger_to_stderr  # noqa: E402 - after the daemon, as it is lean
+from xelink.daemon.setting_types import LogFormat  # noqa: E402 - as above
+from xelink.daemon.stopping import Stop  # noqa: E402 - as above
+from xelink.nfd.bounded_writer import PatientPublisher  # noqa: E402 - as above
+from xelink.nfd.writer import Publisher  # noqa: E402 - as above
+from xelink.xpu_manager.scrape import Scraper, Target  # noqa: E402 - as above
+from xelink.xpu_manager.tls import TrustFiles  # noqa: E402 - as above
 
 
 def ticking(port: int, trust: Path | None, place: Path) -> Callable[[], object]:

@@ -8,15 +8,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from device_plugin.allocation import Clock, Policy, Preferences, prefer_or_plain, prepare
-from device_plugin.decision import Decisions
-from device_plugin.devices import Inventory
-from device_plugin.health import Health, complaints
-from device_plugin.labels import State
-from device_plugin.links import UNREAD, NodeLinks, Pair
-from device_plugin.offers import Device, Offer, devices
+from device_plugin.resources import Device, Offer, devices
 from device_plugin.snapshot import Snapshot
-from device_plugin.wishes import GpuFacts
+from xelink.inventory.gpus import Inventory
+from xelink.inventory.health import Health, complaints
+from xelink.inventory.links import UNREAD, NodeLinks, Pair
+from xelink.nfd.reader import State
+from xelink.preference.criteria import GpuFacts
+from xelink.preference.decision import Decisions
+from xelink.preference.engine import Clock, Policy, Preferences, prefer_or_plain, prepare
 
 
 @dataclass(frozen=True)

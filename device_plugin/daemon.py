@@ -10,33 +10,35 @@ from typing import TYPE_CHECKING
 
 from structlog.typing import FilteringBoundLogger
 
-from device_plugin import sockets, xpumd
 from device_plugin.assembly import Assembler, Choosing
-from device_plugin.devfs import Roots
-from device_plugin.kubelet import Endpoints
+from device_plugin.endpoints import Endpoints
 from device_plugin.limits import Limits
 from device_plugin.node import Node, Sources
-from device_plugin.offers import Offer
 from device_plugin.page import body
-from device_plugin.plugin import Manners
-from device_plugin.snapshot import Snapshot, Watch
-from device_plugin.sockets import SocketName
+from device_plugin.resources import Offer
+from device_plugin.servicer import Manners
+from device_plugin.snapshot import Snapshot
 from device_plugin.status import Parts, status
 from device_plugin.telemetry import NodeTelemetry, Telemetry
-from device_plugin.waiting import looking_for
-from service.command import OK
-from service.descriptors import require_descriptors
-from service.logs import logger_to_stderr
-from service.metrics import Metrics
-from service.page import pages
-from service.probes import Page, Site, Verdict, serving
-from service.release import VERSION
-from service.requests import own_names
-from service.signals import STOPPING, release_signals
+from xelink.daemon.command import OK
+from xelink.daemon.descriptors import require_descriptors
+from xelink.daemon.html import pages
+from xelink.daemon.http_requests import own_names
+from xelink.daemon.http_server import Page, Site, Verdict, serving
+from xelink.daemon.logs import logger_to_stderr
+from xelink.daemon.metrics import Metrics
+from xelink.daemon.polling import looking_for
+from xelink.daemon.signals import STOPPING, release_signals
+from xelink.daemon.version import VERSION
+from xelink.daemon.watch import Watch
+from xelink.inventory import xpumd
+from xelink.inventory.devfs import Roots
+from xelink.kubelet import sockets
+from xelink.kubelet.sockets import SocketName
 
 if TYPE_CHECKING:
     from device_plugin.settings import PluginSettings
-    from service.loaded import Loaded
+    from xelink.daemon.loaded_settings import Loaded
 
 # The loop is dead, and kubelet should restart us, after so many seconds without a look at the node.
 _PATIENCE = 60.0

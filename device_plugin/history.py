@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from device_plugin.answers import Choice, Linked
-from device_plugin.decision import Decision
+from device_plugin.responses import Choice, Linked
+from xelink.preference.decision import Decision
 
 MOST_PREFERENCES = 20
 MOST_DEVICES = 1024

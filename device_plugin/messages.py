@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from device_plugin.answers import Container, Facts, Told
-from device_plugin.api import deviceplugin_pb2 as pb
+from device_plugin.responses import Container, Facts, Told
+from xelink.api import deviceplugin_pb2 as pb
 
 MESSAGE_LIMIT = 4 << 20
 """Bytes that kubelet receives in one message: of a longer one the stream would die."""

@@ -16,18 +16,20 @@ from typing import NamedTuple, TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
-from device_plugin import cdi, health, labels, links, xpumd
-from device_plugin.aside import aside
 from device_plugin.assembly import Assembler, Seen
-from device_plugin.cdi import Standing
-from device_plugin.devfs import Roots
-from device_plugin.devices import Inventory, ScanError, Sight, fingerprint, scan
-from device_plugin.labels import Reading
-from device_plugin.offers import ByPath
-from device_plugin.snapshot import Snapshot, Watch
+from device_plugin.snapshot import Snapshot
 from device_plugin.telemetry import NodeTelemetry
-from device_plugin.waiting import beat, first_of
-from service.logs import Changes
+from xelink.daemon.logs import Changes
+from xelink.daemon.polling import beat, first_of
+from xelink.daemon.watch import Watch
+from xelink.daemon.worker_threads import aside
+from xelink.inventory import cdi, health, links, xpumd
+from xelink.inventory.by_path import ByPath
+from xelink.inventory.cdi import Standing
+from xelink.inventory.devfs import Roots
+from xelink.inventory.gpus import Inventory, ScanError, Sight, fingerprint, scan
+from xelink.nfd import reader as labels
+from xelink.nfd.reader import Reading
 
 T = TypeVar("T")
 

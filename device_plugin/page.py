@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from device_plugin.decision import NOTHING, PLAIN, POLICY, UNKNOWN
 from device_plugin.history import MOST_PREFERENCES
-from device_plugin.labels import State
 from device_plugin.status import Told
-from device_plugin.wishes import WISHES
-from service.page import Html, Status, badge, code, instant, section, table, tag, words
-from topology.node import Node
-from topology.publication import parsed
+from xelink.daemon.html import Html, Status, badge, code, instant, section, table, tag, words
+from xelink.nfd.reader import State
+from xelink.preference.criteria import WISHES
+from xelink.preference.decision import NOTHING, PLAIN, POLICY, UNKNOWN
+from xelink.topology.publication import parsed
+from xelink.view.node_view import Node
 
 _MOST_ROWS = 64
 """Rows of a table that could be very long; the JSON has all of them."""
@@ -52,7 +52,7 @@ def _items(title: str, texts: Sequence[str]) -> Html:
 
 
 def _picture(told: Status) -> Html:
-    from topology.picture import svg  # noqa: PLC0415 - most daemons never draw
+    from xelink.view.svg import svg  # noqa: PLC0415 - most daemons never draw
 
     links = told["links"]
     state, reason = links["state"], links["reason"]

@@ -4,11 +4,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
-from device_plugin.api import deviceplugin_pb2 as pb
-from device_plugin.api.deviceplugin_pb2_grpc import RegistrationStub
+from xelink.api import deviceplugin_pb2 as pb
+from xelink.api import grpc
+from xelink.api.deviceplugin_pb2_grpc import RegistrationStub
 
 VERSION = "v1beta1"
 

@@ -8,22 +8,17 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from device_plugin.cdi import DIRECTORY as CDI_DIRECTORY
-from device_plugin.health import Threshold
-from device_plugin.labels import DEFAULT_PATH as LABEL_FILE
-from device_plugin.offers import ByPath, Monitoring
-from device_plugin.policies import AllocationPolicy
-from device_plugin.sockets import DIRECTORY as PLUGIN_DIRECTORY
-from device_plugin.sockets import SocketName
-from service.flags import (
-    LISTEN_NAMES,
-    Directory,
-    HostNames,
-    KlogSettings,
-    listen_address,
-)
-from topology.features import namespace
-from topology.publication import DEFAULT_NAMESPACE
+from device_plugin.resources import Monitoring
+from xelink.daemon.flags import LISTEN_NAMES, Directory, HostNames, KlogSettings, listen_address
+from xelink.inventory.by_path import ByPath
+from xelink.inventory.cdi import DIRECTORY as CDI_DIRECTORY
+from xelink.inventory.health import Threshold
+from xelink.kubelet.sockets import DIRECTORY as PLUGIN_DIRECTORY
+from xelink.kubelet.sockets import SocketName
+from xelink.nfd.reader import DEFAULT_PATH as LABEL_FILE
+from xelink.preference.policies import AllocationPolicy
+from xelink.topology.nfd_format import namespace
+from xelink.topology.publication import DEFAULT_NAMESPACE
 
 # ids = id *( "," id ) ; id = "0x" 4hexdigit : as lspci -n prints them
 _HIGHEST_ID = 0xFFFF

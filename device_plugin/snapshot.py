@@ -3,15 +3,14 @@
 A snapshot is replaced, never changed: whoever holds one can read it for as long as it likes.
 """
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Generic, TypeAlias, TypeVar
+from typing import TypeAlias
 
-from device_plugin.allocation import Preference
-from device_plugin.decision import Decision
-from device_plugin.offers import Device
+from device_plugin.resources import Device
+from xelink.preference.decision import Decision
+from xelink.preference.engine import Preference
 
 Prefer: TypeAlias = Callable[[Sequence[str], Sequence[str], int], Preference]
 """Chooses `size` ids of `available` with all of `must_include`.
@@ -96,37 +95,3 @@ class Snapshot:
             resource: frozenset(device.id for device in devices if self.complaint(device) is None)
             for resource, devices in self.resources.items()
         }
-
-
-T = TypeVar("T")
-
-
-class Watch(Generic[T]):
-    """A value that is replaced, and any number of tasks that wait for the next one.
-
-    Each waiter goes at its own pace and finds the latest value: what was replaced before it looked
-    is skipped, so that a slow one never holds up the others and nothing piles up. For one loop.
-    """
-
-    def __init__(self, first: T) -> None:
-        self._current = first
-        self._replaced = asyncio.Event()
-
-    @property
-    def current(self) -> T:
-        """The latest value."""
-        return self._current
-
-    def replace(self, value: T) -> None:
-        """Put another value in its place and wake everybody; an equal one wakes nobody."""
-        news = value != self._current
-        self._current = value
-        if news:
-            self._replaced.set()
-            self._replaced = asyncio.Event()
-
-    async def next(self, seen: T) -> T:
-        """Wait until there is another value than `seen`, and give it."""
-        while self._current == seen:
-            await self._replaced.wait()
-        return self._current

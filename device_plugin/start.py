@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from service.beside import beside
-from service.command import run_command
-from service.lean import lean_settings, leave_out, no_openssl, nothing_to_collect
-from service.streams import stand_in, unbuffer_stderr
+from xelink.daemon.command import run_command
+from xelink.daemon.forked import beside
+from xelink.daemon.lazy_imports import lean_settings, leave_out, no_openssl, nothing_to_collect
+from xelink.daemon.stdio import stand_in, unbuffer_stderr
 
 if TYPE_CHECKING:
     from device_plugin.settings import PluginSettings
-    from service.loaded import Loaded
+    from xelink.daemon.loaded_settings import Loaded
 
 
 def start(arguments: Sequence[str] | None) -> int:
@@ -31,6 +31,6 @@ def read(arguments: Sequence[str] | None) -> "Loaded[PluginSettings] | int":
     lean_settings()
     with nothing_to_collect():
         from device_plugin.settings import PluginSettings  # noqa: PLC0415 - in a process that ends
-        from service.answering import answer  # noqa: PLC0415 - with pydantic, as above
+        from xelink.daemon.command_line import answer  # noqa: PLC0415 - with pydantic, as above
 
     return answer(PluginSettings, arguments)

@@ -10,17 +10,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from device_plugin.devices import Card, Inventory, by_address
+from device_plugin.endpoints import Endpoint, Endpoints
 from device_plugin.history import MOST_PREFERENCES
-from device_plugin.kubelet import Endpoint, Endpoints
-from device_plugin.links import NodeLinks
 from device_plugin.node import Node
-from device_plugin.offers import Device
-from device_plugin.snapshot import Snapshot, Watch
-from service.page import Status, iso
-from service.probes import Verdict
-from topology.model import Gpu, Topology
-from topology.publication import id_map, shape
+from device_plugin.resources import Device
+from device_plugin.snapshot import Snapshot
+from xelink.daemon.html import Status, iso
+from xelink.daemon.http_server import Verdict
+from xelink.daemon.watch import Watch
+from xelink.inventory.gpus import Card, Inventory, by_address
+from xelink.inventory.links import NodeLinks
+from xelink.topology.model import Gpu, Topology
+from xelink.topology.publication import id_map, shape
 
 Told: TypeAlias = dict[str, Any]
 

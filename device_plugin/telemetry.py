@@ -3,13 +3,13 @@
 import time
 from datetime import datetime
 
-from device_plugin.allocation import Preference
-from device_plugin.answers import Choice, Linked, Told
 from device_plugin.assembly import Seen
-from device_plugin.decision import WORDS
-from device_plugin.health import Health
-from device_plugin.labels import State
-from service.metrics import Metrics
+from device_plugin.responses import Choice, Linked, Told
+from xelink.daemon.metrics import Metrics
+from xelink.inventory.health import Health
+from xelink.nfd.reader import State
+from xelink.preference.decision import WORDS
+from xelink.preference.engine import Preference
 
 _BUCKETS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5)
 

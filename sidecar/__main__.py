@@ -2,7 +2,7 @@
 
 import sys
 
-from service.signals import hold_signals
+from xelink.daemon.signals import hold_signals
 
 
 def main(arguments: list[str] | None = None) -> int:

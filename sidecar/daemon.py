@@ -12,29 +12,29 @@ from typing import TYPE_CHECKING
 
 from structlog.typing import FilteringBoundLogger
 
-from service.command import OK
-from service.descriptors import require_descriptors
-from service.logs import logger_to_stderr
-from service.page import pages
-from service.probes import Page, Site, serving
-from service.release import VERSION
-from service.requests import own_names
-from service.stopping import Stop, Stopped
-from service.streams import forget_stdout
-from sidecar.classification import Outcome, Rules, Unknown
 from sidecar.loop import Policy, Sidecar
-from sidecar.patient import PatientPublisher
-from sidecar.publisher import Publisher, PublishError
 from sidecar.pulse import Pulse, ticks
-from sidecar.scrape import Credentials, Scraper
-from sidecar.scrape import Target as ScrapeTarget
 from sidecar.status import body, status
 from sidecar.telemetry import Telemetry
-from sidecar.trust import TrustFiles
+from xelink.daemon.command import OK
+from xelink.daemon.descriptors import require_descriptors
+from xelink.daemon.html import pages
+from xelink.daemon.http_requests import own_names
+from xelink.daemon.http_server import Page, Site, serving
+from xelink.daemon.logs import logger_to_stderr
+from xelink.daemon.stdio import forget_stdout
+from xelink.daemon.stopping import Stop, Stopped
+from xelink.daemon.version import VERSION
+from xelink.nfd.bounded_writer import PatientPublisher
+from xelink.nfd.writer import Publisher, PublishError
+from xelink.xpu_manager.classification import Outcome, Rules, Unknown
+from xelink.xpu_manager.scrape import Credentials, Scraper
+from xelink.xpu_manager.scrape import Target as ScrapeTarget
+from xelink.xpu_manager.tls import TrustFiles
 
 if TYPE_CHECKING:
-    from service.loaded import Loaded
     from sidecar.settings import SidecarSettings
+    from xelink.daemon.loaded_settings import Loaded
 
 NO_LINKS = 3
 UNKNOWN = 4

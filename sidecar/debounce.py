@@ -14,8 +14,8 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from sidecar.classification import Seen
-from topology.model import Gpu, Link, PortState, Tile, Topology, excess
+from xelink.topology.model import Gpu, Link, PortState, Tile, Topology, excess
+from xelink.xpu_manager.classification import Seen
 
 
 class Kind(Enum):

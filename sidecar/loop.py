@@ -10,18 +10,14 @@ from typing import NamedTuple, Protocol
 
 from structlog.typing import FilteringBoundLogger
 
-from service.logs import Changes
-from service.probes import Verdict
-from sidecar.classification import Outcome, Reason, Rules, Seen, Unknown, answered, classify
 from sidecar.debounce import Belief, Kind, believe
-from sidecar.exposition import Reading
-from sidecar.hints import no_links
-from sidecar.publisher import HangingError, OnExit, PublishError
-from sidecar.scrape import ScrapeError
 from sidecar.telemetry import Telemetry
-from topology import features
-from topology.model import Tile, Topology
-from topology.publication import (
+from xelink.daemon.http_server import Verdict
+from xelink.daemon.logs import Changes
+from xelink.nfd.writer import HangingError, OnExit, PublishError
+from xelink.topology import nfd_format
+from xelink.topology.model import Tile, Topology
+from xelink.topology.publication import (
     GROUP,
     AbsentError,
     Publication,
@@ -30,7 +26,19 @@ from topology.publication import (
     read,
     render,
 )
-from topology.text import printable
+from xelink.topology.text import printable
+from xelink.xpu_manager.classification import (
+    Outcome,
+    Reason,
+    Rules,
+    Seen,
+    Unknown,
+    answered,
+    classify,
+)
+from xelink.xpu_manager.exposition import Reading
+from xelink.xpu_manager.hints import no_links
+from xelink.xpu_manager.scrape import ScrapeError
 
 _MOST_NAMED = 8
 _DIGITS = re.compile(r"[0-9]+")  # a detail that differs in numbers only is no news
@@ -263,7 +271,7 @@ class Sidecar:
             self._log.error("stopped", labels="not certain", reason=printable(str(error)))
             return
         if content is None or on_exit is OnExit.EXPIRE:
-            expiry = features.parse(content or b"", now).expiry
+            expiry = nfd_format.parse(content or b"", now).expiry
             stay = f"stay until {_text(expiry)}" if expiry else "stay for ever"
             self._log.info("stopped", labels=stay if content else "none")
             return
@@ -283,7 +291,7 @@ class Sidecar:
     def _keep(self, content: bytes, now: datetime) -> None:
         """Take the expiry away; but what has expired is not brought back to life."""
         if read(content, self._policy.namespace, now).expiry:
-            self._target.publish(features.without_expiry(content))
+            self._target.publish(nfd_format.without_expiry(content))
         self._log.info("stopped", labels="stay for ever")
 
     def _scrape(self) -> Outcome:
@@ -336,7 +344,7 @@ class Sidecar:
             self._fail(error, now)
             return
         self._say_other_writer(content)
-        standing = features.parse(content, now).expiry if content is not None else None
+        standing = nfd_format.parse(content, now).expiry if content is not None else None
         try:
             # After a failure it is not certain that what is there will last: it is written again.
             same = (

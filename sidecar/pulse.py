@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from structlog.typing import FilteringBoundLogger
 
-from sidecar.classification import Outcome
-from sidecar.patient import SECONDS
+from xelink.nfd.bounded_writer import SECONDS
+from xelink.xpu_manager.classification import Outcome
 
 if TYPE_CHECKING:
     from sidecar.settings import SidecarSettings

@@ -6,16 +6,10 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from service.flags import (
-    LISTEN_NAMES,
-    Directory,
-    HostNames,
-    KlogSettings,
-    listen_address,
-)
-from sidecar.publisher import OnExit
-from topology.features import namespace
-from topology.publication import DEFAULT_NAMESPACE
+from xelink.daemon.flags import LISTEN_NAMES, Directory, HostNames, KlogSettings, listen_address
+from xelink.nfd.writer import OnExit
+from xelink.topology.nfd_format import namespace
+from xelink.topology.publication import DEFAULT_NAMESPACE
 
 FEATURES_D = Path("/etc/kubernetes/node-feature-discovery/features.d")
 

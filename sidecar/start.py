@@ -3,14 +3,20 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from service.beside import beside
-from service.command import run_command
-from service.lean import lean_settings, leave_out, no_task_names, nothing_to_collect, put_off
-from service.streams import stand_in, unbuffer_stderr
+from xelink.daemon.command import run_command
+from xelink.daemon.forked import beside
+from xelink.daemon.lazy_imports import (
+    lean_settings,
+    leave_out,
+    no_task_names,
+    nothing_to_collect,
+    put_off,
+)
+from xelink.daemon.stdio import stand_in, unbuffer_stderr
 
 if TYPE_CHECKING:
-    from service.loaded import Loaded
     from sidecar.settings import SidecarSettings
+    from xelink.daemon.loaded_settings import Loaded
 
 
 def start(arguments: Sequence[str] | None) -> int:
@@ -25,8 +31,8 @@ def read(arguments: Sequence[str] | None) -> "Loaded[SidecarSettings] | int":
     """Read the settings, or give the exit code of what was said in their place."""
     lean_settings()
     with nothing_to_collect():
-        from service.answering import answer  # noqa: PLC0415 - with pydantic, in a process that ends
         from sidecar.settings import SidecarSettings  # noqa: PLC0415 - as above
+        from xelink.daemon.command_line import answer  # noqa: PLC0415 - with pydantic, in a process that ends
 
     return answer(SidecarSettings, arguments)
 

@@ -5,15 +5,15 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from service.page import Html, Status, badge, code, instant, iso, section, table, tag, words
-from sidecar.classification import Unknown
 from sidecar.debounce import Key, Kind, Missing
 from sidecar.loop import Scrape, Sidecar
-from sidecar.publisher import PublishError
-from topology import features
-from topology.model import PortState, Tile
-from topology.publication import COUNT, GROUP, id_map, parsed, shape
-from topology.text import printable
+from xelink.daemon.html import Html, Status, badge, code, instant, iso, section, table, tag, words
+from xelink.nfd.writer import PublishError
+from xelink.topology import nfd_format
+from xelink.topology.model import PortState, Tile
+from xelink.topology.publication import COUNT, GROUP, id_map, parsed, shape
+from xelink.topology.text import printable
+from xelink.xpu_manager.classification import Unknown
 
 
 def status(sidecar: Sidecar, source: str, file: str, now: datetime, *, host: str) -> Status:
@@ -24,7 +24,7 @@ def status(sidecar: Sidecar, source: str, file: str, now: datetime, *, host: str
         content = sidecar.standing()
     except PublishError as error:
         unreadable = printable(str(error))
-    standing = features.parse(content, now) if content is not None else None
+    standing = nfd_format.parse(content, now) if content is not None else None
     return {
         "now": iso(now),
         "host": host,
@@ -103,8 +103,8 @@ def _summary(told: Status) -> Html:
 
 
 def _links(told: Status) -> Html:
-    from topology.node import Node  # noqa: PLC0415 - most daemons never draw
-    from topology.picture import svg  # noqa: PLC0415 - the same
+    from xelink.view.node_view import Node  # noqa: PLC0415 - most daemons never draw
+    from xelink.view.svg import svg  # noqa: PLC0415 - the same
 
     node = Node("", told["host"], reason="nothing is believed yet")
     if told["topology"]:

@@ -1,10 +1,10 @@
 """Everything that was decided, as Prometheus metrics on a registry of our own."""
 
-from service.metrics import Metrics
-from sidecar.classification import Outcome, Reason, Seen
 from sidecar.debounce import Belief, Kind
-from sidecar.exposition import Reading
-from topology.model import PortState, Topology
+from xelink.daemon.metrics import Metrics
+from xelink.topology.model import PortState, Topology
+from xelink.xpu_manager.classification import Outcome, Reason, Seen
+from xelink.xpu_manager.exposition import Reading
 
 _BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 

@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from topology.model import Gpu, Link, PortState, Tile, Topology
+from xelink.topology.model import Gpu, Link, PortState, Tile, Topology
 
 tiles = st.builds(Tile, st.integers(0, 40), st.integers(0, 3))
 lanes = st.integers(0, 64)

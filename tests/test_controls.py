@@ -16,27 +16,27 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_plugin import health
-from device_plugin.labels import Look, read
-from service.answering import answer
-from service.flags import UsageError, print_config
-from service.loaded import Loaded
-from service.logs import logger_to_stderr
-from service.streams import complain, say
-from service.values import LogFormat
-from sidecar.classification import Reason
-from sidecar.scrape import ScrapeError
 from sidecar.settings import SidecarSettings
 from tests.processes import Running
-from topology.node import Node, State
-from topology.picture import svg
-from topology.text import printable, printable_lines
-from xelink import readings
-from xelink.__main__ import main
-from xelink.outcome import FailedError
-from xelink.pages import cluster_page, node_page
-from xelink.show import json_text, yaml_text
-from xelink.tables import aligned, show
+from xelink.cli import readings
+from xelink.cli.exit_codes import FailedError
+from xelink.cli.main import main
+from xelink.cli.show.command import json_text, yaml_text
+from xelink.cli.show.text import cluster_page, node_page
+from xelink.cli.tables import aligned, show
+from xelink.daemon.command_line import answer
+from xelink.daemon.flags import UsageError, print_config
+from xelink.daemon.loaded_settings import Loaded
+from xelink.daemon.logs import logger_to_stderr
+from xelink.daemon.setting_types import LogFormat
+from xelink.daemon.stdio import complain, say
+from xelink.inventory import health
+from xelink.nfd.reader import Look, read
+from xelink.topology.text import printable, printable_lines
+from xelink.view.node_view import Node, State
+from xelink.view.svg import svg
+from xelink.xpu_manager.classification import Reason
+from xelink.xpu_manager.scrape import ScrapeError
 
 EVIL = "\x1b[31m\x07\r\n\x7f\x85\u2028\u202e\udcff\x00"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

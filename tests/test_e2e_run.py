@@ -170,7 +170,7 @@ class Tree:
         for name in ("Containerfile", "pyproject.toml", "README.md", "LICENSE"):
             (root / name).touch()
         (root / "requirements.lock").touch()
-        for name in ("topology", "service", "sidecar", "device_plugin", "xelink"):
+        for name in ("xelink", "sidecar", "device_plugin"):
             (root / name).mkdir()
         self.image.touch()
         self.definitions.mkdir(parents=True)

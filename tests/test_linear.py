@@ -18,12 +18,12 @@ from typing import NamedTuple
 
 import pytest
 
-from sidecar.samples import MalformedError, parse
-from sidecar.sieve import Sieve
-from topology import features, labels
+from xelink.topology import labels, nfd_format
+from xelink.xpu_manager.line_filter import Sieve
+from xelink.xpu_manager.samples import MalformedError, parse
 
 ROOT = Path(__file__).parents[1]
-PRODUCT = ("topology", "service", "sidecar", "device_plugin", "xelink")
+PRODUCT = ("xelink", "sidecar", "device_plugin")
 MANY = 300_000
 BOUND = 10.0
 
@@ -90,7 +90,7 @@ def expressions() -> list[Expression]:
     """Find every expression that a module names, and the ways in which it asks for it."""
     found = []
     for path in sorted(path for part in PRODUCT for path in (ROOT / part).rglob("*.py")):
-        if path.name == "__main__.py" or {"api", "simulator"} & {*path.parts}:
+        if path.name == "__main__.py" or {"api", "simulators"} & {*path.parts}:
             continue  # what is generated, and what reads nothing but its own
         text = path.read_text()
         if not re.search(r"\bre\b", text):
@@ -133,7 +133,11 @@ EXPRESSIONS = expressions()
 def test_the_expressions_are_found() -> None:
     named = {expression.where for expression in EXPRESSIONS}
     assert len(EXPRESSIONS) > 40
-    assert {"sidecar.samples._LABEL", "xelink.visit._BUILD", "xelink.sources._KINDS"} <= named
+    assert {
+        "xelink.xpu_manager.samples._LABEL",
+        "xelink.cli.doctor.probe._BUILD",
+        "xelink.cli.sources._KINDS",
+    } <= named
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS, ids=lambda expression: expression.where)
@@ -180,5 +184,5 @@ def test_a_feature_file_and_its_labels_are_read_in_time_by_their_length() -> Non
     long = "0.0-1.0_" * (MANY // 8)
     with bounded():
         assert labels.join(labels.split(long)) == long
-        assert features.namespace_problem("a." * MANY)
-        assert features.name_problem("a-" * MANY)
+        assert nfd_format.namespace_problem("a." * MANY)
+        assert nfd_format.name_problem("a-" * MANY)

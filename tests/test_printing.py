@@ -38,11 +38,11 @@ def test_what_cannot_be_printed_is_one_line(module: str, arguments: list[str], n
 @pytest.mark.parametrize(
     ("module", "arguments"),
     [
-        ("sidecar.simulator", ["--{}"]),
-        ("sidecar.simulator", ["--wiring={}"]),
-        ("device_plugin.simulator", ["--root=tree", "--{}"]),
-        ("device_plugin.simulator", ["--root=/dev/null/{}"]),
-        ("device_plugin.simulator", ["--root=tree{}", "--gpus=1"]),
+        ("xelink.simulators.xpu_manager", ["--{}"]),
+        ("xelink.simulators.xpu_manager", ["--wiring={}"]),
+        ("xelink.simulators.node", ["--root=tree", "--{}"]),
+        ("xelink.simulators.node", ["--root=/dev/null/{}"]),
+        ("xelink.simulators.node", ["--root=tree{}", "--gpus=1"]),
         ("xelink", ["show", "--{}"]),
         ("xelink", ["doctor", "--feature-file={}", "--only=fresh"]),
         ("sidecar", ["-{}"]),

@@ -8,10 +8,10 @@ from resource import RUSAGE_CHILDREN, getrusage
 import pytest
 
 from device_plugin.settings import PluginSettings
-from service.flags import load
 from sidecar.settings import SidecarSettings
 from tests.patience import PATIENCE
 from tests.processes import running
+from xelink.daemon.flags import load
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -15,14 +15,14 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from sidecar.classification import Rules, Seen, classify
-from sidecar.exposition import Reader
-from sidecar.simulator import Blueprint, SimulatedNode, render
-from topology import publication
-from topology.model import Topology
-from topology.publication import DEFAULT_NAMESPACE, Publication, node_labels
-from xelink.__main__ import main
-from xelink.outcome import FAILED, WRONG_CALL
+from xelink.cli.exit_codes import FAILED, WRONG_CALL
+from xelink.cli.main import main
+from xelink.simulators.xpu_manager import Blueprint, SimulatedNode, render
+from xelink.topology import publication
+from xelink.topology.model import Topology
+from xelink.topology.publication import DEFAULT_NAMESPACE, Publication, node_labels
+from xelink.xpu_manager.classification import Rules, Seen, classify
+from xelink.xpu_manager.exposition import Reader
 
 PAGES = (Path("docs/cli.md"), Path("docs/not-linked.md"), Path("README.md"))
 EXAMPLES = Path("xelink/examples")

@@ -17,7 +17,7 @@ done
 
 sources() {
   find Containerfile requirements*.lock pyproject.toml README.md LICENSE \
-    topology service sidecar device_plugin xelink -type f ! -path '*/__pycache__/*' -print0 |
+    xelink sidecar device_plugin -type f ! -path '*/__pycache__/*' -print0 |
     sort -z | xargs -0 sha256sum
 }
 key=$(sources | sha256sum)

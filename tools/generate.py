@@ -57,9 +57,9 @@ def stubs(root: Path) -> Contents:
     """Make messages, services and their types from every `.proto` of the device plugin.
 
     protoc is given paths from the root of the tree, so that the stubs import each other as parts
-    of the package `device_plugin.api`.
+    of the package `xelink.api`.
     """
-    protos = sorted(path.relative_to(root) for path in root.glob("device_plugin/api/*.proto"))
+    protos = sorted(path.relative_to(root) for path in root.glob("xelink/api/*.proto"))
     plugins = Path(sys.executable).parent
     with TemporaryDirectory() as directory:
         arguments = [
@@ -81,7 +81,7 @@ def stubs(root: Path) -> Contents:
 
 
 GENERATORS: tuple[Generator, ...] = (
-    Generator("stubs", stubs, ("device_plugin/api/*_pb2*.py", "device_plugin/api/*_pb2*.pyi")),
+    Generator("stubs", stubs, ("xelink/api/*_pb2*.py", "xelink/api/*_pb2*.pyi")),
     Generator("tables", readme.tables),
     Generator("outputs", readme.outputs),
     Generator("examples", cli.examples),

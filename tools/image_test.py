@@ -44,9 +44,9 @@ from container import (
     wait_for,
 )
 
-from device_plugin.simulator.kubelet import Kubelet
-from device_plugin.simulator.node import Node
-from topology.features import parse
+from xelink.simulators.kubelet.kubelet import Kubelet
+from xelink.simulators.node.sysfs import Node
+from xelink.topology.nfd_format import parse
 
 CACHE = ROOT / ".cache" / "image"
 SUITE = "trixie"
@@ -164,7 +164,7 @@ def _privileges() -> None:
 @contextmanager
 def _xpu_manager() -> Iterator[int]:
     """Run the simulated XPU Manager of the image; give its port."""
-    simulator = confined("python", "-m", "sidecar.simulator", "--port=0", user=USER)
+    simulator = confined("python", "-m", "xelink.simulators.xpu_manager", "--port=0", user=USER)
     with started(simulator) as process:
         port = wait_for(process.stdout, "http://").rpartition(":")[2].partition("/")[0]
         yield int(port)

@@ -10,12 +10,12 @@ from pathlib import Path
 from device_plugin.settings import PluginSettings
 from device_plugin.telemetry import NodeTelemetry
 from device_plugin.telemetry import Telemetry as PluginTelemetry
-from service.flags import DaemonSettings, flag_rows
-from service.metrics import Metrics
 from sidecar.settings import SidecarSettings
 from sidecar.telemetry import Telemetry as SidecarTelemetry
-from xelink import demo
-from xelink.__main__ import main as xelink
+from xelink.cli.demo import command as demo
+from xelink.cli.main import main as xelink
+from xelink.daemon.flags import DaemonSettings, flag_rows
+from xelink.daemon.metrics import Metrics
 
 
 class BlockError(Exception):

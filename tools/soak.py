@@ -27,11 +27,11 @@ from pathlib import Path
 from soak_faults import Fault, faults_of_the_plugin, faults_of_the_sidecar
 from soak_node import ENDS_WELL, Node, ViolationError
 
-from device_plugin.simulator.admission import AdmissionError
 from tests.faults.rig import MEMORY, NS, Footprint, footprint
 from tests.fuzz import NAMES
-from topology import features
-from topology.publication import UnusableError, read
+from xelink.simulators.kubelet.admission import AdmissionError
+from xelink.topology import nfd_format
+from xelink.topology.publication import UnusableError, read
 
 ROOT = Path(__file__).resolve().parent.parent
 I915 = "gpu.intel.com/i915"
@@ -151,7 +151,7 @@ class Soak:
             name = "no label is lost inside its expiry" if lost else "the file is readable"
             problem = name, repr(error)
         else:
-            nfd = features.parse(content, now).problems
+            nfd = nfd_format.parse(content, now).problems
             if mode != 0o644 or nfd:  # noqa: PLR2004 - as everybody reads it
                 problem = "the file is readable", f"mode {mode:o}, {nfd}"
             elif said.topology is None or not truth.allows(said.topology):

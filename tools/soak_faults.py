@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from soak_node import ENDS_WELL, Node, ViolationError
 
-from sidecar.simulator import Serving, Simulator
 from tests.faults import test_file_system, test_kubelet, test_tls, test_xpu_manager
-from tests.sidecar.test_trust_rotation import replaced
-from tests.sidecar.test_trust_servers import ACCEPTED, CA, HERE, REFUSED, Authority
+from tests.xpu_manager.test_tls_rotation import replaced
+from tests.xpu_manager.test_tls_servers import ACCEPTED, CA, HERE, REFUSED, Authority
+from xelink.simulators.xpu_manager import Serving, Simulator
 
 LONGEST = 3.0
 _HALF_A_DAY = 43_200

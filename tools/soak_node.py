@@ -13,8 +13,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
 
-from device_plugin.simulator.kubelet import Kubelet
-from sidecar.simulator import Blueprint, Serving, SimulatedNode, Simulator
 from tests.device_plugin.test_story import Scene
 from tests.faults.rig import FILE, NS
 from tests.faults.shim import LackingError, Shim
@@ -23,8 +21,10 @@ from tests.faults.test_kubelet import I915
 from tests.faults.test_tls import Site
 from tests.patience import PATIENCE
 from tests.processes import Running, address, get
-from topology.model import Topology
-from topology.publication import UnusableError, read
+from xelink.simulators.kubelet.kubelet import Kubelet
+from xelink.simulators.xpu_manager import Blueprint, Serving, SimulatedNode, Simulator
+from xelink.topology.model import Topology
+from xelink.topology.publication import UnusableError, read
 
 EXPIRY = 60
 HEALED = PATIENCE

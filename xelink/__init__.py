@@ -1,1 +1,1 @@
-"""The tool on the roof: see the topology, explain it, try it."""
+"""Xe Link topology for Kubernetes: what the daemons and the tool share, and the tool itself."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.patience import PATIENCE
 from tests.processes import Running, address, get, running
-from topology import features
+from xelink.topology import nfd_format
 
 # Holds the module that gunicorn is told to serve; stands for the container's working directory.
 REST = Path(__file__).with_name("rest")
@@ -113,7 +113,7 @@ def call(
 
 def published(labels: Path) -> dict[str, str]:
     """Give the labels of a feature file that is valid now."""
-    return dict(features.parse(labels.read_bytes(), datetime.now(UTC)).labels)
+    return dict(nfd_format.parse(labels.read_bytes(), datetime.now(UTC)).labels)
 
 
 @dataclass

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from device_plugin.simulator import tree
-from device_plugin.simulator.blueprint import Blueprint as Cards
-from device_plugin.simulator.kubelet import Kubelet
-from sidecar.simulator import Blueprint, Simulator
 from tests.processes import Running, running
+from xelink.simulators.kubelet.kubelet import Kubelet
+from xelink.simulators.node import tree
+from xelink.simulators.node.blueprint import Blueprint as Cards
+from xelink.simulators.xpu_manager import Blueprint, Simulator
 
 I915 = "gpu.intel.com/i915"
 

@@ -25,15 +25,15 @@ import pytest
 import yaml
 
 from device_plugin.settings import PluginSettings
-from device_plugin.simulator.admission import Pod as Admitted
-from device_plugin.simulator.kubelet import Kubelet
-from device_plugin.simulator.node import NULL_DEVICE
-from service.flags import DaemonSettings, load
 from sidecar.settings import SidecarSettings
-from sidecar.simulator import Blueprint
 from tests.deployment.rendering import OVERLAYS, Pod, needs_kustomize, pods, render
 from tests.patience import PATIENCE
 from tests.processes import Running, address, get
+from xelink.daemon.flags import DaemonSettings, load
+from xelink.simulators.kubelet.admission import Pod as Admitted
+from xelink.simulators.kubelet.kubelet import Kubelet
+from xelink.simulators.node.sysfs import NULL_DEVICE
+from xelink.simulators.xpu_manager import Blueprint
 
 pytestmark = needs_kustomize
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from service.flags import load
 from sidecar.settings import SidecarSettings
 from tests.deployment.chain import container
 from tests.deployment.guide import (
@@ -35,6 +34,7 @@ from tests.deployment.rendering import (
     render,
 )
 from tests.deployment.test_schemas import VERSIONS
+from xelink.daemon.flags import load
 
 CHANGES = "it changes a cluster; what it leads to is in tests/e2e"
 KIND = "it makes a cluster, or loads an image into one"

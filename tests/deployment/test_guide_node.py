@@ -5,11 +5,11 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from sidecar.simulator import Blueprint, Simulator
 from tests.deployment.guide import FEATURES_D, GUIDE, Shell, commands, masked, shown
 from tests.deployment.pipeline import I915, pipeline
 from tests.deployment.rendering import ROOT
 from tests.processes import address, get, running
+from xelink.simulators.xpu_manager import Blueprint, Simulator
 
 
 def test_a_pod_that_asks_for_two_gpus_is_told_what_is_shown() -> None:
@@ -68,7 +68,11 @@ def test_without_the_host_s_network_there_are_gpus_and_no_links() -> None:
 
 
 def test_the_words_of_the_table_are_those_of_the_programs() -> None:
-    ours = (*(ROOT / "sidecar").glob("*.py"), *(ROOT / "device_plugin").glob("*.py"))
+    ours = (
+        path
+        for part in ("xelink", "sidecar", "device_plugin")
+        for path in (ROOT / part).rglob("*.py")
+    )
     said = "".join(path.read_text() for path in ours)
     for words in (
         "labels not published",

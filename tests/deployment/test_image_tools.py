@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from sidecar.simulator import Blueprint, SimulatedNode
-from tests.xelink.commands import topology
-from topology.publication import DEFAULT_NAMESPACE, Publication, render
+from tests.cli.commands import topology
+from xelink.simulators.xpu_manager import Blueprint, SimulatedNode
+from xelink.topology.publication import DEFAULT_NAMESPACE, Publication, render
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -19,14 +19,14 @@ from device_plugin.assembly import Seen as Sights
 from device_plugin.settings import PluginSettings
 from device_plugin.telemetry import NodeTelemetry
 from device_plugin.telemetry import Telemetry as PluginTelemetry
-from service.flags import DaemonSettings, load
-from service.metrics import Metrics
 from sidecar.debounce import Belief
 from sidecar.settings import SidecarSettings
-from sidecar.simulator import Blueprint
 from sidecar.telemetry import Telemetry as SidecarTelemetry
 from tests.deployment.rendering import FRUGAL, OVERLAYS, needs, needs_kustomize, render, tool
 from tests.deployment.variants import variants
+from xelink.daemon.flags import DaemonSettings, load
+from xelink.daemon.metrics import Metrics
+from xelink.simulators.xpu_manager import Blueprint
 
 pytestmark = needs_kustomize
 needs_promtool = needs("promtool")

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from service.values import split_address
 from tests.deployment.guide import GUIDE, Shell, needs_kubectl
 from tests.deployment.rendering import (
     OVERLAYS,
@@ -20,6 +19,7 @@ from tests.deployment.rendering import (
     render,
     words,
 )
+from xelink.daemon.setting_types import split_address
 
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 

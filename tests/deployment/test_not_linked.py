@@ -8,18 +8,18 @@ from typing import NamedTuple
 
 import pytest
 
-from device_plugin.answers import Choice, Linked
-from device_plugin.decision import NOTHING, PLAIN, POLICY
-from device_plugin.labels import State
-from device_plugin.simulator import tree
-from device_plugin.simulator.admission import Pod
-from device_plugin.simulator.blueprint import Blueprint as Cards
-from device_plugin.simulator.kubelet import Kubelet
+from device_plugin.responses import Choice, Linked
 from tests.deployment import api
 from tests.deployment.guide import Shell, administrator, masked, needs_kubectl
 from tests.deployment.pipeline import I915
 from tests.deployment.rendering import ROOT, Document
 from tests.processes import get, running
+from xelink.nfd.reader import State
+from xelink.preference.decision import NOTHING, PLAIN, POLICY
+from xelink.simulators.kubelet.admission import Pod
+from xelink.simulators.kubelet.kubelet import Kubelet
+from xelink.simulators.node import tree
+from xelink.simulators.node.blueprint import Blueprint as Cards
 
 PAGE = (ROOT / "docs" / "not-linked.md").read_text()
 EXAMPLE = ROOT / "xelink" / "examples" / "eight.txt"

@@ -9,11 +9,8 @@ from typing import Any, NamedTuple
 import pytest
 from gunicorn.config import Config  # type: ignore[import-untyped]  # it ships no types
 
-from device_plugin.offers import Monitoring
+from device_plugin.resources import Monitoring
 from device_plugin.settings import PluginSettings
-from device_plugin.sockets import SocketName
-from service.flags import DaemonSettings, load
-from service.values import split_address
 from sidecar.settings import FEATURES_D, SidecarSettings
 from tests.deployment.rendering import (
     ROOT,
@@ -29,6 +26,9 @@ from tests.deployment.rendering import (
 )
 from tests.patience import PATIENCE
 from tests.processes import address, get, running
+from xelink.daemon.flags import DaemonSettings, load
+from xelink.daemon.setting_types import split_address
+from xelink.kubelet.sockets import SocketName
 
 pytestmark = needs_kustomize
 

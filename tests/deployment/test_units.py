@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 
 from device_plugin.settings import PluginSettings
-from device_plugin.simulator.kubelet import Kubelet
-from device_plugin.simulator.node import Node
-from service.flags import DaemonSettings, load
 from sidecar.settings import SidecarSettings
-from sidecar.simulator import Blueprint, Simulator
 from tests.deployment import confined
 from tests.deployment.confined import directives
 from tests.deployment.guide import GUIDE, block
 from tests.deployment.rendering import ROOT, is_ours, needs, pods, run
 from tests.processes import Running, address, get
+from xelink.daemon.flags import DaemonSettings, load
+from xelink.simulators.kubelet.kubelet import Kubelet
+from xelink.simulators.node.sysfs import Node
+from xelink.simulators.xpu_manager import Blueprint, Simulator
 
 UNITS = sorted((ROOT / "systemd").glob("*.service"))
 SETTINGS: Mapping[str, type[DaemonSettings]] = {

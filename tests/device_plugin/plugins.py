@@ -13,21 +13,22 @@ import grpc
 import structlog
 from structlog.typing import FilteringBoundLogger, Processor
 
-from device_plugin.api.deviceplugin_pb2_grpc import DevicePluginStub
-from device_plugin.decoding import handlers, options
-from device_plugin.devfs import DeviceNode, Mount
-from device_plugin.devices import Card
-from device_plugin.kubelet import Endpoints, Pace
-from device_plugin.offers import Device
-from device_plugin.plugin import Manners, Plugin
-from device_plugin.snapshot import Prefer, Snapshot, Watch
+from device_plugin.endpoints import Endpoints, Pace
+from device_plugin.grpc_handlers import handlers, options
+from device_plugin.resources import Device
+from device_plugin.servicer import Manners, Plugin
+from device_plugin.snapshot import Prefer, Snapshot
 from device_plugin.telemetry import Telemetry
-from service.metrics import Metrics
 from tests.device_plugin.happenings import HeardLogs, HeardTelemetry
 from tests.patience import PATIENCE
+from xelink.api.deviceplugin_pb2_grpc import DevicePluginStub
+from xelink.daemon.metrics import Metrics
+from xelink.daemon.watch import Watch
+from xelink.inventory.devfs import DeviceNode, Mount
+from xelink.inventory.gpus import Card
 
 if TYPE_CHECKING:
-    from device_plugin.api.deviceplugin_pb2_grpc import DevicePluginAsyncStub
+    from xelink.api.deviceplugin_pb2_grpc import DevicePluginAsyncStub
 
 I915 = "gpu.intel.com/i915"
 MONITORING = "gpu.intel.com/monitoring"

@@ -7,16 +7,17 @@ from functools import partial
 
 import pytest
 
-from device_plugin.allocation import Preferences
 from device_plugin.assembly import Assembler, Choosing, Seen
-from device_plugin.devices import Card, Inventory, Problem
-from device_plugin.health import GpuHealth, Health
-from device_plugin.labels import State
-from device_plugin.links import NodeLinks, Pair
-from device_plugin.offers import ByPath, Monitoring, Offer
+from device_plugin.resources import Monitoring, Offer
 from device_plugin.snapshot import Snapshot
 from tests.device_plugin.plugins import I915, MONITORING, bdf, card
-from topology.model import PortState
+from xelink.inventory.by_path import ByPath
+from xelink.inventory.gpus import Card, Inventory, Problem
+from xelink.inventory.health import GpuHealth, Health
+from xelink.inventory.links import NodeLinks, Pair
+from xelink.nfd.reader import State
+from xelink.preference.engine import Preferences
+from xelink.topology.model import PortState
 
 XE = "gpu.intel.com/xe"
 

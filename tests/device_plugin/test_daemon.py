@@ -18,18 +18,18 @@ from pathlib import Path
 import grpc
 import pytest
 
-from device_plugin.api import deviceplugin_pb2 as pb
-from device_plugin.api.deviceplugin_pb2_grpc import DevicePluginStub
-from device_plugin.cdi import FILE_NAME
 from device_plugin.daemon import manners, stalled
 from device_plugin.settings import PluginSettings
-from device_plugin.simulator.kubelet import Kubelet
-from device_plugin.simulator.node import Node
-from service.flags import load
-from sidecar.simulator import Blueprint
 from tests.patience import PATIENCE
 from tests.processes import Running, address, children, get, mapped, running
-from topology.publication import Publication, render
+from xelink.api import deviceplugin_pb2 as pb
+from xelink.api.deviceplugin_pb2_grpc import DevicePluginStub
+from xelink.daemon.flags import load
+from xelink.inventory.cdi import FILE_NAME
+from xelink.simulators.kubelet.kubelet import Kubelet
+from xelink.simulators.node.sysfs import Node
+from xelink.simulators.xpu_manager import Blueprint
+from xelink.topology.publication import Publication, render
 
 I915 = "gpu.intel.com/i915"
 SOCKET = "gpu.intel.com-i915.sock"
@@ -88,7 +88,8 @@ def scene() -> Iterator[Scene]:
 
 AS_NOBODY = f"""
 import os, sys
-import device_plugin.__main__, device_plugin.daemon, device_plugin.settings, service.answering
+import device_plugin.__main__, device_plugin.daemon, device_plugin.settings
+import xelink.daemon.command_line
 import grpc.aio, prometheus_client, tenacity, yaml, encodings.idna, concurrent.futures.thread
 os.umask(0o077)
 os.setgroups([])
@@ -176,8 +177,9 @@ HANGING = """
 import os, sys, threading
 from dataclasses import replace
 from pathlib import Path
-from device_plugin import daemon, sockets
+from device_plugin import daemon
 from device_plugin.__main__ import main
+from xelink.kubelet import sockets
 identity, sources, quick = sockets.identity, daemon._sources, threading.Event()
 def hangs(path):
     while os.path.exists(os.environ["HANG"]) and threading.current_thread() != MAIN:
@@ -315,7 +317,7 @@ def test_a_signal_that_comes_while_it_starts_is_not_lost(
     code = (
         "import os, sys\n"
         "from device_plugin.__main__ import main\n"
-        "from service.signals import hold_signals\n"
+        "from xelink.daemon.signals import hold_signals\n"
         "hold_signals()\n"
         f"os.kill(os.getpid(), {number:d})\n"
         "sys.exit(main())\n"

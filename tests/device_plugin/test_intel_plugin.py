@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from device_plugin.policies import AllocationPolicy
 from device_plugin.settings import PluginSettings
-from service.flags import UsageError, load
+from xelink.daemon.flags import UsageError, load
+from xelink.preference.policies import AllocationPolicy
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "intel-plugin.md").read_text()

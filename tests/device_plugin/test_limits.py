@@ -16,17 +16,17 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_plugin.allocation import Preference
-from device_plugin.api import deviceplugin_pb2 as pb
-from device_plugin.api.deviceplugin_pb2_grpc import DevicePluginStub
 from device_plugin.limits import ExceededError, Limits, require_few
-from device_plugin.plugin import Manners
-from device_plugin.simulator.kubelet import Kubelet
+from device_plugin.servicer import Manners
 from tests.device_plugin.plugins import I915, Served, node, served
 from tests.device_plugin.test_daemon import SOCKET, Scene
 from tests.faults.rig import footprint
 from tests.patience import PATIENCE
 from tests.processes import address, get
+from xelink.api import deviceplugin_pb2 as pb
+from xelink.api.deviceplugin_pb2_grpc import DevicePluginStub
+from xelink.preference.engine import Preference
+from xelink.simulators.kubelet.kubelet import Kubelet
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = 120.0

@@ -16,27 +16,23 @@ from typing import Any, ClassVar
 import pytest
 import structlog
 
-from device_plugin import xpumd
-from device_plugin.answers import container
 from device_plugin.assembly import Assembler, Choosing, Seen
-from device_plugin.devfs import Roots
-from device_plugin.health import Severity
 from device_plugin.node import Node, Sources
-from device_plugin.simulator.node import Damage, SimulatedGpu
-from device_plugin.simulator.node import Node as Tree
-from device_plugin.simulator.xpumd import Xpumd
-from device_plugin.snapshot import Snapshot, Watch
-from service.metrics import Metrics
-from sidecar.simulator import Blueprint
-from tests.device_plugin.happenings import (
-    HeardLogs,
-    HeardNodeTelemetry,
-    hang_until,
-    until,
-)
+from device_plugin.responses import container
+from device_plugin.snapshot import Snapshot
+from tests.device_plugin.happenings import HeardLogs, HeardNodeTelemetry, hang_until, until
 from tests.device_plugin.plugins import I915, directory
 from tests.patience import NEVER, PATIENCE
-from topology.publication import Publication, render
+from xelink.daemon.metrics import Metrics
+from xelink.daemon.watch import Watch
+from xelink.inventory import xpumd
+from xelink.inventory.devfs import Roots
+from xelink.inventory.health import Severity
+from xelink.simulators.node.sysfs import Damage, SimulatedGpu
+from xelink.simulators.node.sysfs import Node as Tree
+from xelink.simulators.xpu_manager import Blueprint
+from xelink.simulators.xpumd import Xpumd
+from xelink.topology.publication import Publication, render
 
 FIRST, SECOND = "0000:29:00.0", "0000:3a:00.0"
 MESH = Blueprint(gpus=8, tiles=2).build()

@@ -6,14 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from device_plugin.health import Threshold
-from device_plugin.offers import ByPath, Monitoring
-from device_plugin.policies import AllocationPolicy
+from device_plugin.resources import Monitoring
 from device_plugin.settings import PluginSettings
-from device_plugin.sockets import SocketName
-from service.answering import answer
-from service.flags import HelpWanted, UsageError, flag_rows, help_text, load, parse, print_config
-from service.values import LogFormat
+from xelink.daemon.command_line import answer
+from xelink.daemon.flags import (
+    HelpWanted,
+    UsageError,
+    flag_rows,
+    help_text,
+    load,
+    parse,
+    print_config,
+)
+from xelink.daemon.setting_types import LogFormat
+from xelink.inventory.by_path import ByPath
+from xelink.inventory.health import Threshold
+from xelink.kubelet.sockets import SocketName
+from xelink.preference.policies import AllocationPolicy
 
 PREFIX = "XELINK_DEVICE_PLUGIN_"
 DEFAULTS = {

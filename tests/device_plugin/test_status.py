@@ -12,36 +12,37 @@ from typing import Any
 
 import pytest
 
-from device_plugin import labels
-from device_plugin.answers import Choice, Linked
 from device_plugin.assembly import Assembler, Choosing, Seen
-from device_plugin.decision import Decision
-from device_plugin.devfs import Roots
-from device_plugin.devices import Inventory, scan
-from device_plugin.health import GpuHealth, Health
+from device_plugin.endpoints import Endpoints
 from device_plugin.history import MOST_DEVICES, MOST_PREFERENCES, Allocated, History, Preferred
-from device_plugin.kubelet import Endpoints
-from device_plugin.links import join
 from device_plugin.node import Node, Sources
 from device_plugin.page import body
-from device_plugin.simulator.kubelet import Kubelet
-from device_plugin.simulator.node import Node as Tree
-from device_plugin.simulator.node import SimulatedGpu
-from device_plugin.snapshot import Snapshot, Watch
+from device_plugin.responses import Choice, Linked
+from device_plugin.snapshot import Snapshot
 from device_plugin.status import Parts, status
 from device_plugin.telemetry import NodeTelemetry
-from service.metrics import Metrics
-from service.page import Status, pages
-from service.probes import Verdict
-from service.release import versioned
-from sidecar.simulator import Blueprint, SimulatedNode
 from tests.device_plugin.happenings import until
 from tests.device_plugin.plugins import I915, Account, Running, directory
 from tests.device_plugin.plugins import node as snapshot_of
 from tests.device_plugin.plugins import running as serving
 from tests.documented import documented, keys
 from tests.processes import address, get, running
-from topology.publication import Publication, render
+from xelink.daemon.html import Status, pages
+from xelink.daemon.http_server import Verdict
+from xelink.daemon.metrics import Metrics
+from xelink.daemon.version import versioned
+from xelink.daemon.watch import Watch
+from xelink.inventory.devfs import Roots
+from xelink.inventory.gpus import Inventory, scan
+from xelink.inventory.health import GpuHealth, Health
+from xelink.inventory.links import join
+from xelink.nfd import reader as labels
+from xelink.preference.decision import Decision
+from xelink.simulators.kubelet.kubelet import Kubelet
+from xelink.simulators.node.sysfs import Node as Tree
+from xelink.simulators.node.sysfs import SimulatedGpu
+from xelink.simulators.xpu_manager import Blueprint, SimulatedNode
+from xelink.topology.publication import Publication, render
 
 NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=UTC)
 NAMESPACE = "gpu.intel.com"

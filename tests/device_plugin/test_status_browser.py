@@ -9,12 +9,12 @@ from socket import gethostname
 
 import pytest
 
-from device_plugin.simulator.blueprint import Blueprint as Hardware
-from device_plugin.simulator.kubelet import Kubelet
-from sidecar.simulator import Blueprint, SimulatedNode
 from tests.browser import Browser, Page, needs_browser
 from tests.processes import address, running
-from topology.publication import Publication, render
+from xelink.simulators.kubelet.kubelet import Kubelet
+from xelink.simulators.node.blueprint import Blueprint as Hardware
+from xelink.simulators.xpu_manager import Blueprint, SimulatedNode
+from xelink.topology.publication import Publication, render
 
 pytestmark = needs_browser
 

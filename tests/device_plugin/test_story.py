@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from device_plugin import cdi
-from device_plugin.simulator.admission import AdmissionError
-from device_plugin.simulator.kubelet import Kubelet
-from device_plugin.simulator.node import Node
-from sidecar.simulator import Blueprint, SimulatedNode
 from tests.processes import Running, address, get, running
-from topology.publication import Publication, render
+from xelink.inventory import cdi
+from xelink.simulators.kubelet.admission import AdmissionError
+from xelink.simulators.kubelet.kubelet import Kubelet
+from xelink.simulators.node.sysfs import Node
+from xelink.simulators.xpu_manager import Blueprint, SimulatedNode
+from xelink.topology.publication import Publication, render
 
 I915 = "gpu.intel.com/i915"
 XE = "gpu.intel.com/xe"

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from device_plugin.devfs import Roots
-from device_plugin.devices import Inventory, scan
-from device_plugin.simulator.blueprint import Blueprint as Tree
-from device_plugin.simulator.tree import put
-from sidecar.simulator import Blueprint, Simulator
 from tests.e2e.api import Object
 from tests.e2e.nfd import FEATURES
 from tests.e2e.programs import Program, run, until
 from tests.processes import get
-from topology import features
+from xelink.inventory.devfs import Roots
+from xelink.inventory.gpus import Inventory, scan
+from xelink.simulators.node.blueprint import Blueprint as Tree
+from xelink.simulators.node.tree import put
+from xelink.simulators.xpu_manager import Blueprint, Simulator
+from xelink.topology import nfd_format
 
 FILE = FEATURES / "xpum-sidecar-labels.txt"
 OK = 200
@@ -81,7 +81,7 @@ def _explain(size: int, *source: str, stdin: str = "") -> list[Object]:
 def published() -> dict[str, str]:
     """Give the labels in the feature file, unless they have expired."""
     content = FILE.read_bytes() if FILE.exists() else b""
-    return dict(features.parse(content, datetime.now(UTC)).labels)
+    return dict(nfd_format.parse(content, datetime.now(UTC)).labels)
 
 
 def sidecar(

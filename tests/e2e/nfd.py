@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sidecar.publisher import Publisher
 from tests.e2e.api import Object
 from tests.e2e.cluster import NFD_NAMESPACE, NODE, Cluster, data, free_port
 from tests.e2e.kubelet import NODE_PATH
 from tests.e2e.programs import PATIENCE, Program
+from xelink.nfd.writer import Publisher
 
 FEATURES = Path("/etc/kubernetes/node-feature-discovery/features.d")
 _NOBODY = 65534  # whom NFD's own image runs as

@@ -140,7 +140,7 @@ def xpumanager(cluster: Cluster, image: None, monitoring: str) -> Iterator[str]:
         container.pop("workingDir", None)
         simulates = container["name"] == "python-exporter"
         container["command"] = (
-            ["python", "-m", "sidecar.simulator", "--bind=0.0.0.0"]
+            ["python", "-m", "xelink.simulators.xpu_manager", "--bind=0.0.0.0"]
             if simulates
             else ["python", "-c", _IDLE]
         )

@@ -14,8 +14,6 @@ from threading import Event
 import pytest
 import trustme
 
-from sidecar.publisher import STAGE, Publisher
-from sidecar.simulator import Blueprint, Serving, Simulator
 from tests.e2e.api import NotYetError, Object
 from tests.e2e.cluster import NFD_NAMESPACE, NODE
 from tests.e2e.conftest import Tell
@@ -23,6 +21,8 @@ from tests.e2e.gpus import FILE, Gpus, published, sidecar
 from tests.e2e.kubelet import NODE_PATH
 from tests.e2e.nfd import FEATURES, Nfd, ours
 from tests.e2e.programs import PATIENCE, Program
+from xelink.nfd.writer import STAGE, Publisher
+from xelink.simulators.xpu_manager import Blueprint, Serving, Simulator
 
 LINKS = "gpu.intel.com/xe-links"
 COUNT = f"{LINKS}.count"

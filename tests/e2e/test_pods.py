@@ -7,19 +7,13 @@ from typing import Any
 
 import pytest
 
-from device_plugin.api.deviceplugin_pb2 import ContainerAllocateResponse
 from tests.e2e.cluster import NODE
 from tests.e2e.conftest import Tell
 from tests.e2e.gpus import Companions, explained_from_labels, published
-from tests.e2e.kubelet import (
-    PLUGIN_DIRECTORY,
-    RESOURCE,
-    Kubelet,
-    one_numa_node,
-    two_numa_nodes,
-)
+from tests.e2e.kubelet import PLUGIN_DIRECTORY, RESOURCE, Kubelet, one_numa_node, two_numa_nodes
 from tests.e2e.nfd import Nfd
 from tests.e2e.pods import Pods, Report
+from xelink.api.deviceplugin_pb2 import ContainerAllocateResponse
 
 Keep = Callable[[int, int], bool]
 """Whether the links between two GPUs stay, by their device ids."""

@@ -14,10 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from sidecar.simulator import Blueprint, SimulatedNode, Simulator
 from tests.patience import PATIENCE
 from tests.processes import Running, address, get
-from topology.publication import Publication, read
+from xelink.simulators.xpu_manager import Blueprint, SimulatedNode, Simulator
+from xelink.topology.publication import Publication, read
 
 NS = "gpu.intel.com"
 FILE = "xpum-sidecar-labels.txt"

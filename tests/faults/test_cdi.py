@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from device_plugin import cdi
-from device_plugin.simulator.node import Node
 from tests.faults.shim import LackingError, Shim
+from xelink.inventory import cdi
+from xelink.simulators.node.sysfs import Node
 
 REFRESH = """
 import sys
 from pathlib import Path
-from device_plugin import cdi
-from device_plugin.devfs import Roots
-from device_plugin.devices import Inventory, scan
-from device_plugin.offers import ByPath
+from xelink.inventory import cdi
+from xelink.inventory.devfs import Roots
+from xelink.inventory.gpus import Inventory, scan
+from xelink.inventory.by_path import ByPath
 node, directory = map(Path, sys.argv[1:])
 inventory = scan(Roots.under(node)) if node.exists() else Inventory()
 standing = cdi.refresh(directory, inventory, ByPath.NONE)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.simulator import Simulator
 from tests.faults.rig import NS, arguments, sidecar, truth
 from tests.faults.shim import LackingError, Shim
 from tests.processes import Running, address, get
-from topology.publication import ExpiredError, read
+from xelink.simulators.xpu_manager import Simulator
+from xelink.topology.publication import ExpiredError, read
 
 LIFE = timedelta(seconds=3600)  # as the rig has it
 DAY = 86_400

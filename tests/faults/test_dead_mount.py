@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.simulator import Simulator
 from tests.faults.rig import FILE, Sidecar, arguments, sidecar, truth
 from tests.faults.shim import LackingError, Shim
 from tests.patience import PATIENCE
 from tests.processes import Running, get
+from xelink.simulators.xpu_manager import Simulator
 
 HUNG = 'xelink_sidecar_publications_total{outcome="hung"}'
 WHY = f"/features.d/{FILE}: not done within 5 s: its file system does not answer"

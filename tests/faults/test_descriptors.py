@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from device_plugin.simulator.kubelet import Kubelet
-from sidecar.simulator import Simulator
 from tests.device_plugin.test_daemon import I915, SOCKET, Scene
 from tests.faults.rig import sidecar, truth
 from tests.processes import Running
+from xelink.simulators.kubelet.kubelet import Kubelet
+from xelink.simulators.xpu_manager import Simulator
 
 FEW = 12
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.simulator import Blueprint, Serving, Simulator
 from tests.deployment.chain import EXPORTER, SIDECAR, call, container, exporting
 from tests.deployment.rendering import needs_kustomize, render
 from tests.faults.shim import LackingError, Shim
@@ -23,6 +22,7 @@ from tests.networks import (
     needs_namespaces,
 )
 from tests.processes import Running, address, get
+from xelink.simulators.xpu_manager import Blueprint, Serving, Simulator
 
 ASK = """
 import json, sys, urllib.error, urllib.request
@@ -117,7 +117,7 @@ def test_on_an_ipv6_node_xpu_manager_is_scraped_and_kubelet_reaches_every_probe(
 @needs_namespaces
 def test_the_simulated_xpu_manager_serves_both_families(ipv6_alone: Namespace) -> None:
     with Running(
-        "sidecar.simulator", "--bind=::", "--port=0", before=ipv6_alone.before
+        "xelink.simulators.xpu_manager", "--bind=::", "--port=0", before=ipv6_alone.before
     ) as simulator:
         assert simulator.process.stdout
         port = simulator.process.stdout.readline().rpartition("http://[::1]:")[2].partition("/")[0]

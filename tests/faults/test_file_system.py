@@ -22,11 +22,11 @@ from typing import NamedTuple
 
 import pytest
 
-from sidecar.simulator import Simulator
 from tests.faults.rig import FILE, NS, Sidecar, arguments, sidecar, truth
 from tests.faults.shim import LackingError, Shim
 from tests.processes import Running, address, get
-from topology.publication import read
+from xelink.simulators.xpu_manager import Simulator
+from xelink.topology.publication import read
 
 _RDONLY, _REMOUNT, _DETACH = 1, 32, 2
 _SIZE = "size=256k,nr_inodes=40,mode=755"

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 import trustme
 
-from sidecar.simulator import Serving, Simulator
 from tests.faults.rig import arguments, sidecar, truth
 from tests.faults.shim import LackingError, Shim
 from tests.patience import PATIENCE
 from tests.processes import Running, children
+from xelink.simulators.xpu_manager import Serving, Simulator
 
 PASSWORD = "correct horse"  # noqa: S105 - of a simulator
 CA = trustme.CA()

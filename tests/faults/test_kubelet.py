@@ -17,13 +17,13 @@ from pathlib import Path
 import grpc
 import pytest
 
-from device_plugin.api import deviceplugin_pb2 as pb
-from device_plugin.api.deviceplugin_pb2_grpc import DevicePluginStub
-from device_plugin.simulator.kubelet import Kubelet
 from tests.device_plugin.test_story import Scene, linked
 from tests.faults.rig import Footprint, footprint
 from tests.patience import PATIENCE
 from tests.processes import Running, address, get
+from xelink.api import deviceplugin_pb2 as pb
+from xelink.api.deviceplugin_pb2_grpc import DevicePluginStub
+from xelink.simulators.kubelet.kubelet import Kubelet
 
 I915 = "gpu.intel.com/i915"
 SOCKET = "gpu.intel.com-i915.sock"

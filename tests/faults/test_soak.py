@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from device_plugin.simulator.admission import AdmissionError
 from tests.faults.rig import NS, Footprint, truth
 from tests.patience import PATIENCE
-from topology.publication import Publication, render
+from xelink.simulators.kubelet.admission import AdmissionError
+from xelink.topology.publication import Publication, render
 
 ROOT = Path(__file__).parents[2]
 VIOLATED = """

@@ -15,11 +15,11 @@ from threading import Thread
 
 import pytest
 
-from sidecar.simulator import Serving, Simulator, door
 from tests.faults.rig import Sidecar, sidecar, truth
 from tests.patience import PATIENCE
-from tests.sidecar.test_trust_rotation import replaced
-from tests.sidecar.test_trust_servers import ACCEPTED, CA, HERE, REFUSED, Authority, written
+from tests.xpu_manager.test_tls_rotation import replaced
+from tests.xpu_manager.test_tls_servers import ACCEPTED, CA, HERE, REFUSED, Authority, written
+from xelink.simulators.xpu_manager import Serving, Simulator, listener
 
 RIGHT = CA.issue(HERE)
 
@@ -120,7 +120,7 @@ def test_plaintext_on_the_tls_port_is_told(site: Site, monkeypatch: pytest.Monke
             monkeypatch.context() as impatient,
             Simulator(truth(4), Serving(port=xpum.port)) as plain,
         ):
-            impatient.setattr(door, "PATIENCE", 0.5)  # it waits for the end of a line
+            impatient.setattr(listener, "PATIENCE", 0.5)  # it waits for the end of a line
             told(daemon, "HTTPS on this")
             assert plain.requests == 0
         assert daemon.content() == first

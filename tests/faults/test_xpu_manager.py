@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 import pytest
 
-from sidecar.simulator import MISBEHAVIOURS, Blueprint, Serving, Simulator
-from sidecar.simulator.exchange import Exchange
-from sidecar.simulator.exposition import render
-from sidecar.simulator.misbehaviours import Misbehaviour, Option, spelt
-from sidecar.simulator.node import SimulatedNode
 from tests.faults.rig import TIMEOUT, Sidecar, sidecar, truth
 from tests.patience import NEVER, PATIENCE
+from xelink.simulators.xpu_manager import MISBEHAVIOURS, Blueprint, Serving, Simulator
+from xelink.simulators.xpu_manager.exchange import Exchange
+from xelink.simulators.xpu_manager.exposition import render
+from xelink.simulators.xpu_manager.faults import Misbehaviour, Option, spelt
+from xelink.simulators.xpu_manager.node import SimulatedNode
 
 LINKS = "links"
 TIMES_OUT = "timeout"

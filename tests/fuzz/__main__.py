@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tests.fuzz.mutation import mutated
 
-_INSTRUMENTED = ["sidecar", "topology", "device_plugin", "service"]
+_INSTRUMENTED = ["xelink", "sidecar", "device_plugin"]
 _BATCH = 100
 _LONGEST = 1 << 14
 FOUND = "found-"

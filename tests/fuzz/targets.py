@@ -17,23 +17,23 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from device_plugin import labels as plugin_labels
-from device_plugin import xpumd
-from device_plugin.allocation import prepare
-from device_plugin.api import deviceplugin_pb2 as pb
-from device_plugin.health import Health, Message, Threshold, judge, pci_address
 from device_plugin.settings import PluginSettings
-from device_plugin.wishes import GpuFacts
-from service.flags import DaemonSettings, HelpWanted, UsageError, load, print_config
-from sidecar.classification import Rules, Seen, classify
-from sidecar.exposition import Reader, Reading
-from sidecar.rows import Matrix
 from sidecar.settings import SidecarSettings
-from sidecar.sieve import Sieve
 from tests.device_plugin.plugins import Served, bdf, node, served
 from tests.patience import PATIENCE
-from topology import features, labels
-from topology.publication import Publication, UnusableError, UnwritableError, read, render
+from xelink.api import deviceplugin_pb2 as pb
+from xelink.daemon.flags import DaemonSettings, HelpWanted, UsageError, load, print_config
+from xelink.inventory import xpumd
+from xelink.inventory.health import Health, Message, Threshold, judge, pci_address
+from xelink.nfd import reader as plugin_labels
+from xelink.preference.criteria import GpuFacts
+from xelink.preference.engine import prepare
+from xelink.topology import labels, nfd_format
+from xelink.topology.publication import Publication, UnusableError, UnwritableError, read, render
+from xelink.xpu_manager.classification import Rules, Seen, classify
+from xelink.xpu_manager.exposition import Reader, Reading
+from xelink.xpu_manager.line_filter import Sieve
+from xelink.xpu_manager.rows import Matrix
 
 NS = "gpu.intel.com"
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -71,9 +71,9 @@ def _published(publication: Publication) -> None:
     except UnwritableError:
         return
     assert read(content, NS, NOW) == publication
-    file = features.parse(content, NOW)
+    file = nfd_format.parse(content, NOW)
     assert not file.problems
-    assert not [pair for pair in file.labels.items() if features.label_problem(*pair)]
+    assert not [pair for pair in file.labels.items() if nfd_format.label_problem(*pair)]
     assert {name.rpartition("/")[0] for name in (*file.labels, *file.features)} <= {NS}
 
 
@@ -93,7 +93,7 @@ def label_set(data: bytes) -> None:
 
 def feature_file(data: bytes) -> None:
     """Any file says all or nothing, to us and to the plugin, and never raises anything else."""
-    file = features.parse(data, NOW)
+    file = nfd_format.parse(data, NOW)
     reading = plugin_labels.read(plugin_labels.Look(content=data), NS, NOW)
     assert len(reading.reason) <= 1000
     assert reading.reason.isprintable()

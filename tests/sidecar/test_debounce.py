@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.classification import Seen
 from sidecar.debounce import Belief, Kind, believe
 from tests.strategies import topologies
-from topology.labels import links_text, parse_links
-from topology.model import GPU_LIMIT, Gpu, Link, PortState, Tile, Topology
+from xelink.topology.labels import links_text, parse_links
+from xelink.topology.model import GPU_LIMIT, Gpu, Link, PortState, Tile, Topology
+from xelink.xpu_manager.classification import Seen
 
 
 def gpu(device: int, bus: int | None = None, **facts: object) -> Gpu:

@@ -13,15 +13,15 @@ import structlog
 from prometheus_client import generate_latest
 from structlog.testing import LogCapture
 
-from sidecar.classification import Outcome, Reason
-from sidecar.exposition import Reading
 from sidecar.loop import Policy, Sidecar
-from sidecar.publisher import OnExit, Publisher, PublishError
-from sidecar.scrape import ScrapeError
 from sidecar.telemetry import Telemetry
-from tests.sidecar.bodies import body, both, read_body, row, self_rows
-from topology import features
-from topology.publication import read
+from tests.xpu_manager.bodies import body, both, read_body, row, self_rows
+from xelink.nfd.writer import OnExit, Publisher, PublishError
+from xelink.topology import nfd_format
+from xelink.topology.publication import read
+from xelink.xpu_manager.classification import Outcome, Reason
+from xelink.xpu_manager.exposition import Reading
+from xelink.xpu_manager.scrape import ScrapeError
 
 NS = "gpu.intel.com"
 START = datetime(2026, 11, 20, 10, 0, tzinfo=UTC)
@@ -82,7 +82,7 @@ class Scenario:
         """What NFD publishes at this instant, without the namespace."""
         if not self.path.exists():
             return {}
-        found = features.parse(self.path.read_bytes(), self.now).labels
+        found = nfd_format.parse(self.path.read_bytes(), self.now).labels
         return {name.removeprefix(f"{NS}/"): value for name, value in found.items()}
 
     @property
@@ -707,13 +707,13 @@ def test_what_becomes_of_the_labels_at_the_end(
     scene: Scenario, on_exit: OnExit, now: str | None, later: str | None
 ) -> None:
     scene.tick(MESH)
-    raw = features.parse(scene.path.read_bytes(), scene.now).features
+    raw = nfd_format.parse(scene.path.read_bytes(), scene.now).features
     scene.sidecar.leave(on_exit, scene.now)
     assert scene.links == now
     scene.now += timedelta(days=1)
     assert scene.links == later
     if on_exit is OnExit.KEEP:
-        assert features.parse(scene.path.read_bytes(), scene.now).features == raw
+        assert nfd_format.parse(scene.path.read_bytes(), scene.now).features == raw
 
 
 def test_what_has_expired_is_not_kept_at_the_end(scene: Scenario) -> None:
@@ -725,7 +725,7 @@ def test_what_has_expired_is_not_kept_at_the_end(scene: Scenario) -> None:
 
 def test_the_id_map_travels_with_the_labels(scene: Scenario) -> None:
     scene.tick(MESH)
-    raw = features.parse(scene.path.read_bytes(), scene.now).features
+    raw = nfd_format.parse(scene.path.read_bytes(), scene.now).features
     assert [entry["pci"] for entry in json.loads(raw[f"{NS}/xe-links.id-map"])] == [
         "0000:10:00.0",
         "0000:11:00.0",

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from service.release import VERSION
-from sidecar.simulator import Blueprint, Simulator
 from tests.patience import NEVER, PATIENCE
 from tests.processes import address, children, get, mapped, running
-from topology import features
-from topology.publication import read
+from xelink.daemon.version import VERSION
+from xelink.simulators.xpu_manager import Blueprint, Simulator
+from xelink.topology import nfd_format
+from xelink.topology.publication import read
 
 NS = "gpu.intel.com"
 NODE = Blueprint(gpus=3, tiles=2).build()
@@ -53,7 +53,7 @@ def arguments(xpum: Simulator, labels: Path, *more: str) -> list[str]:
 
 
 def published(labels: Path) -> dict[str, str]:
-    found = features.parse(labels.read_bytes(), datetime.now(UTC)).labels
+    found = nfd_format.parse(labels.read_bytes(), datetime.now(UTC)).labels
     return {name.removeprefix(f"{NS}/"): value for name, value in found.items()}
 
 
@@ -139,7 +139,7 @@ def test_oneshot_that_is_stopped_says_nothing_of_links_and_leaves_them(
 def test_a_signal_that_comes_while_it_starts_is_not_lost(xpum: Simulator, labels: Path) -> None:
     code = (
         "import os, signal, sys; from sidecar.__main__ import main;"
-        "from service.signals import hold_signals; hold_signals();"
+        "from xelink.daemon.signals import hold_signals; hold_signals();"
         "os.kill(os.getpid(), signal.SIGTERM); sys.exit(main(sys.argv[1:]))"
     )
     process = subprocess.run(
@@ -255,7 +255,7 @@ def test_flags_environment_and_file_reach_the_labels(xpum: Simulator, labels: Pa
     env = {"XELINK_SIDECAR_LANE_COUNT": "5", "XELINK_SIDECAR_LABEL_NAMESPACE": "from.environment"}
     with running("sidecar", *arguments(xpum, labels, *more), **env) as process:
         assert process.wait() == 3
-    assert features.parse(labels.read_bytes(), datetime.now(UTC)).labels == {
+    assert nfd_format.parse(labels.read_bytes(), datetime.now(UTC)).labels == {
         "from.environment/xe-links": ""
     }
 

@@ -6,11 +6,11 @@ import pytest
 import structlog
 from structlog.testing import LogCapture
 
-from service.flags import load
-from sidecar.classification import Outcome, Reason, Seen, Unknown
 from sidecar.pulse import Pulse, ticks
 from sidecar.settings import SidecarSettings
-from topology.model import Topology
+from xelink.daemon.flags import load
+from xelink.topology.model import Topology
+from xelink.xpu_manager.classification import Outcome, Reason, Seen, Unknown
 
 SEEN = Seen(Topology())
 UNKNOWN = Unknown(Reason.TIMEOUT, "no whole answer")

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from service.release import versioned
-from service.values import split_address
 from sidecar.settings import SidecarSettings
-from sidecar.simulator import Blueprint, Serving, Simulator, render
 from sidecar.status import body, status
 from tests.documented import documented, keys
 from tests.processes import address, get, running
-from tests.sidecar.bodies import body as bytes_of
-from tests.sidecar.bodies import self_rows
 from tests.sidecar.test_loop import CUT, DOWN, FOREIGN, MESH, Scenario
+from tests.xpu_manager.bodies import body as bytes_of
+from tests.xpu_manager.bodies import self_rows
+from xelink.daemon.setting_types import split_address
+from xelink.daemon.version import versioned
+from xelink.simulators.xpu_manager import Blueprint, Serving, Simulator, render
 
 KEYS = documented("xelink-sidecar")
 

@@ -7,10 +7,10 @@ from socket import gethostname
 
 import pytest
 
-from sidecar.simulator import Blueprint, Simulator
 from tests.browser import Browser, Page, needs_browser
 from tests.processes import address, running
-from topology.model import PortState
+from xelink.simulators.xpu_manager import Blueprint, Simulator
+from xelink.topology.model import PortState
 
 pytestmark = needs_browser
 

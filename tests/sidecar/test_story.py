@@ -5,9 +5,9 @@ from pathlib import Path
 
 import trustme
 
-from sidecar.simulator import Blueprint, Serving, Simulator
 from tests.processes import running
-from topology import features
+from xelink.simulators.xpu_manager import Blueprint, Serving, Simulator
+from xelink.topology import nfd_format
 
 NS = "gpu.intel.com"
 
@@ -45,7 +45,7 @@ def test_labels_outlive_every_kind_of_failure_and_go_when_the_outage_lasts(tmp_p
     labels = features_d / "xpum-sidecar-labels.txt"
 
     def published(at: datetime | None = None) -> dict[str, str]:
-        file = features.parse(labels.read_bytes(), at or datetime.now(UTC))
+        file = nfd_format.parse(labels.read_bytes(), at or datetime.now(UTC))
         return dict(file.labels)
 
     with (
@@ -89,7 +89,7 @@ def test_labels_outlive_every_kind_of_failure_and_go_when_the_outage_lasts(tmp_p
         process.wait_for("XPU Manager seen")
         xpum.misbehave("refuse")
         process.wait_for("no usable answer")
-        expiry = features.parse(labels.read_bytes(), datetime.now(UTC)).expiry
+        expiry = nfd_format.parse(labels.read_bytes(), datetime.now(UTC)).expiry
         assert expiry
         assert process.stop() == 0
     assert published(expiry) == first

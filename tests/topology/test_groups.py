@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from topology.groups import MOST_GROUPS, STEPS, largest_group, maximal_groups
-from topology.model import GPU_LIMIT
+from xelink.topology.groups import MOST_GROUPS, STEPS, largest_group, maximal_groups
+from xelink.topology.model import GPU_LIMIT
 
 
 def graph(edges: list[tuple[int, int]]) -> dict[int, set[int]]:

@@ -4,8 +4,7 @@ from hypothesis import strategies as st
 
 from tests.data import vectors
 from tests.strategies import link_sets
-from topology.features import value_problem
-from topology.labels import (
+from xelink.topology.labels import (
     LabelSetError,
     decode,
     encode,
@@ -15,7 +14,8 @@ from topology.labels import (
     parse_links,
     split,
 )
-from topology.model import Link, Tile
+from xelink.topology.model import Link, Tile
+from xelink.topology.nfd_format import value_problem
 
 NS = "gpu.intel.com"
 

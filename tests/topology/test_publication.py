@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.strategies import topologies
-from topology import features
-from topology.model import GPU_LIMIT, TILE_LIMIT, Gpu, Link, PortState, Tile, Topology
-from topology.publication import (
+from xelink.topology import nfd_format
+from xelink.topology.model import GPU_LIMIT, TILE_LIMIT, Gpu, Link, PortState, Tile, Topology
+from xelink.topology.publication import (
     AbsentError,
     ExpiredError,
     InconsistentError,
@@ -70,18 +70,18 @@ def test_read_undoes_render(topology: Topology, summary: bool) -> None:  # noqa:
 @given(topologies)
 def test_nfd_publishes_what_was_meant(topology: Topology) -> None:
     publication = Publication(topology, LATER)
-    file = features.parse(render(publication, NS), NOW)
+    file = nfd_format.parse(render(publication, NS), NOW)
     assert file.labels == node_labels(publication, NS)
     assert not file.problems
-    assert all(features.label_problem(*label) is None for label in file.labels.items())
+    assert all(nfd_format.label_problem(*label) is None for label in file.labels.items())
 
 
 @given(topologies)
 def test_no_raw_feature_could_pass_for_a_label(topology: Topology) -> None:
-    file = features.parse(render(Publication(topology), NS).replace(b"# +no-label\n", b""), NOW)
+    file = nfd_format.parse(render(Publication(topology), NS).replace(b"# +no-label\n", b""), NOW)
     raw = [name for name in file.labels if name.endswith((".topology", ".id-map"))]
     assert len(raw) == 2
-    assert all(features.label_problem(name, file.labels[name]) for name in raw)
+    assert all(nfd_format.label_problem(name, file.labels[name]) for name in raw)
 
 
 def test_the_digest_is_the_same_in_every_version() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 from typing import Any, TypeAlias
 
-from sidecar.simulator import Blueprint, render
+from xelink.simulators.xpu_manager import Blueprint, render
 
 StartResponse: TypeAlias = Callable[[str, list[tuple[str, str]]], object]
 Application: TypeAlias = Callable[[Mapping[str, Any], StartResponse], Iterable[bytes]]

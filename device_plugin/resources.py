@@ -1,0 +1,101 @@
+"""The devices that kubelet counts: what is made of the node's GPUs, decided without reading it.
+
+Ids, resources, monitoring and by-path are those of Intel's GPU plugin, so that Pods written for it
+still find what they ask for.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from xelink.inventory.by_path import ByPath, mounts
+from xelink.inventory.devfs import DeviceNode, Mount
+from xelink.inventory.gpus import DRIVERS, Card, Inventory
+
+NAMESPACE = "gpu.intel.com"
+MONITORING_ID = "all"
+
+
+class Monitoring(Enum):
+    """One monitoring resource for the node, or one for each driver."""
+
+    SINGLE = "single"
+    SPLIT = "split"
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """How GPUs are offered: `shared` containers may use one at a time (at least 1).
+
+    `monitoring` None offers no monitoring. Raises `ValueError` when `shared` is less than 1.
+    """
+
+    shared: int = 1
+    by_path: ByPath = ByPath.SINGLE
+    monitoring: Monitoring | None = None
+
+    def __post_init__(self) -> None:
+        if self.shared < 1:
+            raise ValueError(f"a GPU cannot be shared by {self.shared} containers")
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What kubelet counts: a share of a card, or all GPUs together for monitoring (no `card`).
+
+    `numa` None means that no TopologyInfo may be sent: an empty one fails admissions.
+    """
+
+    id: str
+    card: Card | None
+    healthy: bool
+    numa: int | None
+    nodes: tuple[DeviceNode, ...]
+    mounts: tuple[Mount, ...] = ()
+
+
+def devices(inventory: Inventory, offer: Offer) -> dict[str, tuple[Device, ...]]:
+    """Give the devices of each resource, by its full name (`gpu.intel.com/i915`).
+
+    In the order of PCI addresses, then of shares. A resource without devices is not there: whoever
+    has registered it before goes on with an empty list.
+    """
+    found: dict[str, tuple[Device, ...]] = {}
+    for driver in DRIVERS:
+        cards = [card for card in inventory.cards if card.driver == driver]
+        if cards:
+            found[f"{NAMESPACE}/{driver}"] = tuple(
+                Device(
+                    f"{card.name}-{share}",
+                    card,
+                    card.healthy,
+                    card.numa,
+                    card.nodes,
+                    mounts(card, inventory, offer.by_path),
+                )
+                for card in cards
+                for share in range(offer.shared)
+            )
+    return found | _monitoring(inventory.monitored, offer.monitoring)
+
+
+def _monitoring(
+    cards: tuple[Card, ...], monitoring: Monitoring | None
+) -> dict[str, tuple[Device, ...]]:
+    match monitoring:
+        case Monitoring.SINGLE:
+            groups = {"monitoring": cards}
+        case Monitoring.SPLIT:
+            groups = {
+                f"{driver}_monitoring": tuple(card for card in cards if card.driver == driver)
+                for driver in DRIVERS
+            }
+        case _:
+            groups = {}
+    return {f"{NAMESPACE}/{name}": (_all_of(group),) for name, group in groups.items() if group}
+
+
+def _all_of(cards: tuple[Card, ...]) -> Device:
+    # No by-path mounts: a monitor often mounts the host's /dev/dri, where they cannot be made.
+    nodes = {node: None for card in cards for node in (*card.present_nodes, *card.mei)}
+    healthy = any(card.present_nodes for card in cards)  # engines alone are no GPU to monitor
+    return Device(MONITORING_ID, None, healthy, None, tuple(nodes))

@@ -1,1 +1,0 @@
-"""What surrounds the device plugin, without the hardware; nothing real imports it."""

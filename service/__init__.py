@@ -1,1 +1,0 @@
-"""What makes any process here a good citizen: flags, logs, probes and metrics, signals."""

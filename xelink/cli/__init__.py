@@ -1,0 +1,1 @@
+"""The tool `xelink`: see the topology, explain it, try it."""

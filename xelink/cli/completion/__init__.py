@@ -1,0 +1,1 @@
+"""`xelink completion`: what a shell needs to complete the command line."""

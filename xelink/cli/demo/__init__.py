@@ -1,0 +1,1 @@
+"""`xelink demo`: the whole story on the simulators."""

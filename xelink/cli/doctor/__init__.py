@@ -1,0 +1,1 @@
+"""`xelink doctor`: what is wrong on a node, and what to do."""

@@ -1,0 +1,166 @@
+"""XPU Manager: does it answer, over what, and does it see the fabric. Pure."""
+
+from collections.abc import Mapping
+
+from xelink.cli.doctor.finding import Finding, fail, ok, skip, span, warn
+from xelink.cli.doctor.probe import Answer, Visit
+from xelink.inventory.sysfs import MAX_SERIES
+from xelink.topology.model import Topology
+from xelink.xpu_manager.classification import Reason, Rules, Seen, Unknown, classify
+from xelink.xpu_manager.hints import no_links
+from xelink.xpu_manager.rows import Connection
+from xelink.xpu_manager.scrape import HOST
+
+_LINKABLE = 2  # fewer GPUs have nobody to be linked to
+_CERTIFICATE_SECONDS = 7 * 86400.0
+
+# What is known of the answers of a release, and no more than that
+_VERSIONS: Mapping[str, str] = {"text/plain": "1.3.x", "text/html": "1.2.x"}
+
+_RESTART = "restart XPU Manager's Pod"
+_OTHER_PORT = "give XPU Manager's port with --xpum-port"
+_TODO: Mapping[Reason, str] = {
+    Reason.REFUSED: "start XPU Manager, give its port with --xpum-port, or ask from the host's"
+    " network",
+    Reason.RESOURCES: "close files, or allow more (ulimit -n)",
+    Reason.RESET: "wait while it restarts; where it speaks HTTPS, give --cert",
+    Reason.TIMEOUT: f"give it a minute after its start, then {_RESTART}",
+    Reason.UNAUTHORIZED: "give the right --username and --password-file",
+    Reason.STATUS: f"give it some minutes after its start, then {_RESTART}",
+    Reason.PROTOCOL: _OTHER_PORT,
+    Reason.TOO_LARGE: _OTHER_PORT,
+    Reason.NOT_XPU_MANAGER: f"{_OTHER_PORT}, or stop what answers on this one",
+    Reason.TOO_MANY_GPUS: f"see who answers on this port; if it is XPU Manager, {_RESTART}",
+    Reason.NO_ROWS: f"{_RESTART}; beyond 32 tiles it never tells them",
+    Reason.NO_SELF_ROWS: "ask again; if it stays, update XPU Manager",
+    Reason.UNREADABLE_ROWS: "ask again; if it stays, update XPU Manager",
+    Reason.NO_FABRIC_DATA: "run 1.2 or 1.3 on nodes whose links should be published",
+}
+
+# Words of a refusal that names its cause, and what to do about that
+_TRUST = "give --cert the CA of XPU Manager's certificate, or that certificate"
+_TLS_TODO: Mapping[str, str] = {
+    "does not contain": _TRUST,
+    "no usable PEM": _TRUST,
+    "needs basicConstraints": _TRUST,
+    "subjectAltName": f"issue a certificate with subjectAltName=IP:{HOST}",
+    "extendedKeyUsage": "issue a certificate for serverAuth",
+    "--client-cert": "give a --client-cert that XPU Manager accepts",
+    "speak HTTPS": "let XPU Manager serve HTTPS, or leave out --cert",
+    "speaks no HTTPS": "let XPU Manager serve HTTPS, or leave out --cert",
+}
+
+
+def answers(visit: Visit) -> Finding:
+    """Check that XPU Manager tells the topology."""
+    answer, url = visit.answer, visit.target.url
+    seen = answer.outcome
+    if isinstance(seen, Unknown):
+        return _no_topology(seen, url)
+    gpus = len({tile.device for tile in seen.topology.tiles})
+    links = len(seen.topology.links)
+    said = f"{_version(answer)} at {url}: {seen.kind}, {gpus} GPUs, {links} Xe Links"
+    if seen.ambiguous:
+        ids = " ".join(map(str, sorted(seen.ambiguous)))
+        return warn(f"{said}, rows disagree on the PCI address of id {ids}", _RESTART)
+    if seen.unread:
+        return warn(f"{said}, {seen.unread} rows cannot be understood", "update XPU Manager")
+    if seen.contradicting:
+        count = len(seen.contradicting)
+        return warn(
+            f"{said}, rows of {count} directions contradict each other: a cut link may still be"
+            " told",
+            "update XPU Manager to 1.2.16 or later",
+        )
+    usual = classify(answer.reading, Rules()) if answer.reading else seen
+    if isinstance(usual, Seen) and usual.held_back and not usual.topology.links:
+        return warn(
+            f"{said}; with the sidecar's defaults, {no_links(usual, Rules())}",
+            "give xelink-sidecar that flag, if these links are to be published",
+        )
+    return ok(said)
+
+
+def _no_topology(seen: Unknown, url: str) -> Finding:
+    match seen.reason:
+        case Reason.TLS:
+            return skip(f"no answer at {url}", "tls")
+        case Reason.NO_FABRIC_DATA:
+            said = f"2.x at {url}: no Xe Link topology in its metrics"
+            return warn(said, _TODO[seen.reason])
+        case Reason.REFUSED:
+            said = f"nothing listens at {url}"
+        case Reason.STATUS:
+            said = f"{url} answers {seen.detail}"
+        case Reason.NOT_XPU_MANAGER:
+            said = seen.detail.replace(" here:", f" at {url}:", 1)
+        case Reason.NO_ROWS:
+            said = f"{url} answers 200 without topology rows"
+        case _:
+            said = f"{url}: {seen.detail.partition('; ')[0]}"
+    return fail(f"{said} ({seen.reason.value})", _TODO[seen.reason])
+
+
+def _version(answer: Answer) -> str:
+    return _VERSIONS.get(answer.content_type, "unknown version")
+
+
+def tls(visit: Visit) -> Finding:
+    """Check that XPU Manager can be verified, and for how long its certificate lives."""
+    answer = visit.answer
+    if visit.target.trust is None:
+        return skip("plain HTTP, as --cert is not given")
+    if isinstance(answer.outcome, Unknown) and answer.outcome.reason is Reason.TLS:
+        return _unverified(answer.outcome.detail)
+    if answer.certificate_expiry is None:
+        return skip("no certificate was shown", "xpum")
+    left = answer.certificate_expiry - visit.now.timestamp()
+    if left < _CERTIFICATE_SECONDS:
+        return warn(
+            f"verified, but the certificate ends in {span(left)}",
+            "renew it; neither XPU Manager nor xelink-sidecar needs a restart for that",
+        )
+    return ok(f"verified against {visit.target.trust.cert}, the certificate ends in {span(left)}")
+
+
+def _unverified(detail: str) -> Finding:
+    for words, todo in _TLS_TODO.items():
+        if words in detail:
+            return fail(detail, todo)
+    said, _, todo = detail.partition("; ")
+    return fail(said, todo or _TRUST)
+
+
+def host_network(visit: Visit) -> Finding:
+    """Check that XPU Manager sees the fabric: without the host's network it sees GPUs alone."""
+    answer = visit.answer
+    if isinstance(answer.outcome, Unknown) or answer.reading is None:
+        return skip("not known without a topology", "xpum")
+    if any(row.connection is Connection.XE_LINK for row in answer.reading.rows):
+        return ok("XPU Manager sees Xe Links")
+    if answer.reading.ports:
+        return ok("XPU Manager sees Xe Link ports, and no link between GPUs")
+    return _no_fabric(visit, answer.outcome.topology)
+
+
+def _no_fabric(visit: Visit, topology: Topology) -> Finding:
+    gpus = len({tile.device for tile in topology.tiles})
+    if gpus < _LINKABLE:
+        return ok("one GPU has no other to be linked to")
+    models = _device_ids(visit)
+    known = [models[gpu.bdf] for gpu in topology.gpus if gpu.bdf in models]
+    able = sum(model in MAX_SERIES for model in known)
+    said, todo = f"XPU Manager sees {gpus} GPUs and no Xe Link", "give its Pod hostNetwork: true"
+    if able >= _LINKABLE:
+        return fail(said, todo)
+    if len(known) == gpus:
+        return ok(f"no Xe Link is to be expected, {able} of {gpus} GPUs are of the Max series")
+    return warn(said, f"if these GPUs are of the Max series, {todo}")
+
+
+def _device_ids(visit: Visit) -> Mapping[str, int]:
+    """Give PCI device ids by address, of every GPU that sysfs has a card of."""
+    if visit.inventory is None:
+        return {}
+    hidden = [gpu.card for gpu in visit.inventory.withheld if gpu.card]
+    return {card.bdf: card.device_id for card in (*visit.inventory.cards, *hidden)}

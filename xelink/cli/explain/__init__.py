@@ -1,0 +1,1 @@
+"""`xelink explain`: which GPUs a Pod would get, and why."""

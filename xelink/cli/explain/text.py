@@ -1,0 +1,332 @@
+"""The account of a choice in words: the wishes by their number in the plugin's page, and costs."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from rich.text import Text
+
+from xelink.cli.explain.choice import GUESSED, Choice
+from xelink.cli.json_facts import gpu_facts
+from xelink.cli.tables import BAD, FAINT, GOOD, HEAD, Cell, aligned, head
+from xelink.inventory.gpus import Card
+from xelink.preference.criteria import Wish
+from xelink.preference.engine import Preference
+from xelink.preference.explanation import Alternative
+
+# Wish of `xelink.preference.criteria` -> its number and name in the table of docs/device-plugin.md
+WISHES: Mapping[str, tuple[int, str]] = {
+    "linked": (2, "all pairs linked"),
+    "connected": (3, "else connected"),
+    "weakest": (4, "the weakest pair's lanes"),
+    "lanes": (5, "the sum of lanes"),
+    "ports": (6, "healthy Xe Link ports"),
+    "numa": (7, "one NUMA node"),
+    "groups_open": (8, "what is left for the next Pod"),
+    "groups_left": (8, "what is left for the next Pod"),
+    "lanes_left": (8, "what is left for the next Pod"),
+    "address": (9, "the lowest PCI addresses"),
+}
+
+_MOST_OF_EACH = 2
+
+
+def told(choice: Choice) -> list[Text]:
+    """Tell the whole account."""
+    parts = [_chosen(choice), _pairs(choice), _why(choice), _left(choice), _doubts(choice)]
+    lines: list[Text] = []
+    for part in parts:
+        block = list(part)
+        lines += [Text(), *block] if lines and block else block
+    return lines
+
+
+def choice_facts(choice: Choice) -> dict[str, object]:
+    """Give the same as plain data."""
+    explanation = choice.explanation
+    own = explanation.account
+    return {
+        "source": choice.node.source,
+        "node": choice.node.name or None,
+        "policy": choice.wanted.policy,
+        "want": choice.wanted.size,
+        "have": list(choice.must),
+        "devices": list(choice.preference.ids),
+        "gpus": [gpu_facts(choice.node, choice.ids[card.bdf]) for card in choice.chosen],
+        "cards": list(own.cards),
+        "linked": choice.facts.linked.value,
+        "environment": choice.facts.environment,
+        "pairs": [
+            {"cards": [one.name, other.name], "lanes": _known(choice, lanes)}
+            for one, other, lanes in choice.pairs(own.cards)
+        ],
+        "proven": choice.preference.proven,
+        "decided": _wish_facts(choice.decided),
+        "runners_up": [
+            {
+                "cards": list(other.account.cards),
+                "wish": _wish_facts(other.decided),
+                "measure": other.measure,
+                "chosen_measure": other.chosen_measure,
+                "cost": cost(choice, other),
+            }
+            for other in _best_of_each(choice)
+        ],
+        "every_set_ranked": explanation.complete,
+        "sets_not_weighed": explanation.unweighed,
+        "lost_by": [
+            {"wish": {"number": WISHES[wish][0], "name": WISHES[wish][1]}, "sets": count}
+            for wish, count in choice.lost_by().items()
+        ],
+        "topology_would_prefer": list(choice.other.ids) if choice.other else None,
+        "left": {
+            "cards": list(own.left),
+            "groups": [{"size": size, "count": count} for size, count in own.groups_left]
+            if own.counted
+            else None,
+            "largest_group": list(choice.largest_left()),
+            "largest_group_proven": choice.largest_left_proven,
+        },
+        "remarks": [line.plain for line in _doubts(choice)],
+    }
+
+
+def _wish_facts(wish: Wish | None) -> dict[str, object] | None:
+    if wish is None:
+        return None
+    number, name = WISHES[wish.name]
+    return {"number": number, "name": name}
+
+
+def _known(choice: Choice, lanes: int | None) -> int | str | None:
+    return "unknown" if lanes is not None and choice.node.labels_only else lanes
+
+
+def _chosen(choice: Choice) -> Iterator[Text]:
+    wanted = choice.wanted
+    what = "device" if wanted.shares > 1 else "GPU"
+    count = f"{wanted.size} {what}{'' if wanted.size == 1 else 's'}"
+    sentence = Text(f"A Pod that asks for {count} gets ")
+    sentence.append(" ".join(_short(choice, device) for device in choice.preference.ids), HEAD)
+    yield sentence.append(f" (policy {wanted.policy}).")
+    if choice.must:
+        has = " ".join(_short(choice, device) for device in choice.must)
+        yield Text(f"It has {has} already, and keeps that.")
+    free = {_card(device) for device in choice.available}
+    gone = [card.name for card in choice.cards if card.name not in free]
+    if gone:
+        yield Text(f"Used by others: {' '.join(gone)}.")
+    yield Text()
+    yield from _table(choice)
+
+
+def _table(choice: Choice) -> Iterator[Text]:
+    """Show the chosen GPUs and the lanes between them."""
+    chosen = choice.chosen
+    many = len(chosen) > 1
+    names = [card.name for card in chosen] if many else []
+    facts = [] if choice.node.labels_only else ["PCI ADDRESS", "NUMA"]
+    rows: list[list[Cell | str]] = [[*head("CARD", *facts, *names)]]
+    for card in chosen:
+        numa = "?" if card.numa is None else str(card.numa)
+        row = [Cell(card.name, HEAD), *map(Cell, [card.bdf, numa] if facts else [])]
+        rows.append([*row, *(_lanes_cell(choice, card, other) for other in chosen if many)])
+    yield from aligned(rows, indent=2)
+
+
+def _lanes_cell(choice: Choice, one: Card, other: Card) -> Cell:
+    if one is other:
+        return Cell("X", FAINT)
+    lanes = choice.links.lanes_between(one.bdf, other.bdf)
+    if lanes is None:
+        return Cell("-", BAD)
+    return Cell("linked" if choice.node.labels_only else str(lanes), GOOD)
+
+
+def _pairs(choice: Choice) -> Iterator[Text]:
+    pairs = list(choice.pairs(choice.explanation.account.cards))
+    if not pairs:
+        return
+    lanes = [lanes for _, _, lanes in pairs if lanes is not None]
+    if len(pairs) == 1:
+        told = "The pair is linked" if lanes else "The pair is not linked"
+    elif len(lanes) == len(pairs):
+        told = f"All {len(pairs)} pairs are linked"
+    else:
+        told = f"{len(lanes) or 'None'} of {len(pairs)} pairs {_are(len(lanes))} linked"
+    if lanes and not choice.node.labels_only:
+        told += f": {sum(lanes)} lanes"
+        told += f" in all, {min(lanes)} in the weakest" if len(lanes) > 1 else ""
+    yield Text(f"{told}.")
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
+def _why(choice: Choice) -> Iterator[Text]:
+    explanation = choice.explanation
+    decided = choice.decided
+    if choice.other is not None:
+        yield from _other_policy(choice, choice.other)
+        return
+    if decided is None and (explanation.unweighed or not choice.preference.proven):
+        return
+    if decided is None:
+        yield Text("There was nothing to choose: no other set has what is asked for.")
+        return
+    number, name = WISHES[decided.name]
+    equal = choice.lost_by().get("address")
+    among = f", among {equal + 1} sets that are equal in all else" if equal else ""
+    yield Text("Decided by wish ").append(f"{number}, {name}", HEAD).append(f"{among}.")
+    yield Text()
+    shown = _best_of_each(choice)
+    titles = head("RUNNER-UP", "LOSES BY WISH", "WHAT IT WOULD COST")
+    yield from aligned([titles, *(_runner_up(choice, other) for other in shown)], indent=2)
+    if not explanation.complete:
+        yield Text("  of the sets that differ in one GPU", FAINT)
+    elif lost := choice.lost_by():
+        yield Text()
+        yield Text(
+            f"The {_count(sum(lost.values()), 'other set')}, by the wish that each loses by:"
+        )
+        numbers = Counter[tuple[int, str]]()
+        for wish, count in lost.items():
+            numbers[WISHES[wish]] += count
+        rows = [[str(count), f"{n} {title}"] for (n, title), count in sorted(numbers.items())]
+        yield from aligned(rows, indent=2)
+
+
+def _best_of_each(choice: Choice) -> list[Alternative]:
+    """Give the best runners-up that lose by each wish: many that tie would hide the others."""
+    seen = Counter[int]()
+    best: list[Alternative] = []
+    for other in choice.runners_up:
+        number, _ = WISHES[other.decided.name]
+        seen[number] += 1
+        if seen[number] <= _MOST_OF_EACH:
+            best.append(other)
+    return best
+
+
+def _runner_up(choice: Choice, other: Alternative) -> list[Cell]:
+    number, name = WISHES[other.decided.name]
+    return [
+        Cell(" ".join(other.account.cards), HEAD),
+        Cell(f"{number} {name}"),
+        Cell(cost(choice, other)),
+    ]
+
+
+_GO_BY = {
+    "balanced": "takes devices from the GPU with the most free ones",
+    "packed": "fills one GPU before it begins the next",
+    "none": "takes the lowest PCI addresses",
+}
+
+
+def _other_policy(choice: Choice, other: Preference) -> Iterator[Text]:
+    told = Text(f"The policy {choice.wanted.policy} {_GO_BY[choice.wanted.policy]}")
+    told.append(", whatever is linked. With the policy topology the Pod would get ")
+    told.append(" ".join(_short(choice, device) for device in other.ids), HEAD)
+    yield told.append(", the same." if set(other.ids) == set(choice.preference.ids) else ".")
+
+
+def _left(choice: Choice) -> Iterator[Text]:
+    own = choice.explanation.account
+    if not own.left:
+        yield Text("No whole GPU is left for the next Pod.")
+        return
+    yield Text(f"Left for the next Pod: {' '.join(own.left)}")
+    group = choice.largest_left()
+    if len(group) > 1:
+        count = f"{'' if choice.largest_left_proven else 'at least '}{len(group)}"
+        yield Text(f"The largest linked group of these has {count}: {' '.join(group)}")
+    else:
+        yield Text("No two of these are linked.")
+
+
+def _doubts(choice: Choice) -> Iterator[Text]:
+    if not choice.preference.proven:
+        yield Text("Not proven to be the best: the search ended at its time.", BAD)
+    if not choice.explanation.account.counted:
+        yield Text("The linked groups that are left were not counted: the time was up.", BAD)
+    if choice.explanation.unweighed and not choice.other:
+        what = _count(choice.explanation.unweighed, "set")
+        told = f"Not proven to be the best runners-up: the time was up with {what} not weighed."
+        yield Text(told, BAD)
+    if choice.node.labels_only:
+        yield Text(f"From labels alone: {GUESSED}.", BAD)
+    if choice.links.without_address:
+        ids = " ".join(map(str, choice.links.without_address))
+        yield Text(f"Linked, but without a PCI address, and so left out: GPU {ids}", BAD)
+    if choice.links.state.value != "in use":
+        yield Text(choice.links.reason, BAD)
+    for remark in choice.node.remarks:
+        if not choice.node.labels_only:
+            yield Text(remark, BAD)
+
+
+def cost(choice: Choice, other: Alternative) -> str:
+    """Say what an alternative would cost, against the chosen set."""
+    return _COSTS[other.decided.name](choice, other, other.chosen_measure, other.measure)
+
+
+def _linked_cost(choice: Choice, other: Alternative, _own: int, _its: int) -> str:
+    pairs = list(choice.pairs(other.account.cards))
+    linked = sum(lanes is not None for _, _, lanes in pairs)
+    return f"{linked} of {_count(len(pairs), 'pair')} linked"
+
+
+def _ports_cost(choice: Choice, other: Alternative, _own: int, _its: int) -> str:
+    bad = [
+        name
+        for name in other.account.cards
+        if name not in choice.explanation.account.cards
+        and not choice.links.ports_healthy(choice.by_card[name].bdf)
+    ]
+    return f"Xe Link ports that are not known to be healthy: {' '.join(bad)}"
+
+
+def _groups_cost(choice: Choice, other: Alternative, _own: int, _its: int) -> str:
+    account = choice.explanation.account
+    return _fewer("whole GPUs", account.groups_left, other.account.groups_left)
+
+
+def _open_cost(choice: Choice, other: Alternative, _own: int, _its: int) -> str:
+    account = choice.explanation.account
+    return _fewer("GPUs to share", account.groups_open, other.account.groups_open)
+
+
+def _fewer(gpus: str, chosen: Iterable[tuple[int, int]], others: Iterable[tuple[int, int]]) -> str:
+    own, its = dict(chosen), dict(others)
+    size = max(size for size in own.keys() | its.keys() if own.get(size) != its.get(size))
+    groups = f"linked group{'' if own[size] == 1 else 's'} of {size}" if size > 1 else gpus
+    return f"it leaves {its.get(size) or 'no'} instead of {own[size]} {groups}"
+
+
+# Wish -> what a set costs that loses by it, from the measures of the chosen set and its own
+_COSTS: Mapping[str, Callable[[Choice, Alternative, int, int], str]] = {
+    "linked": _linked_cost,
+    "connected": lambda *_: "it falls into parts that no link joins",
+    "weakest": lambda _, __, own, its: f"{its} instead of {own} lanes in its weakest pair",
+    "lanes": lambda _, __, own, its: f"{its} instead of {own} lanes in all",
+    "ports": _ports_cost,
+    "numa": lambda _, __, own, its: f"{-its} instead of {_count(-own, 'NUMA node')}",
+    "groups_open": _open_cost,
+    "groups_left": _groups_cost,
+    "lanes_left": lambda _, __, own, its: f"{its} instead of {own} lanes between what is left",
+    "address": lambda *_: "nothing but higher PCI addresses",
+}
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _card(device: str) -> str:
+    return device.rpartition("-")[0]
+
+
+def _short(choice: Choice, device: str) -> str:
+    """Name a device: by its card alone, where a card is one device."""
+    return device if choice.wanted.shares > 1 else _card(device)

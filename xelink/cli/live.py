@@ -1,0 +1,95 @@
+"""One scrape of a live XPU Manager, by the sidecar's own scraper, for a person who waits."""
+
+import argparse
+import re
+import signal
+import time
+from urllib.parse import urlsplit
+
+from xelink.cli.exit_codes import WrongCallError
+from xelink.daemon.stopping import Stop, Stopped
+from xelink.daemon.version import VERSION
+from xelink.xpu_manager.exposition import Reading
+from xelink.xpu_manager.scrape import HOST, Credentials, ScrapeError, Scraper, Target
+from xelink.xpu_manager.tls import TrustFiles
+
+__all__ = ["HOST", "PORT", "TIMEOUT", "NoAnswerError", "scrape", "target"]
+
+PORT = 29999
+TIMEOUT = 30.0
+
+
+class NoAnswerError(Exception):
+    """XPU Manager gave no usable answer: nothing is known of its node."""
+
+
+def target(options: argparse.Namespace) -> Target:
+    """Say where to scrape and how. Raises `WrongCallError`."""
+    try:
+        url = urlsplit(options.url)
+        host, port = url.hostname, url.port
+    except ValueError as error:
+        raise WrongCallError(f"--url {options.url}: {error}") from error
+    if url.scheme not in {"http", "https"} or not host or url.path not in {"", "/", "/metrics"}:
+        raise WrongCallError(f"--url {options.url}: give http://HOST:PORT or https://HOST:PORT")
+    if url.username is not None or url.query or url.fragment:
+        raise WrongCallError("--url: give host and port alone, and --username beside it")
+    if (url.scheme == "https") != bool(options.cert):
+        raise WrongCallError("https:// and --cert need each other")
+    if options.client_cert and not options.cert:
+        raise WrongCallError("--client-cert needs --cert")
+    if options.client_key and not options.client_cert:
+        raise WrongCallError("--client-key needs --client-cert")
+    if bool(options.username) != bool(options.password_file):
+        raise WrongCallError("--username and --password-file need each other")
+    trust = (
+        TrustFiles(options.cert, options.client_cert, options.client_key) if options.cert else None
+    )
+    credentials = (
+        Credentials(options.username, options.password_file) if options.password_file else None
+    )
+    timeout = options.timeout or TIMEOUT
+    return Target(port or PORT, trust, credentials, timeout, host=host)
+
+
+def scrape(target: Target) -> Reading:
+    """Scrape once, within the target's time, whatever hangs; Ctrl-C ends it as anywhere else.
+
+    Raises `NoAnswerError`.
+    """
+    stop = Stop()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    stop.install()
+
+    def sleep(seconds: float) -> None:
+        stop.wait(seconds)
+
+    scraper = Scraper(
+        target,
+        bounded=stop.bounded,
+        sleep=sleep,
+        monotonic=time.monotonic,
+        user_agent=f"xelink/{VERSION}",
+    )
+    try:
+        return scraper.scrape()
+    except ScrapeError as error:
+        detail = _in_our_words(error.detail, target.host)
+        raise NoAnswerError(f"{error.reason.value}: {detail}") from error
+    except Stopped:
+        raise KeyboardInterrupt from None
+    finally:
+        scraper.close()
+        stop.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+_SIDECAR_FLAG = re.compile(r"(?<![\w-])-(?=(cert|client-cert|client-key|username|password-file)\b)")
+
+
+def _in_our_words(detail: str, host: str) -> str:
+    """Name our options where the scrape, which is the sidecar's, names its flags."""
+    detail = _SIDECAR_FLAG.sub("--", detail.replace("(-xpum-port)", "(--url)"))
+    detail = detail.replace(f"subjectAltName=IP:{HOST}", f"subjectAltName=IP:{host}")
+    return detail.partition("; asked again in")[0]

@@ -1,0 +1,1 @@
+"""`xelink simulate`: what each policy gets for Pods that come and go."""

@@ -1,0 +1,355 @@
+"""Where a topology comes from: the options that `show` and `explain` share, and their reading.
+
+Whatever the source, it is read by the very parts that the daemons use, so that what is shown is
+what they see.
+"""
+
+import argparse
+import codecs
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, TypeVar
+
+from shtab import DIRECTORY, FILE
+
+from xelink.cli import live, readings
+from xelink.cli.exit_codes import FailedError, WrongCallError
+from xelink.cli.host_paths import below
+from xelink.cli.timed_looks import Looks
+from xelink.daemon.files import read_up_to
+from xelink.daemon.hanging_work import HungError
+from xelink.nfd.reader import DEFAULT_PATH
+from xelink.topology import nfd_format
+from xelink.topology.publication import DEFAULT_NAMESPACE
+from xelink.view.node_view import Node
+from xelink.xpu_manager.classification import Rules
+from xelink.xpu_manager.exposition import Reader, Reading
+from xelink.xpu_manager.line_filter import TooManyRowsError
+
+T = TypeVar("T")
+
+STDIN = "-"
+
+_LANE_COUNT = 4
+_DAY = 86400
+_CHUNK = 1 << 20
+_MOST_METRICS = 64 << 20  # bytes, as the sidecar's -max-body
+_MOST_JSON = 256 << 20  # some thousand nodes, with all that kubectl tells of them
+
+
+class _Source(NamedTuple):
+    """One kind of source: its option, its reader, and the options that go with it."""
+
+    read: Callable[[argparse.Namespace], tuple[Node, ...]]
+    also: frozenset[str]
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every source."""
+    group = parser.add_argument_group(
+        "where the topology comes from, one of",
+        "without any: this node, by the file that its sidecar writes, or where there is none, by"
+        " its XPU Manager",
+    )
+    source = group.add_mutually_exclusive_group()
+    source.add_argument(
+        "--url",
+        metavar="URL",
+        help=f"a live XPU Manager: http://{live.HOST}:{live.PORT}, or https://",
+    )
+    for option, text in (
+        ("--metrics", "a body of XPU Manager's /metrics; - for standard input"),
+        ("--features", "a feature file of xelink-sidecar; - for standard input"),
+        ("--node-json", "what kubectl get node -o json prints; - for standard input"),
+    ):
+        _takes_file(source.add_argument(option, metavar="FILE", help=text))
+    group = parser.add_argument_group("without a source")
+    prefix = group.add_argument(
+        "--prefix", type=Path, metavar="DIR", help="where the node's / is seen (default /)"
+    )
+    prefix.complete = DIRECTORY  # type: ignore[attr-defined]  # where shtab looks for it
+    group = parser.add_argument_group("with --node-json")
+    group.add_argument("--node", metavar="NAME", help="take only the node of this name")
+    group = parser.add_argument_group("with --features and --node-json")
+    group.add_argument(
+        "--label-namespace",
+        metavar="NAME",
+        help=f"namespace of the labels (default {DEFAULT_NAMESPACE})",
+    )
+    group = parser.add_argument_group("with --url and --metrics, as for xelink-sidecar")
+    group.add_argument(
+        "--lane-count",
+        type=partial(number, least=0, most=10**9 - 1),
+        metavar="N",
+        help="lanes that a link must have in at least one direction to be published"
+        f" (default {_LANE_COUNT})",
+    )
+    group.add_argument(
+        "--allow-subdeviceless-links",
+        action="store_true",
+        default=None,
+        help="links of one-tile GPUs (Max 1100) are published, too",
+    )
+    group = parser.add_argument_group("with --url")
+    for option, text in (
+        ("--cert", "PEM file to verify https against: a CA, or XPU Manager's own certificate"),
+        ("--client-cert", "PEM file with the certificate to show (mTLS)"),
+        ("--client-key", "PEM file with its key, where --client-cert does not hold it"),
+        ("--password-file", "file with the password of --username"),
+    ):
+        _takes_file(group.add_argument(option, type=Path, metavar="FILE", help=text))
+    group.add_argument("--username", metavar="NAME", help="user for HTTP Basic")
+    group.add_argument(
+        "--timeout",
+        type=_seconds,
+        metavar="S",
+        help=f"seconds for the whole scrape (default {live.TIMEOUT:g})",
+    )
+
+
+def load(options: argparse.Namespace) -> tuple[Node, ...]:
+    """Read the source that was chosen: one node, or as many as kubectl printed.
+
+    Raises `WrongCallError` for options that do not go together and `FailedError` for what cannot
+    be read. A source that was read and tells nothing of links gives a node that says why.
+    """
+    chosen = next((name for name in _SOURCES if getattr(options, name) is not None), None)
+    what = _option(chosen) if chosen else "this node: name a source"
+    source = _SOURCES[chosen] if chosen else _HERE
+    for other in (*_SOURCES.values(), _HERE):
+        for name in sorted(other.also - source.also):
+            if getattr(options, name) is not None:
+                raise WrongCallError(f"{_option(name)} has no meaning with {what}")
+    return source.read(options)
+
+
+def read(kind: str, path: str) -> Node:
+    """Return the node of a file of one kind, `metrics` or `features`. Raises `FailedError`."""
+    options = argparse.Namespace(lane_count=None, allow_subdeviceless_links=None)
+    setattr(options, kind, path)
+    options.label_namespace = None
+    (node,) = _SOURCES[kind].read(options)
+    return node
+
+
+def _takes_file(option: argparse.Action) -> None:
+    option.complete = FILE  # type: ignore[attr-defined]  # where shtab looks for it
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def number(text: str, least: int, most: int) -> int:
+    """Read a number within bounds, as a type of an option."""
+    if not re.fullmatch("[0-9]{1,12}", text, re.ASCII) or not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least} to {most}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
+    if not 0 < seconds <= _DAY:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return seconds
+
+
+# Readers: each gives its nodes
+
+
+def _from_here(options: argparse.Namespace) -> tuple[Node, ...]:
+    """Read what is published on this node, or where nothing is, what would be."""
+    prefix, look = options.prefix or Path("/"), Looks()
+
+    def find() -> tuple[Path, bool]:
+        path = below(prefix.absolute(), DEFAULT_PATH)
+        return path, os.path.lexists(path)
+
+    try:
+        path, is_there = look("file", (prefix / DEFAULT_PATH.relative_to("/")).absolute(), find)
+        if is_there:
+            options.features = str(path)
+            return look("file", path, partial(_from_features, options))
+    except HungError as error:
+        raise FailedError(str(error.strerror)) from error
+    except OSError as error:
+        raise FailedError(f"--prefix {prefix}: {error.strerror}: {DEFAULT_PATH}") from error
+    options.url = f"http://{live.HOST}:{live.PORT}"
+    (node,) = _from_url(options)
+    if node.topology is None:
+        node = replace(node, reason=f"there is no {path}, and {node.reason}")
+    return (node,)
+
+
+def _from_url(options: argparse.Namespace) -> tuple[Node, ...]:
+    target = live.target(options)
+    try:
+        reading = live.scrape(target)
+    except live.NoAnswerError as error:
+        return (Node(target.url, reason=readings.line(str(error))),)
+    return (readings.of_rows(reading, _rules(options), target.url, live=True),)
+
+
+def _from_metrics(options: argparse.Namespace) -> tuple[Node, ...]:
+    def read(file: BinaryIO) -> Reading:
+        reader = Reader()
+        sieve = reader.sieve()
+        chunk = file.read(_CHUNK)
+        _require_kind("metrics", options.metrics, chunk)
+        size = 0
+        while chunk:
+            size += len(chunk)
+            if size > _MOST_METRICS:
+                raise _too_long("metrics", options.metrics, _MOST_METRICS)
+            sieve.feed(chunk)
+            chunk = file.read(_CHUNK)
+        return reader.read(sieve)
+
+    try:
+        reading = _with_file("metrics", options.metrics, read)
+    except TooManyRowsError as error:
+        raise FailedError(f"--metrics {options.metrics}: {error}") from error
+    return (readings.of_rows(reading, _rules(options), _named(options.metrics)),)
+
+
+def _from_features(options: argparse.Namespace) -> tuple[Node, ...]:
+    def read(file: BinaryIO) -> bytes:
+        return file.read(nfd_format.FILE_LIMIT + 1)
+
+    content = _with_file("features", options.features, read)
+    _require_kind("features", options.features, content)
+    source = _named(options.features)
+    _require_names(source, content)
+    return (readings.of_file(content, _namespace(options), source, datetime.now(UTC)),)
+
+
+def _from_node_json(options: argparse.Namespace) -> tuple[Node, ...]:
+    source, namespace, now = _named(options.node_json), _namespace(options), datetime.now(UTC)
+    return tuple(
+        replace(readings.of_labels(labels, namespace, source, now), name=name)
+        for name, labels in node_labels(options.node_json, options.node)
+    )
+
+
+def node_labels(path: str, node: str | None) -> list[tuple[str, Mapping[str, str]]]:
+    """Return names and labels of what `kubectl get node -o json` printed; of one node, or of all.
+
+    Raises `FailedError`.
+    """
+    content = _with_file("node_json", path, lambda file: read_up_to(file.read, _MOST_JSON + 1))
+    if len(content) > _MOST_JSON:
+        raise _too_long("node_json", path, _MOST_JSON)
+    _require_kind("node_json", path, content)
+    source = _named(path)
+    try:
+        found = readings.labels_by_node(json.loads(content))
+    except (ValueError, RecursionError) as error:
+        what = readings.line(str(error))
+        raise FailedError(
+            f"--node-json {source}: not what kubectl get node -o json prints: {what}"
+        ) from error
+    if node is not None:
+        found = [(name, labels) for name, labels in found if name == node]
+    if not found:
+        which = f"node {node!r}" if node is not None else "node"
+        raise FailedError(f"--node-json {source}: no {which} in it")
+    return found
+
+
+def _too_long(name: str, path: str, most: int) -> FailedError:
+    return FailedError(f"{_option(name)} {_named(path)}: more than {most} bytes")
+
+
+def _rules(options: argparse.Namespace) -> Rules:
+    lane_count = _LANE_COUNT if options.lane_count is None else options.lane_count
+    return Rules(lane_count, bool(options.allow_subdeviceless_links))
+
+
+def _namespace(options: argparse.Namespace) -> str:
+    try:
+        return nfd_format.namespace(options.label_namespace or DEFAULT_NAMESPACE)
+    except ValueError as error:
+        raise WrongCallError(f"--label-namespace: {error}") from error
+
+
+def _with_file(name: str, path: str, read: Callable[[BinaryIO], T]) -> T:
+    try:
+        if path == STDIN:
+            return read(sys.stdin.buffer)
+        with Path(path).open("rb") as file:
+            return read(file)
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError):
+            raise FailedError(f"{_option(name)} {path!r}: {error.strerror or error}") from error
+        if "\0" in path or isinstance(error, UnicodeEncodeError):
+            raise FailedError(f"{_option(name)} {path!r}: {error}") from error
+        raise
+
+
+def _require_kind(name: str, path: str, content: bytes) -> None:
+    """Refuse what is not for this option, but for another one. Raises `FailedError`."""
+    if name != "node_json" and content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        what = "UTF-16 text, as PowerShell's > writes it: save it as UTF-8"
+        raise FailedError(f"{_option(name)} {_named(path)}: this is {what}")
+    kinds = [kind for kind, (pattern, _) in _KINDS.items() if pattern.search(content)]
+    if kinds and name not in kinds:
+        what = _KINDS[kinds[0]][1]
+        raise FailedError(
+            f"{_option(name)} {_named(path)}: this looks like {what}, which is for"
+            f" {_option(kinds[0])}"
+        )
+
+
+# By what one knows the files: XPU Manager's exposition, lines for NFD, a JSON object.
+_KINDS: Mapping[str, tuple[re.Pattern[bytes], str]] = {
+    "metrics": (
+        re.compile(rb"^(?:# (?:HELP|TYPE) |xpum_[a-z_]+\{)", re.MULTILINE),
+        "a body of /metrics",
+    ),
+    "features": (
+        re.compile(rb"^(?:# \+|[\w.-]+/xe-links[\w.-]*=)", re.MULTILINE),
+        "a feature file",
+    ),
+    "node_json": (
+        re.compile(rb'\A\s*+\{(?s:.)*?"kind"\s*+:\s*+"(?:Node|NodeList|List)"'),
+        "what kubectl get node -o json prints",
+    ),
+}
+
+
+def _require_names(source: str, content: bytes) -> None:
+    """Refuse text that has a label in it, and is no feature file. Raises `FailedError`."""
+    names = nfd_format.parse(nfd_format.without_expiry(content), datetime.now(UTC)).features
+    wrong = [name for name in names if nfd_format.name_problem(name)]
+    if 2 * len(wrong) > len(names):
+        first = readings.line(wrong[0])
+        raise FailedError(
+            f"--features {source}: this is no feature file: most of its lines name no label,"
+            f" the first is {first!r}"
+        )
+
+
+def _named(path: str) -> str:
+    return "standard input" if path == STDIN else path
+
+
+_EXPOSITION = frozenset({"lane_count", "allow_subdeviceless_links"})
+_ACCESS = frozenset({"cert", "client_cert", "client_key", "username", "password_file", "timeout"})
+
+_HERE = _Source(_from_here, frozenset({"prefix"}))
+_SOURCES: Mapping[str, _Source] = {
+    "url": _Source(_from_url, _EXPOSITION | _ACCESS),
+    "metrics": _Source(_from_metrics, _EXPOSITION),
+    "features": _Source(_from_features, frozenset({"label_namespace"})),
+    "node_json": _Source(_from_node_json, frozenset({"label_namespace", "node"})),
+}

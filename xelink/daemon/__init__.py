@@ -1,0 +1,1 @@
+"""The runtime of any process of ours: flags, logs, probes and metrics, signals."""

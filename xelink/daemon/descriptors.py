@@ -1,0 +1,26 @@
+"""Descriptors: enough of them to begin with, and a word where there are none left."""
+
+import errno
+import resource
+
+from xelink.daemon.command import CannotStartError
+
+_NONE_LEFT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Tell whether a call failed for want of descriptors or memory, and so says nothing else."""
+    return isinstance(error, OSError) and error.errno in _NONE_LEFT
+
+
+def require_descriptors(least: int) -> None:
+    """Take as many as we may have, and raise `CannotStartError` where these are too few."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    if unlimited in {soft, hard} or soft >= least:
+        return
+    if hard < least:
+        raise CannotStartError(
+            f"{hard} open files are too few: at least {least} are needed (ulimit -n)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (least, hard))

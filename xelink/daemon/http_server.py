@@ -1,0 +1,214 @@
+"""The `-listen` server: probes for kubelet, metrics for Prometheus, pages for people.
+
+Requests are read and connections held by modules beside this one; here is what is answered to whom.
+"""
+
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from prometheus_client import make_wsgi_app
+from structlog.typing import FilteringBoundLogger
+
+from xelink.daemon.command import CannotStartError
+from xelink.daemon.connections import Connections, Later, Refusal
+from xelink.daemon.http_requests import (
+    MOST_HEAD,
+    MalformedError,
+    Request,
+    is_answered,
+    own_names,
+    parse,
+)
+from xelink.daemon.listening import listening
+from xelink.daemon.logs import Changes
+from xelink.daemon.metrics import Metrics
+
+if TYPE_CHECKING:
+    from wsgiref.types import WSGIApplication
+
+
+class Verdict(NamedTuple):
+    """What a probe says that has more to tell than what is wrong."""
+
+    fine: bool
+    text: str
+
+
+Probe: TypeAlias = Callable[[], Verdict | str | None]
+"""Gives None when all is well, a line that says what is not, or a verdict."""
+
+
+class Reply(NamedTuple):
+    """What a page answers: a media type, further headers, a body."""
+
+    type: str
+    body: bytes
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+Page: TypeAlias = Callable[[], Reply]
+
+
+@dataclass(frozen=True)
+class Site:
+    """What is served beside the metrics, by path, and the names under which it is."""
+
+    probes: Mapping[str, Probe] = field(default_factory=dict)
+    pages: Mapping[str, Page] = field(default_factory=dict)
+    names: frozenset[str] = own_names("", {}, frozenset())
+
+
+class ListenError(CannotStartError):
+    """The address cannot be listened on: a daemon that nobody can probe does not start."""
+
+
+@contextmanager
+def serving(
+    listen: str, metrics: Metrics, site: Site, log: FilteringBoundLogger
+) -> Iterator[str | None]:
+    """Serve `/metrics` and one path for each probe and each page while the block runs.
+
+    Gives the `host:port` in use (port 0 picks a free one), or None where `listen` is empty. Raises
+    `ListenError`.
+    """
+    if not listen:
+        yield None
+        return
+    try:
+        listener, address = listening(listen)
+    except (OSError, ValueError) as error:  # ValueError: a name that cannot be encoded
+        raise ListenError(
+            f"cannot listen on {listen}: {error}; give -listen another address, or none"
+        ) from None
+    connections = Connections(listener, _Application(metrics, site, log), log)
+    stopped, stop = socket.socketpair()
+    thread = threading.Thread(target=connections.run, args=(stopped,), name="listen", daemon=True)
+    thread.start()
+    try:
+        yield address
+    finally:
+        stop.close()
+        thread.join()
+        stopped.close()
+        listener.close()
+
+
+_PLAIN = (("Content-Type", "text/plain; charset=utf-8"), ("X-Content-Type-Options", "nosniff"))
+_METHODS = ("GET", "HEAD")
+
+_SAID = {
+    Refusal.CROWD: ("503 Service Unavailable", "there are too many connections"),
+    Refusal.SLOW: ("408 Request Timeout", "the request or its answer takes too long"),
+    Refusal.LATE: ("503 Service Unavailable", "the answer takes too long to make"),
+    Refusal.LARGE: (
+        "431 Request Header Fields Too Large",
+        f"a request has at most {MOST_HEAD} bytes of headers",
+    ),
+    Refusal.MALFORMED: ("400 Bad Request", "this is no request"),
+    Refusal.HOST: (
+        "421 Misdirected Request",
+        "this name is not answered: ask by address, or add it with -listen-names",
+    ),
+}
+
+
+class _Application:
+    """Answers requests."""
+
+    def __init__(self, metrics: Metrics, site: Site, log: FilteringBoundLogger) -> None:
+        self._registry = make_wsgi_app(metrics.registry)
+        self._refused = metrics.refused
+        self._site = site
+        self._log = log
+        self._faults = Changes()
+        for refusal in Refusal:
+            self._refused.labels(refusal.value)
+
+    def answer(self, head: bytes) -> bytes | Later:
+        """Give the answer to a request, or who makes it."""
+        try:
+            request = parse(head)
+        except MalformedError as error:
+            return self.refuse(Refusal.MALFORMED, str(error))
+        body = request.method != "HEAD"
+        if not is_answered(request.host, self._site.names):
+            return self.refuse(Refusal.HOST, body=body)
+        if request.method not in _METHODS:
+            allow = ("Allow", ", ".join(_METHODS))
+            said = b"this only tells: GET or HEAD\n"
+            return _render("405 Method Not Allowed", (allow, *_PLAIN), said)
+        paths = ("/metrics", *self._site.probes, *self._site.pages)
+        if request.path not in paths:
+            return _render("404 Not Found", _PLAIN, f"try {' '.join(paths)}\n".encode(), body=body)
+        return Later(request.path, partial(self._work, request))
+
+    def refuse(self, refusal: Refusal, why: str | None = None, *, body: bool = True) -> bytes:
+        """Count a refusal; give what is said to it."""
+        self._refused.labels(refusal.value).inc()
+        status, said = _SAID[refusal]
+        return _render(status, _PLAIN, f"{why or said}\n".encode(), body=body)
+
+    def _work(self, request: Request) -> bytes:
+        fault: Exception | None = None
+        try:
+            status, headers, said = self._found(request)
+        except Exception as error:  # noqa: BLE001 - a page's fault is no fault of the daemon
+            status, headers, said = "500 Internal Server Error", _PLAIN, b"a fault; see the log\n"
+            fault = error
+        if self._faults.of(request.path, repr(fault)) and fault:
+            # What the system refuses, a descriptor for one, is no fault in the program.
+            trace = None if isinstance(fault, OSError) else fault
+            self._log.error(
+                "an answer failed", path=request.path, reason=repr(fault), exc_info=trace
+            )
+        return _render(status, headers, said, body=request.method != "HEAD")
+
+    def _found(self, request: Request) -> "_Answer":
+        if request.path == "/metrics":
+            return _asked(self._registry, request)
+        if page := self._site.pages.get(request.path):
+            reply = page()
+            return "200 OK", (("Content-Type", reply.type), *reply.headers), reply.body
+        found = self._site.probes[request.path]()
+        fine, said = found if isinstance(found, Verdict) else (not found, found or "ok")
+        return "200 OK" if fine else "503 Service Unavailable", _PLAIN, f"{said}\n".encode()
+
+
+_Headers: TypeAlias = tuple[tuple[str, str], ...]
+_Answer: TypeAlias = tuple[str, _Headers, bytes]
+
+
+def _asked(application: "WSGIApplication", request: Request) -> _Answer:
+    """Ask prometheus_client's application, which reads these of a request, and knows no HEAD."""
+    told: list[tuple[str, _Headers]] = []
+
+    def start_response(status: str, headers: list[tuple[str, str]], _: object = None, /) -> None:
+        told.append((status, tuple(headers)))
+
+    environ = {
+        "REQUEST_METHOD": "GET",
+        "PATH_INFO": request.path,
+        "QUERY_STRING": request.query,
+        "HTTP_ACCEPT": request.headers.get("accept", ""),
+        "HTTP_ACCEPT_ENCODING": request.headers.get("accept-encoding", ""),
+    }
+    body = b"".join(application(environ, start_response))  # type: ignore[arg-type]  # it writes nothing else
+    return *told[0], body
+
+
+def _render(status: str, headers: _Headers, said: bytes, *, body: bool = True) -> bytes:
+    lines = (
+        f"HTTP/1.1 {status}",
+        f"Date: {formatdate(usegmt=True)}",
+        *(f"{name}: {value}" for name, value in headers),
+        f"Content-Length: {len(said)}",
+        "Connection: close",
+    )
+    head = "".join(f"{line}\r\n" for line in lines).encode("latin-1") + b"\r\n"
+    return head + said if body else head

@@ -1,0 +1,1 @@
+"""kubelet's directory and sockets."""

@@ -1,0 +1,1 @@
+"""The feature file on disk: its writer and its reader."""

@@ -1,0 +1,211 @@
+"""What the feature file says of this node's links, and when it stops to say so.
+
+`look` is one look at the file, `read` says what it means at an instant, `follow` is the loop that
+looks and tells each change once; `links` joins it to GPUs. A file counts whole or not at all, and
+only until its expiry; whatever is wrong with it is a `State` with a reason, never an exception.
+"""
+
+import asyncio
+import os
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+from xelink.daemon.polling import first_of, until
+from xelink.daemon.worker_threads import aside
+from xelink.topology import nfd_format, publication
+from xelink.topology.publication import Publication
+from xelink.topology.text import printable
+
+DEFAULT_PATH = Path("/etc/kubernetes/node-feature-discovery/features.d/xpum-sidecar-labels.txt")
+POLL_SECONDS = 1.0
+SETTLED = timedelta(milliseconds=300)
+"""How long a file must stand unchanged that nothing proves to be complete."""
+
+PATIENCE = 5.0
+"""Seconds for one look at the file."""
+
+_HANGS = "not read within {:g} s: its file system does not answer"
+_REASON_LIMIT = 300  # characters: a reason may quote the file, which may be anybody's
+
+
+class State(Enum):
+    """What can be known of the node's links, and why not more."""
+
+    IN_USE = "in use"
+    GUESS = "guess"
+    """Labels without an id map: ids are taken for places in PCI order."""
+    AMBIGUOUS = "ambiguous"
+    """Labels without an id map, and no single order that they could mean."""
+    MISSING = "missing"
+    EXPIRED = "expired"
+    INCONSISTENT = "inconsistent"
+    NO_FABRIC_DATA = "no-fabric-data"
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One look at the file: `content` is None, and `problem` says why, where it cannot be read.
+
+    `signature` differs whenever the file may; `modified` is when it was last written.
+    """
+
+    signature: tuple[int, ...] = ()
+    content: bytes | None = field(default=None, repr=False)
+    modified: datetime | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the file means at one instant; `said` is None unless it may be used.
+
+    `published` is when the file was last written, which a mere renewal of its expiry is, too.
+    """
+
+    state: State
+    reason: str = ""
+    said: Publication | None = None
+    expiry: datetime | None = None
+    published: datetime | None = None
+
+    def outlived(self, now: datetime) -> bool:
+        """Tell whether only time has made this reading wrong: the file must be read again."""
+        expired = self.expiry is not None and self.expiry < now
+        return expired is not (self.state is State.EXPIRED)
+
+    def settled(self, now: datetime) -> bool:
+        """Tell whether the file is complete for certain.
+
+        Only a file with our raw features proves it. Anything else may be one that is being written
+        in place, of which half can look valid: it has to stand unchanged for a moment.
+        """
+        if self.published is None or (self.said and self.said.whole and self.said.topology):
+            return True
+        # Not only the past: after a step of the clock a file can be from the future.
+        return abs(now - self.published) >= SETTLED
+
+
+def look(path: Path, before: Look | None = None) -> Look:
+    """Look at the file; the same object as `before` says that nothing has changed."""
+    try:
+        if before and before.signature == _signature(path.stat()):
+            return before
+        # Not blocking: a pipe in the file's place would hold us for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            found = _look_into(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        found = Look(problem=error.strerror or str(error))
+    return before if before and before == found else found
+
+
+Looking: TypeAlias = Callable[[Path, Look | None], Look]
+
+
+def _look_into(descriptor: int) -> Look:
+    told = os.fstat(descriptor)
+    if not stat.S_ISREG(told.st_mode):
+        return Look(_signature(told), problem="not a regular file")
+    with os.fdopen(descriptor, "rb", closefd=False) as file:
+        content = file.read(nfd_format.FILE_LIMIT + 1)
+    return Look(_signature(told), content, _instant(told.st_mtime))
+
+
+def _signature(told: os.stat_result) -> tuple[int, ...]:
+    return (told.st_dev, told.st_ino, told.st_size, told.st_mtime_ns, told.st_ctime_ns)
+
+
+def _instant(seconds: float) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (OverflowError, ValueError, OSError):  # a file system may say anything
+        return None
+
+
+def read(seen: Look, namespace: str, now: datetime) -> Reading:
+    """Say what the file means at the instant `now` (with a time zone); never raises."""
+    if seen.content is None:
+        return Reading(State.MISSING, seen.problem, published=seen.modified)
+    try:
+        said = publication.read(seen.content, namespace, now)
+    except publication.UnusableError as error:
+        # NFD's own rules may have told more of a file that says nothing.
+        file = nfd_format.parse(seen.content, now)
+        reason = printable("; ".join((str(error), *file.problems)), _REASON_LIMIT)
+        return Reading(_UNUSABLE[type(error)], reason, None, file.expiry, seen.modified)
+    state, reason = State.IN_USE, ""
+    if said.topology is None:
+        state, reason = State.NO_FABRIC_DATA, "XPU Manager here tells nothing of Xe Links"
+    elif not said.whole:
+        reason = "labels only, without lanes and id map"
+    return Reading(state, reason, said, said.expiry, seen.modified)
+
+
+_UNUSABLE: Mapping[type[publication.UnusableError], State] = {
+    publication.AbsentError: State.MISSING,
+    publication.ExpiredError: State.EXPIRED,
+    publication.InconsistentError: State.INCONSISTENT,
+}
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+async def follow(  # noqa: PLR0913 - what the tests replace has names
+    path: Path,
+    namespace: str,
+    tell: Callable[[Reading], None],
+    stop: asyncio.Event,
+    *,
+    now: Callable[[], datetime] = _utc_now,
+    every: float = POLL_SECONDS,
+    looking: Looking = look,
+    patience: float = PATIENCE,
+) -> None:
+    """Look at the file every so many seconds until `stop` is set, and tell each new reading.
+
+    The first reading is told at once, then every change: of what it says, of its expiry, and the
+    expiry itself, which comes without any change of the file. What `tell` raises ends the loop.
+
+    Where the file system does not answer for `patience` seconds, what the file said last holds on
+    until its expiry.
+    """
+    seen: Look | None = None
+    told: Reading | None = None
+    unsettled = False
+
+    def is_due() -> bool:
+        outlived = told is not None and told.outlived(now())
+        return unsettled or outlived or looking(path, seen) is not seen
+
+    while not stop.is_set():
+        # Beside the loop, which a file system that does not answer would hold: RPCs and signals.
+        looks = asyncio.ensure_future(aside(partial(looking, path, seen)))
+        wait = patience
+        while not await first_of(asyncio.wait([looks]), stop.wait(), seconds=wait):
+            if told is None or told.outlived(now()):
+                unsettled = True  # whatever comes next is read
+                told = Reading(State.MISSING, _HANGS.format(patience))
+                tell(told)
+            wait = every
+        if not looks.done():  # the end came
+            looks.cancel()
+            return
+        found, instant = looks.result(), now()
+        if told is None or unsettled or found is not seen or told.outlived(instant):
+            reading = read(found, namespace, instant)
+            unsettled = not reading.settled(instant)
+            if not unsettled and reading != told:
+                told = reading
+                tell(reading)
+        seen = found
+        await first_of(stop.wait(), until(is_due, lambda: every))

@@ -1,0 +1,1 @@
+"""Which set of GPUs is best for a request, and why. Pure."""

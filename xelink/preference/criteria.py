@@ -1,0 +1,333 @@
+"""What makes one set of GPUs better than another: the table of wishes, and the node it judges.
+
+Sets of GPUs are bitmasks, see `masks`. The table is the definition; `subsets` and `search` only
+find its optimum without asking it for every set.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from xelink.preference.bitmask import mask_of, members, union
+from xelink.topology.pci import place
+
+LANES_LIMIT = 0xFFFF
+"""Lanes that one pair counts at most; a pair of Xe Link GPUs has less than a hundred."""
+
+# GPUs of which linked groups are counted outright: no more than 2**12 steps.
+_FEW = 12
+
+# What the ports of one GPU cost: unknown lowers a score, unhealthy lowers it more.
+_PORTS_COST = {True: 0, None: 1, False: 2}
+
+
+@dataclass(frozen=True, slots=True)
+class GpuFacts:
+    """What a snapshot knows of one GPU: its DRM card, PCI address, NUMA node and Xe Link ports.
+
+    `ports_healthy` is None where nobody has told, `numa` is None where the platform does not say.
+    `physfn` is the PCI address of the physical GPU of which this is a VF, None for any other.
+    """
+
+    card: str
+    bdf: str
+    numa: int | None = None
+    ports_healthy: bool | None = None
+    physfn: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fabric:
+    """The GPUs of one node by PCI address and the links between them, ready to be measured.
+
+    `lanes[i][j]` is symmetric and -1 where two GPUs have no link; `links[i]` is the set of GPUs
+    linked to i; `ports_cost[i]` is 0 to 2; `numa[i]` is a set with one bit, one per NUMA node
+    (GPUs whose node is unknown share one bit of their own).
+    """
+
+    gpus: tuple[GpuFacts, ...]
+    lanes: tuple[tuple[int, ...], ...]
+    links: tuple[int, ...] = field(repr=False)
+    ports_cost: tuple[int, ...] = field(repr=False)
+    numa: tuple[int, ...] = field(repr=False)
+
+    @classmethod
+    def of(cls, gpus: Iterable[GpuFacts], lanes: Mapping[tuple[str, str], int]) -> "Fabric":
+        """Sort the GPUs and tidy the links; `lanes` is keyed by pairs of PCI addresses.
+
+        A pair in `lanes` is linked, 0 lanes means that nobody told how wide. When both directions
+        are given the weaker counts. Pairs that name no GPU of this node, or one twice, are
+        ignored. Raises `ValueError` when two GPUs share a card or a PCI address, or a GPU's address
+        is none.
+        """
+        ordered = tuple(sorted(gpus, key=lambda gpu: place(gpu.bdf)))
+        places = {place(gpu.bdf) for gpu in ordered}
+        if len(places) < len(ordered) or len({gpu.card for gpu in ordered}) < len(ordered):
+            raise ValueError("two GPUs of one node share a card or a PCI address")
+        index = {gpu.bdf: i for i, gpu in enumerate(ordered)}
+        links = [0] * len(ordered)
+        matrix = [[-1] * len(ordered) for _ in ordered]
+        for (one, other), width in lanes.items():
+            i, j = index.get(one), index.get(other)
+            if i is None or j is None or i == j:
+                continue
+            back = lanes.get((other, one), width)
+            matrix[i][j] = matrix[j][i] = max(0, min(width, back, LANES_LIMIT))
+            links[i] |= 1 << j
+            links[j] |= 1 << i
+        nodes = {numa: 1 << i for i, numa in enumerate(dict.fromkeys(gpu.numa for gpu in ordered))}
+        return cls(
+            gpus=ordered,
+            lanes=tuple(map(tuple, matrix)),
+            links=tuple(links),
+            ports_cost=tuple(_PORTS_COST[gpu.ports_healthy] for gpu in ordered),
+            numa=tuple(nodes[gpu.numa] for gpu in ordered),
+        )
+
+    def __len__(self) -> int:
+        return len(self.gpus)
+
+    def score(self, chosen: int, free: "Free") -> "Score":
+        """Measure every wish for `chosen`, when so much is free before."""
+        return Score(*(wish.measure(self, chosen, free) for wish in WISHES))
+
+    def cards(self, mask: int) -> tuple[str, ...]:
+        """Name the GPUs of a set, by PCI address."""
+        return tuple(self.gpus[i].card for i in members(mask))
+
+    def mirrored(self, mask: int) -> int:
+        """Give the set with the lower PCI addresses the higher number, among sets of one size."""
+        return int(f"{mask:0{len(self)}b}"[::-1], 2)
+
+    def lanes_within(self, mask: int) -> list[int]:
+        """List the lanes of every pair in a set, -1 for a pair without a link."""
+        inside = list(members(mask))
+        return [self.lanes[i][j] for k, i in enumerate(inside) for j in inside[:k]]
+
+    def reach(self, start: int, within: int) -> int:
+        """Find every GPU of `within` that a path through `within` joins to `start`."""
+        links = self.links
+        reached = edge = start
+        while edge:
+            seen = 0
+            while edge:
+                seen |= links[(edge & -edge).bit_length() - 1]
+                edge &= edge - 1
+            edge = seen & within & ~reached
+            reached |= edge
+        return reached
+
+    def alike(self) -> tuple[int, ...]:
+        """Find the sets of GPUs that can be exchanged for each other without changing a measure.
+
+        Two GPUs are alike when they have the same lanes to every third one, the same ports and the
+        same NUMA node; sets of one are left out.
+        """
+        found: dict[object, int] = {}
+        for i, row in enumerate(self.lanes):
+            # GPUs that are alike have the same lanes between any two of them: put in place of the
+            # lanes of each to itself, these make their rows the same
+            for width in set(row):
+                kind = (self.ports_cost[i], self.numa[i], width, (*row[:i], width, *row[i + 1 :]))
+                found[kind] = found.get(kind, 0) | 1 << i
+        return tuple(alike for alike in found.values() if alike.bit_count() > 1)
+
+    def components(self, mask: int) -> Iterator[int]:
+        """Split a set where no link passes, by lowest PCI address."""
+        while mask:
+            component = self.reach(mask & -mask, mask)
+            yield component
+            mask &= ~component
+
+
+class Free(NamedTuple):
+    """What is free before an allocation, as sets of GPUs.
+
+    `whole` are available with every replica. Where GPUs are shared, `open` have a device that is
+    free and not required, and `last` are those of them that have just one and are not required:
+    whoever is given such a GPU closes it. Both are empty where nothing can be closed so.
+    """
+
+    whole: int
+    open: int = 0
+    last: int = 0
+
+    def whole_after(self, chosen: int) -> int:
+        """Find what stays whole."""
+        return self.whole & ~chosen
+
+    def open_after(self, chosen: int) -> int:
+        """Find what keeps a free device."""
+        return self.open & ~(chosen & self.last)
+
+    def kinds(self, alike: int) -> list[int]:
+        """Split GPUs that are alike into those of which the same is free."""
+        begun = alike & ~self.whole
+        parts = alike & self.whole, begun & ~self.last, begun & self.last
+        return [part for part in parts if part]
+
+
+class Score(NamedTuple):
+    """One measure per wish, in the order of the wishes; more is always better."""
+
+    linked: int
+    connected: int
+    weakest: int
+    lanes: int
+    ports: int
+    numa: int
+    groups_open: int
+    groups_left: int
+    lanes_left: int
+    address: int
+
+
+class Wish(NamedTuple):
+    """One row of the table: `measure(fabric, chosen, free)`, what is free before the choice."""
+
+    name: str
+    meaning: str
+    measure: Callable[[Fabric, int, Free], int]
+
+
+def linked_groups(
+    links: Sequence[int],
+    mask: int,
+    known: dict[int, int] | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> int:
+    """Count the linked groups of every size in `mask`: exact, as one number.
+
+    A group is a set of GPUs that are all linked to each other, as in `xelink.topology.groups`.
+    With n GPUs on the node, the number of groups of k GPUs stands in the n bits from k * n on (no
+    count reaches 2**n), so that comparing two such numbers compares the counts from the largest
+    size down. Size 0 counts 1, which keeps the recurrences short. `known` carries results from one
+    call to the next on the same node; `tick` is called at each step and may raise to give up.
+
+    A group either has GPU v or not: groups(R) = groups(R - v) + x * groups(R & links(v)), x being
+    the step to the next size. Of a few GPUs this is all that is done. Of more, where links are few,
+    it is done GPU by GPU; where they are many, parts that are linked throughout multiply. So
+    meshes, planes and rings need few steps, and nodes with a few links lost hardly more.
+    """
+    step = len(links)
+    known = {} if known is None else known
+
+    def count(rest: int) -> int:
+        if rest not in known:
+            tick()
+            if rest.bit_count() <= _FEW:
+                return _few_groups(links, rest, known)
+            inside = {i: links[i] & rest for i in members(rest)}
+            ends = sum(seen.bit_count() for seen in inside.values())
+            many = 2 * ends > len(inside) * (len(inside) - 1)
+            known[rest] = count_many(rest, inside) if many else count_few(rest, inside)
+        return known[rest]
+
+    def count_few(rest: int, inside: Mapping[int, int]) -> int:
+        total = 1
+        for i, seen in inside.items():
+            rest ^= 1 << i
+            seen &= rest  # noqa: PLW2901 - only groups whose first GPU is i
+            total += (count(seen) if seen else 1) << step
+        return total
+
+    def count_many(rest: int, inside: Mapping[int, int]) -> int:
+        everywhere = mask_of(i for i, seen in inside.items() if seen | 1 << i == rest)
+        if everywhere:
+            group = int((1 + (1 << step)) ** everywhere.bit_count())
+            return group * count(rest ^ everywhere) if rest != everywhere else group
+        part = edge = rest & -rest
+        while edge:
+            edge = rest & ~part & union(~inside[i] for i in members(edge))
+            part |= edge
+        if part != rest:
+            return count(part) * count(rest ^ part)
+        pivot = min(inside, key=lambda i: inside[i].bit_count())
+        return count(rest ^ 1 << pivot) + (count(inside[pivot]) << step)
+
+    return count(mask)
+
+
+def _few_groups(links: Sequence[int], rest: int, known: dict[int, int]) -> int:
+    """Count the linked groups of a few GPUs, as `linked_groups` does."""
+    if not rest:
+        return 1
+    if rest not in known:
+        first = rest & -rest
+        others = rest ^ first
+        linked = others & links[first.bit_length() - 1]
+        with_first = _few_groups(links, linked, known)
+        known[rest] = _few_groups(links, others, known) + (with_first << len(links))
+    return known[rest]
+
+
+def group_counts(groups: int, step: int) -> tuple[tuple[int, int], ...]:
+    """Read `groups_left` of a node with `step` GPUs: (size, count), the largest first."""
+    digits = ((size, groups >> (size - 1) * step & (1 << step) - 1) for size in range(step, 0, -1))
+    return tuple((size, count) for size, count in digits if count)
+
+
+def _linked(fabric: Fabric, chosen: int, _free: Free) -> int:
+    return int(all(width >= 0 for width in fabric.lanes_within(chosen)))
+
+
+def _connected(fabric: Fabric, chosen: int, _free: Free) -> int:
+    return int(fabric.reach(chosen & -chosen, chosen) == chosen)
+
+
+def _weakest(fabric: Fabric, chosen: int, _free: Free) -> int:
+    return max(0, min(fabric.lanes_within(chosen), default=0))
+
+
+def _lanes(fabric: Fabric, chosen: int, _free: Free) -> int:
+    return sum(width for width in fabric.lanes_within(chosen) if width > 0)
+
+
+def _ports(fabric: Fabric, chosen: int, _free: Free) -> int:
+    return -sum(fabric.ports_cost[i] for i in members(chosen))
+
+
+def _numa(fabric: Fabric, chosen: int, _free: Free) -> int:
+    return -union(fabric.numa[i] for i in members(chosen)).bit_count()
+
+
+def _groups_open(fabric: Fabric, chosen: int, free: Free) -> int:
+    return linked_groups(fabric.links, free.open_after(chosen)) >> len(fabric)
+
+
+def _groups_left(fabric: Fabric, chosen: int, free: Free) -> int:
+    return linked_groups(fabric.links, free.whole_after(chosen)) >> len(fabric)
+
+
+def _lanes_left(fabric: Fabric, chosen: int, free: Free) -> int:
+    return _lanes(fabric, free.whole_after(chosen), free)
+
+
+def _address(fabric: Fabric, chosen: int, _free: Free) -> int:
+    return fabric.mirrored(chosen)
+
+
+# GPUs before replicas comes before all of these: it fixes how many GPUs a set has (`allocation`),
+# and only sets of equally many GPUs are ever compared.
+#
+# What is left are, first, the GPUs that keep a free device: these the next Pod can share. Using up
+# one of them costs a GPU; so where it matters, Pods begin another one rather. Then the GPUs that
+# stay whole: available with every replica, and nothing of them chosen. Where GPUs are not shared
+# both are the same, and only the second is measured. The measure is the number of linked groups of
+# each size among them, the largest size first: how many ways the next Pod finds k GPUs that are
+# all linked. On separate groups it is the same as comparing their sizes from the largest down, so
+# a lone GPU is taken before one of a pair, one of a pair before one of four, and a pair before a
+# part of four; unlike a partition it needs no tie-break and is defined alike on rings and on
+# overlapping groups.
+WISHES = (
+    Wish("linked", "all pairs are linked", _linked),
+    Wish("connected", "every GPU reaches every other over links of the set", _connected),
+    Wish("weakest", "lanes of the weakest pair", _weakest),
+    Wish("lanes", "lanes of all pairs together", _lanes),
+    Wish("ports", "healthy ports: minus 1 per GPU that does not tell, 2 per unhealthy", _ports),
+    Wish("numa", "minus the NUMA nodes that the set spans", _numa),
+    Wish("groups_open", "what is left to share: linked groups, the largest first", _groups_open),
+    Wish("groups_left", "what is left whole: linked groups, the largest first", _groups_left),
+    Wish("lanes_left", "what is left whole: lanes of all pairs together", _lanes_left),
+    Wish("address", "the lowest PCI addresses", _address),
+)

@@ -1,0 +1,194 @@
+"""Why these GPUs and not others: for people, never inside an RPC.
+
+It ranks the sets that lost, names the wish on which each lost, and tells what the next Pod finds.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from heapq import nlargest
+from itertools import combinations, takewhile
+
+from xelink.preference.bitmask import members
+from xelink.preference.criteria import (
+    WISHES,
+    Fabric,
+    Free,
+    Score,
+    Wish,
+    group_counts,
+    linked_groups,
+)
+from xelink.preference.engine import Clock, Preference, Preferences
+from xelink.preference.problem import ExpiredError
+
+PATIENCE = 2.0
+"""Seconds to count what sets leave beyond 16 GPUs, the chosen one included."""
+
+_LEFT = ("groups_open", "groups_left")
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """One set of GPUs measured by every wish, and what it leaves.
+
+    `left` are the cards that stay whole, `groups_left` how many sets of how many of them are all
+    linked, as (size, count) from the largest size down. `groups_open` says the same of the cards
+    that keep a device to share; it is empty where no set takes a card's last one. Where the time
+    was up before these were `counted`, they are empty and their measures are 0.
+    """
+
+    cards: tuple[str, ...]
+    score: Score
+    left: tuple[str, ...]
+    groups_left: tuple[tuple[int, int], ...]
+    groups_open: tuple[tuple[int, int], ...] = ()
+    counted: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A set that was not chosen: the first wish in which it differs, and both measures.
+
+    With the policy `topology` it is worse there; other policies do not ask the wishes.
+    """
+
+    account: Account
+    decided: Wish
+    chosen_measure: int
+    measure: int
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A choice with its runners-up, the best first.
+
+    `complete` tells that every possible set was ranked; otherwise the runners-up are the best of
+    those that differ in one GPU, and `unweighed` is how many of these were not weighed in time:
+    they are equal in all that is asked before what is left, and that was not counted.
+    `decided` is the wish that put the first runner-up behind, None when there was nothing to
+    choose.
+    """
+
+    preference: Preference
+    account: Account
+    runners_up: tuple[Alternative, ...]
+    complete: bool
+    unweighed: int = 0
+
+    @property
+    def decided(self) -> Wish | None:
+        """The wish that decided."""
+        return self.runners_up[0].decided if self.runners_up else None
+
+
+class _Scale:
+    """Measures sets of GPUs, when so much was free before, and counts until `end` of the clock."""
+
+    def __init__(self, fabric: Fabric, free: Free, clock: Clock, end: float | None) -> None:
+        self._fabric = fabric
+        self._free = free
+        self._clock = clock
+        self._end = end
+        self._known: dict[int, int] = {}
+
+    def account(self, chosen: int) -> Account:
+        """Measure every wish; what is left only for as long as there is time."""
+        fabric, free = self._fabric, self._free
+        groups = self._groups(free.open_after(chosen), free.whole_after(chosen))
+        left = dict(zip(_LEFT, groups or (0, 0), strict=True))
+        score = Score(
+            *(
+                left[wish.name] if wish.name in left else wish.measure(fabric, chosen, free)
+                for wish in WISHES
+            )
+        )
+        return Account(
+            cards=fabric.cards(chosen),
+            score=score,
+            left=fabric.cards(free.whole_after(chosen)),
+            groups_left=group_counts(score.groups_left, len(fabric)),
+            groups_open=group_counts(score.groups_open, len(fabric)),
+            counted=groups is not None,
+        )
+
+    def _groups(self, *left: int) -> tuple[int, ...] | None:
+        """Count the linked groups as their wishes do: sets that differ little share most groups."""
+        links, size = self._fabric.links, len(self._fabric)
+        try:
+            self._tick()
+            return tuple(
+                linked_groups(links, gpus, self._known, self._tick) >> size for gpus in left
+            )
+        except (ExpiredError, RecursionError):  # hundreds of GPUs may be too deep for the stack
+            return None
+
+    def _tick(self) -> None:
+        if self._end is not None and self._clock() >= self._end:
+            raise ExpiredError
+
+
+def explain(
+    preferences: Preferences,
+    available: Iterable[str],
+    must: Iterable[str],
+    size: int,
+    *,
+    runners_up: int = 5,
+) -> Explanation:
+    """Choose as `Preferences.prefer` does, and account for it.
+
+    Raises `RequestError` as that does. Takes some seconds at most, `PATIENCE` of them to count what
+    sets leave beyond 16 GPUs: those that come close by all that is asked before come first.
+    """
+    available, must = list(available), list(must)
+    preference = preferences.prefer(available, must, size)
+    request = preferences.read(available, must, size)
+    fabric, free, chosen = preferences.fabric, request.free, preference.gpus
+    subsets = preferences.subsets
+    fresh = request.gpus & ~request.must
+    taken = chosen & ~request.must
+    end = None if subsets else preferences.clock() + PATIENCE
+    scale = _Scale(fabric, free, preferences.clock, end)
+    own = scale.account(chosen)
+    if subsets:
+        bits = [1 << i for i in members(fresh)]
+        others = [request.must + sum(some) for some in combinations(bits, taken.bit_count())]
+        others = [other for other in others if other != chosen]
+        others = nlargest(runners_up, others, key=lambda other: subsets.rank(other, free))
+    else:
+        others = [
+            chosen & ~(1 << out) | 1 << into
+            for out in members(taken)
+            for into in members(fresh & ~chosen)
+        ]
+        others.sort(key=lambda other: _before_left(fabric, other, free), reverse=True)
+    weighed = [
+        alternative for other in others if (alternative := _alternative(own, scale.account(other)))
+    ]
+    best = nlargest(runners_up, weighed, key=lambda other: other.account.score)
+    return Explanation(
+        preference=preference,
+        account=own,
+        runners_up=tuple(best),
+        complete=subsets is not None,
+        unweighed=len(others) - len(weighed),
+    )
+
+
+def _before_left(fabric: Fabric, chosen: int, free: Free) -> list[int]:
+    """Measure the wishes that come before what is left: all of them are quick."""
+    quick = takewhile(lambda wish: wish.name not in _LEFT, WISHES)
+    return [wish.measure(fabric, chosen, free) for wish in quick]
+
+
+def _alternative(chosen: Account, other: Account) -> Alternative | None:
+    """Find the first wish in which the two differ; two sets always differ in their addresses.
+
+    None when that depends on what was not counted.
+    """
+    for wish, own, its in zip(WISHES, chosen.score, other.score, strict=True):
+        if wish.name in _LEFT and not (chosen.counted and other.counted):
+            return None
+        if own != its:
+            return Alternative(other, wish, own, its)
+    raise AssertionError("two sets with the same addresses")

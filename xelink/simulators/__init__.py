@@ -1,0 +1,1 @@
+"""What surrounds the daemons, without the hardware, for tests and demos."""

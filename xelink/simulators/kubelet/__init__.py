@@ -1,0 +1,1 @@
+"""A kubelet as far as a device plugin meets it."""

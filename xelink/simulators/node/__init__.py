@@ -1,0 +1,1 @@
+"""The sysfs and devfs of a node that is not there."""

@@ -1,0 +1,1 @@
+"""One node as people see it: marks, groups, a picture. Pure."""

@@ -1,0 +1,208 @@
+"""What a scrape says: links, no links, or unknown with a reason. Pure.
+
+Failure is not absence: only self rows, which the exporter gives for every tile, prove that the
+matrix is there, and only then does the lack of an Xe Link mean that there is none.
+"""
+
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import TypeAlias
+
+from xelink.topology.model import Gpu, Link, Tile, Topology, excess
+from xelink.xpu_manager.exposition import Reading
+from xelink.xpu_manager.rows import Connection
+
+
+class Reason(Enum):
+    """Why a scrape says nothing about the links."""
+
+    REFUSED = "refused"
+    RESET = "reset"
+    TIMEOUT = "timeout"
+    TLS = "tls"
+    UNAUTHORIZED = "unauthorized"
+    STATUS = "http-status"
+    PROTOCOL = "protocol"
+    TOO_LARGE = "too-large"
+    NOT_XPU_MANAGER = "not-xpu-manager"
+    RESOURCES = "resources"
+    NO_ROWS = "no-topology-rows"
+    NO_SELF_ROWS = "no-self-rows"
+    UNREADABLE_ROWS = "unreadable-rows"
+    NO_FABRIC_DATA = "no-fabric-data"
+    TOO_MANY_GPUS = "too-many-gpus"
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """The scrape proves nothing: what is published still stands."""
+
+    reason: Reason
+    detail: str
+    kind: str = field(default="unknown", init=False)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The matrix was there: these are the links that pass, possibly none."""
+
+    topology: Topology
+    told: frozenset[tuple[Tile, Tile]] = frozenset()
+    """Directions, local to remote, of which there was a row, whatever it said."""
+    ambiguous: frozenset[int] = frozenset()
+    """Device ids that rows give to two PCI addresses, or addresses given to two ids."""
+    unread: int = 0
+    """Rows that could not be understood: of what they would have told nothing is known."""
+    contradicting: frozenset[tuple[Tile, Tile]] = frozenset()
+    """Directions of which two rows tell different things: one of them is out of date."""
+    narrow: int = 0
+    """Xe Links that are held back, as neither direction has the lanes."""
+    one_tile: int = 0
+    """Xe Links that have the lanes and are held back, as their GPUs have one tile."""
+
+    @property
+    def held_back(self) -> int:
+        """Xe Links that were seen and do not pass."""
+        return self.narrow + self.one_tile
+
+    @property
+    def kind(self) -> str:
+        """The class of the scrape: `links` or `no-links`."""
+        return "links" if self.topology.links else "no-links"
+
+
+Outcome: TypeAlias = Seen | Unknown
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which Xe Links are published."""
+
+    lane_count: int = 4
+    """Fewest lanes, in either direction."""
+    allow_subdeviceless_links: bool = False
+    """Whether links of one-tile GPUs, which are on no subdevice, count."""
+
+
+def classify(reading: Reading, rules: Rules) -> Outcome:
+    """Say what one exposition proves."""
+    if not reading.rows and (unknown := _without_rows(reading)):
+        return unknown
+    told = frozenset((row.local, row.remote) for row in reading.rows)
+    tiles = {tile for direction in told for tile in direction}
+    if problem := excess(tiles):
+        return Unknown(Reason.TOO_MANY_GPUS, problem)
+    self_rows = {row.local for row in reading.rows if row.connection is Connection.SELF}
+    if not self_rows:
+        return Unknown(
+            Reason.NO_SELF_ROWS,
+            f"no self row among {len(reading.rows)} xpum_topology_link rows, and {reading.unread}"
+            " that could not be understood: the matrix is incomplete",
+        )
+    links, narrow, one_tile = _admit(reading, rules)
+    if reading.unread and not links:
+        return Unknown(
+            Reason.UNREADABLE_ROWS,
+            f"no link among {len(reading.rows)} xpum_topology_link rows, but {reading.unread} more"
+            " could not be understood",
+        )
+    gpus, ambiguous = _id_map(reading)
+    return Seen(
+        Topology(links, gpus, tuple(tiles)),
+        told,
+        ambiguous,
+        reading.unread,
+        _contradicting(reading),
+        narrow,
+        one_tile,
+    )
+
+
+def _without_rows(reading: Reading) -> Unknown | None:
+    """Say what an answer is that has no row which could be understood."""
+    if reading.strange:
+        return Unknown(Reason.NOT_XPU_MANAGER, reading.strange)
+    if reading.unread:
+        return None
+    if reading.foreign:
+        return Unknown(
+            Reason.NO_FABRIC_DATA,
+            "XPU Manager 2.x has no Xe Link topology in its metrics; links need 1.2 or 1.3",
+        )
+    return Unknown(
+        Reason.NO_ROWS,
+        "the answer has no xpum_topology_link rows: XPU Manager's topology call failed, or the"
+        " node has more than 32 tiles",
+    )
+
+
+def answered(outcome: Outcome) -> Outcome:
+    """Say the same of what a live port answered."""
+    if isinstance(outcome, Unknown) and outcome.reason is Reason.NOT_XPU_MANAGER:
+        return Unknown(outcome.reason, f"something else answers here: {outcome.detail}")
+    return outcome
+
+
+def _contradicting(reading: Reading) -> frozenset[tuple[Tile, Tile]]:
+    """Find what XPU Manager before 1.2.16 tells twice: as it is, and as it was."""
+    said: dict[tuple[Tile, Tile], tuple[Connection, int]] = {}
+    return frozenset(
+        (row.local, row.remote)
+        for row in reading.rows
+        if said.setdefault((row.local, row.remote), (row.connection, row.lanes))
+        != (row.connection, row.lanes)
+    )
+
+
+def _admit(reading: Reading, rules: Rules) -> tuple[tuple[Link, ...], int, int]:
+    """Unite both directions; a pair passes when one direction does, as for the reference.
+
+    Return the links that pass, and how many are held back: by their lanes, and by their one tile.
+    """
+    lanes: dict[tuple[Tile, Tile], int] = {}
+    passing: set[tuple[Tile, Tile]] = set()
+    wide: set[tuple[Tile, Tile]] = set()
+    for row in reading.rows:
+        if row.connection is not Connection.XE_LINK:
+            continue
+        direction = row.local, row.remote
+        lanes[direction] = max(row.lanes, lanes.get(direction, 0))
+        ends = min(direction), max(direction)
+        if row.lanes >= rules.lane_count:
+            wide.add(ends)
+            if row.on_subdevice or rules.allow_subdeviceless_links:
+                passing.add(ends)
+    links = tuple(
+        Link(one, other, lanes.get((one, other), 0), lanes.get((other, one), 0))
+        for one, other in passing
+    )
+    every = {(min(direction), max(direction)) for direction in lanes}
+    return links, len(every - wide), len(wide - passing)
+
+
+def _id_map(reading: Reading) -> tuple[tuple[Gpu, ...], frozenset[int]]:
+    """Give the GPUs that the rows agree on, and the ids that they do not agree on."""
+    by_id: dict[int, set[str]] = {}
+    by_bdf: dict[str, set[int]] = {}
+    latest: dict[int, Gpu] = {}
+    for gpu in {row.gpu for row in reading.rows if row.gpu}:
+        by_id.setdefault(gpu.id, set()).add(gpu.bdf)
+        by_bdf.setdefault(gpu.bdf, set()).add(gpu.id)
+        latest[gpu.id] = max(gpu, latest.get(gpu.id, gpu), key=_completeness)
+    ambiguous = {device for device, bdfs in by_id.items() if len(bdfs) > 1} | {
+        device for devices in by_bdf.values() if len(devices) > 1 for device in devices
+    }
+    return (
+        tuple(
+            _with_ports(gpu, reading) for device, gpu in latest.items() if device not in ambiguous
+        ),
+        frozenset(ambiguous),
+    )
+
+
+def _completeness(gpu: Gpu) -> tuple[str, str, int]:
+    return gpu.card or "", gpu.uuid or "", -1 if gpu.numa is None else gpu.numa
+
+
+def _with_ports(gpu: Gpu, reading: Reading) -> Gpu:
+    return replace(gpu, ports=reading.ports.get(gpu.bdf))

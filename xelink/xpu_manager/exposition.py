@@ -1,0 +1,110 @@
+"""One exposition: what its sieved lines say of the topology.
+
+A topology hardly ever changes: one whose bytes are those of the last scrape is not parsed again.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from xelink.topology.model import PortState
+from xelink.xpu_manager.line_filter import Sieve
+from xelink.xpu_manager.rows import Matrix, Row
+from xelink.xpu_manager.samples import integer, is_sample, parse
+
+_PORTS = b"xpum_xelink_port_status"
+_PORT_STATES = {
+    0: PortState.HEALTHY,
+    1: PortState.DEGRADED,
+    2: PortState.FAILED,
+    3: PortState.DISABLED,
+}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one exposition says of the topology."""
+
+    rows: tuple[Row, ...]
+    ports: Mapping[str, PortState]
+    """State of the Xe Link ports by the PCI address of the GPU; the worst that was told."""
+    unread: int
+    """Rows that could not be understood."""
+    unread_ports: int
+    """Port states that could not be understood."""
+    foreign: bool
+    """The exposition is XPU Manager 2.x's, which has no fabric data."""
+    strange: str = ""
+    """What the body is where it is no exposition of XPU Manager at all."""
+
+    @property
+    def total(self) -> int:
+        """How many rows there were, understood or not."""
+        return len(self.rows) + self.unread
+
+
+class _Memory(NamedTuple):
+    """What was read last, and out of what: one value, so that neither outlives the other.
+
+    A key alone that outlived its reading would answer for a topology that came back.
+    """
+
+    links: bytes
+    ports: bytes
+    overlong: int
+    origin: tuple[bool, str]
+    reading: Reading
+    ports_follow: bool
+
+
+class Reader:
+    """Reads sieved lines, and knows a topology again that has not changed."""
+
+    def __init__(self) -> None:
+        self._last: _Memory | None = None
+
+    def sieve(self) -> Sieve:
+        """Give the sieve for the next body, which looks where the last one had its lines."""
+        return Sieve(ports_follow=self._last is not None and self._last.ports_follow)
+
+    def read(self, sieve: Sieve) -> Reading:
+        """Parse what the sieve kept; the same bytes give the very same `Reading`."""
+        sieve.finish()
+        last, origin = self._last, (sieve.foreign, sieve.strange)
+        if (
+            last
+            and last.links == sieve.links
+            and last.ports == sieve.ports
+            and (last.overlong, last.origin) == (sieve.overlong, origin)
+        ):
+            return last.reading
+        links, ports = bytes(sieve.links), bytes(sieve.ports)
+        follow = bool(links) and not sieve.ports_lead
+        if last and sieve.ports_follow and not ports and last.ports:
+            # Not found where they were looked for, which is no news: the next sieve looks at all.
+            ports, follow = last.ports, False
+        reading = read(links, ports, overlong=sieve.overlong, origin=origin)
+        self._last = _Memory(links, ports, sieve.overlong, origin, reading, follow)
+        return reading
+
+
+def read(
+    links: bytes, ports: bytes, *, overlong: int = 0, origin: tuple[bool, str] = (False, "")
+) -> Reading:
+    """Parse the lines of both families; what cannot be understood is counted and skipped."""
+    rows, unread = Matrix().read(links)
+    states: dict[str, PortState] = {}
+    unread_ports = 0
+    for line in ports.split(b"\n"):
+        if is_sample(line, _PORTS):
+            try:
+                labels, value = parse(line, _PORTS)
+                bdf = labels[b",pci_bdf="].decode().lower()
+                if state := _PORT_STATES.get(integer(value)):
+                    states[bdf] = max(state, states.get(bdf, state), key=_SEVERITY.__getitem__)
+            except (ValueError, KeyError):
+                unread_ports += 1
+    return Reading(tuple(rows), states, unread + overlong, unread_ports, *origin)
+
+
+_SEVERITY = {state: severity for severity, state in enumerate(PortState)}

@@ -1,0 +1,379 @@
+"""One GET of XPU Manager's metrics, by httpx."""
+
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import httpx
+import tenacity
+
+from xelink.daemon.descriptors import is_shortage
+from xelink.daemon.files import PatientReader, Read
+from xelink.topology.text import printable
+from xelink.xpu_manager.classification import Reason
+from xelink.xpu_manager.exposition import Reader, Reading
+from xelink.xpu_manager.line_filter import TooManyRowsError
+from xelink.xpu_manager.tls import Trust, TrustError, TrustFiles
+from xelink.xpu_manager.transport import CERTIFICATE, HungUpError, Transport
+
+HOST = "127.0.0.1"
+
+_ATTEMPTS = 3
+_FIRST_WAIT = 0.2
+_DETAIL_LIMIT = 160
+_OK = 200
+_UNAUTHORIZED = 401
+
+# After a wrong password the server holds one of its four threads asleep, each time for longer.
+_BACKOFF_FIRST = 60.0
+_BACKOFF_MOST = 3600.0
+
+_MOST_PASSWORD = 4096  # bytes
+# Of a scrape's time, for each of its four files; and no longer than this many seconds.
+_FILE_SHARE = 1 / 8
+_FILE_SECONDS = 2.0
+
+
+class ScrapeError(Exception):
+    """XPU Manager gave no usable answer: what is published still stands."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        detail = printable(detail)
+        super().__init__(f"{reason.value}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """HTTP Basic; the password is read from its file for each scrape, so that it can rotate."""
+
+    username: str
+    password_file: Path
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where to scrape, and within which bounds."""
+
+    port: int
+    trust: TrustFiles | None = None
+    credentials: Credentials | None = None
+    timeout: float = 30.0
+    """Seconds for the whole scrape, retries included."""
+    max_body: int = 64 << 20
+    """Bytes."""
+    host: str = HOST
+
+    @property
+    def url(self) -> str:
+        """Where the metrics are; HTTPS as soon as there is something to verify with."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http{'s' if self.trust else ''}://{host}:{self.port}/metrics"
+
+
+class _Login:
+    """HTTP Basic, and the patience that a refusal asks for."""
+
+    def __init__(
+        self, credentials: Credentials | None, monotonic: Callable[[], float], read: Read
+    ) -> None:
+        self._credentials = credentials
+        self._read = read
+        self._monotonic = monotonic
+        self._sent: bytes | None = None
+        self._accepted: bytes | None = None
+        self._refused: bytes | None = None
+        self._refusals = 0
+        self._not_before = 0.0
+
+    def auth(self) -> httpx.Auth | None:
+        """Give what to send. Raises `ScrapeError` while it is too early to try again."""
+        password = self._password(self._credentials.password_file) if self._credentials else None
+        left = self._not_before - self._monotonic()
+        if self._refusals and left > 0 and password == self._refused:
+            raise ScrapeError(
+                Reason.UNAUTHORIZED,
+                f"refused {self._refusals} times, or not answered; not asked again for"
+                f" {left:.0f} s, or until the password changes",
+            )
+        self._sent = password
+        if self._credentials is None or password is None:
+            return None
+        return httpx.BasicAuth(self._credentials.username, password)
+
+    def accepted(self) -> None:
+        self._refusals = 0
+        self._accepted = self._sent
+
+    def refused(self) -> str:
+        """Wait longer before the next try; give the advice for the user."""
+        wait = min(_BACKOFF_MOST, _BACKOFF_FIRST * 2**self._refusals)
+        self._refusals += 1
+        self._refused = self._sent
+        self._not_before = self._monotonic() + wait
+        advice = "check" if self._credentials else "give"
+        return f"{advice} -username and -password-file; asked again in {wait:.0f} s"
+
+    def unanswered(self) -> None:
+        """Take silence for a refusal, unless this password was accepted before.
+
+        The server sleeps before it refuses, each time for longer, and holds one of its four
+        threads meanwhile: a wrong password may never be answered in time.
+        """
+        again = self._refusals and self._sent == self._refused
+        if again or (self._sent is not None and self._sent != self._accepted):
+            self.refused()
+
+    def _password(self, file: Path) -> bytes:
+        try:
+            password = self._read(file, _MOST_PASSWORD).rstrip(b"\r\n")
+        except TimeoutError:  # of the whole scrape, not of this file
+            raise
+        except OSError as error:
+            detail = error.strerror or str(error)
+            if is_shortage(error):
+                raise ScrapeError(Reason.RESOURCES, _shortage(error)) from error
+            raise ScrapeError(Reason.UNAUTHORIZED, f"-password-file {file}: {detail}") from error
+        if not password:
+            raise ScrapeError(Reason.UNAUTHORIZED, f"-password-file {file}: there is none in it")
+        return password
+
+
+class Scraper:
+    """Scrapes and parses the metrics; one connection, one request in flight."""
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        bounded: Callable[[float], AbstractContextManager[None]],
+        sleep: Callable[[float], None],
+        monotonic: Callable[[], float],
+        user_agent: str = "xelink-sidecar",
+    ) -> None:
+        """Take how to bound a block in time, how to sleep, and a clock in seconds."""
+        self._target = target
+        self._bounded = bounded
+        # Tries again what a moment can heal: XPU Manager restarts, or hung up between scrapes.
+        self._retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(_heals),
+            stop=tenacity.stop_after_attempt(_ATTEMPTS),
+            wait=tenacity.wait_exponential(multiplier=_FIRST_WAIT),
+            sleep=sleep,
+            reraise=True,
+        )
+        self._request = httpx.Request(
+            "GET",
+            target.url,
+            headers={
+                "Accept": "text/plain",
+                "Accept-Encoding": "identity",
+                "Connection": "keep-alive",
+                "User-Agent": user_agent,
+            },
+        )
+        self._reader = Reader()
+        read = PatientReader(min(_FILE_SECONDS, target.timeout * _FILE_SHARE))
+        self._trust = Trust(target.trust, self.close, read) if target.trust else None
+        self._transport: Transport | None = None
+        self._login = _Login(target.credentials, monotonic, read)
+        self.certificate_expiry: float | None = None
+        """When the server's certificate ends, in seconds since 1970."""
+        self.content_type: str | None = None
+        """What the last answer, good or bad, was said to be."""
+
+    @property
+    def url(self) -> str:
+        """Where the metrics come from."""
+        return self._target.url
+
+    @property
+    def trust_problem(self) -> str | None:
+        """Why the files of the trust, as they are now, cannot be used."""
+        return self._trust.problem if self._trust else None
+
+    def hang_up(self) -> None:
+        """Drop the connection: the next scrape makes a new one."""
+        if self._transport:
+            self._transport.close()
+
+    def close(self) -> None:
+        """Drop the connection, and what it was made with."""
+        transport, self._transport = self._transport, None
+        if transport:
+            transport.close()
+
+    def scrape(self) -> Reading:
+        """Fetch the metrics once. Raises `ScrapeError`."""
+        try:
+            with self._bounded(self._target.timeout), _translated(plain=not self._trust):
+                return self._retrying(self._get, self._login.auth())
+        except TimeoutError as error:
+            self.hang_up()
+            if isinstance(error.__cause__, httpx.ReadTimeout):  # the request was sent
+                self._login.unanswered()
+            within = f"within {self._target.timeout:g} s"
+            if self._trust and isinstance(error.__cause__, httpx.ConnectTimeout):
+                raise ScrapeError(
+                    Reason.TLS,
+                    f"no TLS handshake {within}: XPU Manager hangs, or speaks no HTTPS on this"
+                    " port (-cert)",
+                ) from None
+            raise ScrapeError(Reason.TIMEOUT, f"no whole answer {within}") from None
+        except ScrapeError:
+            self.hang_up()
+            raise
+
+    def _get(self, auth: httpx.Auth | None) -> Reading:
+        context = self._trust.context() if self._trust else None
+        if self._transport is None:
+            self._transport = Transport(context, self._target.timeout)
+        request = next(auth.sync_auth_flow(self._request)) if auth else self._request
+        # Without a client of httpx there is no proxy, whatever the environment says, nobody who
+        # follows a redirect, and no jar of cookies that whoever answers could fill.
+        with closing(self._transport.handle_request(request)) as response:
+            self._note_certificate(response)
+            self.content_type = response.headers.get("Content-Type")
+            self._check(response)
+            sieve = self._reader.sieve()
+            size = 0
+            for chunk in response.iter_raw():
+                size += len(chunk)
+                if size > self._target.max_body:
+                    raise ScrapeError(Reason.TOO_LARGE, self._too_large())
+                sieve.feed(chunk)
+        return self._reader.read(sieve)
+
+    def _check(self, response: httpx.Response) -> None:
+        if response.status_code == _UNAUTHORIZED:
+            advice = self._login.refused()  # before its body is read, which may fail
+            raise ScrapeError(Reason.UNAUTHORIZED, f"{_told(response)}; {advice}")
+        if response.status_code != _OK:
+            raise ScrapeError(Reason.STATUS, _told(response))
+        self._login.accepted()
+        encoding = response.headers.get("Content-Encoding", "")
+        if any(word.strip().lower() not in {"", "identity"} for word in encoding.split(",")):
+            raise ScrapeError(Reason.PROTOCOL, f"content encoding {encoding!r} was not asked for")
+        length = response.headers.get("Content-Length", "0")
+        if not (length.isascii() and length.isdigit()):
+            raise ScrapeError(Reason.PROTOCOL, f"content length {length!r} is none")
+        if int(length) > self._target.max_body:
+            raise ScrapeError(Reason.TOO_LARGE, self._too_large())
+
+    def _too_large(self) -> str:
+        return f"the body is longer than {self._target.max_body} bytes (-max-body)"
+
+    def _note_certificate(self, response: httpx.Response) -> None:
+        certificate = response.extensions.get(CERTIFICATE)
+        if certificate:
+            self.certificate_expiry = _seconds(certificate["notAfter"])
+
+
+# Nearly always the time that was read last: reading it takes longer than all else of a certificate.
+_seconds = lru_cache(maxsize=1)(ssl.cert_time_to_seconds)
+
+
+def _heals(error: BaseException) -> bool:
+    """Tell what a moment can heal: refused or reset, but never a failed verification."""
+    return isinstance(error, httpx.NetworkError | HungUpError) and not any(
+        isinstance(cause, ssl.SSLError) for cause in _causes(error)
+    )
+
+
+@contextmanager
+def _translated(*, plain: bool) -> Iterator[None]:
+    """Turn what can go wrong on the way into the reason that the operator is told."""
+    try:
+        yield
+    except TrustError as error:
+        raise ScrapeError(Reason.TLS, str(error)) from error
+    except TooManyRowsError as error:
+        raise ScrapeError(Reason.TOO_LARGE, str(error)) from error
+    except httpx.TimeoutException as error:
+        raise TimeoutError from error
+    except (HungUpError, httpx.HTTPError, ValueError) as error:
+        causes = tuple(_causes(error))
+        if shortage := next(filter(is_shortage, causes), None):
+            raise ScrapeError(Reason.RESOURCES, _shortage(shortage)) from error
+        for kind, reason in _REASONS:
+            if cause := next((cause for cause in causes if isinstance(cause, kind)), None):
+                hint = _RESET_HINT if plain and reason is Reason.RESET else ""
+                raise ScrapeError(reason, f"{_say(cause)}{hint}") from error
+        raise ScrapeError(Reason.PROTOCOL, _say(error)) from error
+
+
+# The first kind that is found among an error and its causes decides.
+_REASONS = (
+    (ssl.SSLError, Reason.TLS),
+    (ConnectionRefusedError, Reason.REFUSED),
+    (ConnectionResetError, Reason.RESET),
+    (httpx.ConnectError, Reason.REFUSED),
+    (httpx.NetworkError, Reason.RESET),
+    (HungUpError, Reason.RESET),
+)
+
+# A server that expects TLS just drops who speaks plain HTTP.
+_RESET_HINT = "; XPU Manager restarts, or speaks HTTPS on this port (-cert)"
+
+
+def _shortage(error: BaseException) -> str:
+    return f"{getattr(error, 'strerror', error)}: on this side, whatever XPU Manager does"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _say(error: BaseException) -> str:
+    if isinstance(error, ConnectionRefusedError):
+        return "nothing listens there: XPU Manager is not up, or on another port (-xpum-port)"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return error.verify_message.rstrip(".") + _CERTIFICATE_ADVICE.get(error.verify_code, "")
+    if isinstance(error, ssl.SSLError):
+        return f"{error.reason or error}; {_TLS_ADVICE.get(error.reason, _NO_TLS)}"
+    return " ".join(str(error).split())[:_DETAIL_LIMIT] or type(error).__name__
+
+
+# By OpenSSL's X509_V_ERR codes
+_NOT_ITS_CA = "; the file of -cert does not contain its CA"
+_NO_CA = "; the CA of -cert needs basicConstraints CA:TRUE"
+_CERTIFICATE_ADVICE = {
+    7: _NOT_ITS_CA,  # a CA of the same name signed it
+    9: "; wait, or set the clock",
+    10: "; renew it",
+    18: "; the file of -cert does not contain it",
+    19: _NOT_ITS_CA,
+    20: _NOT_ITS_CA,
+    24: _NO_CA,
+    26: "; its extendedKeyUsage must allow serverAuth",
+    62: "; it needs a subjectAltName for the host",
+    64: f"; it needs subjectAltName=IP:{HOST}",
+    79: _NO_CA,
+}
+
+# By OpenSSL's names of reasons
+_NO_TLS = "does XPU Manager speak HTTPS on this port?"
+_TLS_ADVICE = {
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": "does XPU Manager ask for a -client-cert?",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "XPU Manager asks for a -client-cert",
+    "SSLV3_ALERT_BAD_CERTIFICATE": "XPU Manager does not accept the -client-cert",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "renew the -client-cert",
+    "TLSV1_ALERT_UNKNOWN_CA": "XPU Manager does not know the CA of the -client-cert",
+    "TLSV1_ALERT_PROTOCOL_VERSION": "XPU Manager must offer TLS 1.2 or later",
+    "UNSUPPORTED_PROTOCOL": "XPU Manager must offer TLS 1.2 or later",
+}
+
+
+def _told(response: httpx.Response) -> str:
+    """Give the status and the beginning of an error's body, which often says what is wrong."""
+    beginning = b""
+    with suppress(httpx.HTTPError):  # the status is known, whatever becomes of the body
+        beginning = next(response.iter_raw(_DETAIL_LIMIT), b"")
+    line = beginning.decode(errors="replace").strip().partition("\n")[0].strip()
+    return f"{response.status_code} {printable(line, _DETAIL_LIMIT)}".strip()
