@@ -1,7 +1,7 @@
 """The devices that kubelet counts: what is made of the node's GPUs, decided without reading it.
 
 Ids, resources, monitoring and by-path are those of Intel's GPU plugin, so that Pods written for it
-still find what they ask for.
+still find what they ask for. Pure.
 """
 
 from dataclasses import dataclass

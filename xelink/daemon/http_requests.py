@@ -1,4 +1,4 @@
-"""Requests as the `-listen` server takes them: the head alone, and whom it is for. Pure."""
+"""Requests as the `-listen` server takes them: the head alone, and whom it is for."""
 
 import re
 import socket

@@ -1,6 +1,7 @@
 """One exposition: what its sieved lines say of the topology.
 
-A topology hardly ever changes: one whose bytes are those of the last scrape is not parsed again.
+A topology hardly ever changes: one whose bytes are those of the last scrape is not parsed
+again. Pure.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """The lines that matter out of a stream of bytes, cut anywhere; constant memory.
 
 A body is half a megabyte and more, the topology a sixth of it. The stream is searched chunk by
-chunk with `bytes.rfind`, and only the lines of the two families are kept.
+chunk with `bytes.rfind`, and only the lines of the two families are kept. Pure.
 """
 
 from xelink.xpu_manager.origin import BEGINNING, described

@@ -1,4 +1,4 @@
-"""Rows of `xpum_topology_link`: what each tile of a node sees of each other."""
+"""Rows of `xpum_topology_link`: what each tile of a node sees of each other. Pure."""
 
 import re
 from collections.abc import Mapping

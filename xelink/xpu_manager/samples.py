@@ -1,4 +1,4 @@
-"""Samples of an exposition, parsed strictly: labels and value of one line."""
+"""Samples of an exposition, parsed strictly: labels and value of one line. Pure."""
 
 import re
 from collections.abc import Mapping

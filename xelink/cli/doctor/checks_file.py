@@ -1,4 +1,4 @@
-"""The feature file, its directory, and what NFD makes of them. Pure."""
+"""The feature file, its directory, and what NFD makes of them, by what the probe saw."""
 
 import errno
 import os

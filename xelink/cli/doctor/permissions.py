@@ -1,7 +1,7 @@
 """What a user may do with a file, by its mode bits alone: as for a process without capabilities.
 
 The daemons run without any, NFD's worker is not root: `os.access` would answer for whoever asks,
-and root may do all. Pure.
+and root may do all.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""A scenario: nodes with GPUs, and Pods that come and go. Its YAML, read and written; pure.
+"""A scenario: nodes with GPUs, and Pods that come and go. Its YAML, read and written.
 
 Times are minutes. A device is one of the `shares` in which each GPU is offered, so without sharing
 it is a GPU.
