@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,37 @@ def test_no_verdict_hangs_on_how_fast_a_machine_is(path: Path) -> None:
         if keyword.arg == "timeout" and isinstance(keyword.value, ast.Constant)
     ]
     assert patience == [], "PATIENCE, whatever is waited for"
+
+
+PAGE = (ROOT / "docs" / "architecture.md").read_text()
+CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+
+
+def test_the_page_shows_the_rows_and_names_the_contracts() -> None:
+    (layers,) = (each["layers"] for each in CONTRACTS["contracts"] if each["type"] == "layers")
+    figure = PAGE.partition("```text\n")[2].partition("```")[0]
+    assert [line.split() for line in figure.splitlines()] == [row.split(" | ") for row in layers]
+    listed = re.findall(r"^- (.+)$", PAGE.partition("## Contracts")[2], re.MULTILINE)
+    assert listed == [each["name"] for each in CONTRACTS["contracts"]]
+
+
+def test_the_page_has_a_paragraph_for_each_package() -> None:
+    packages = {path.parent.name for path in (ROOT / "xelink").glob("*/__init__.py")}
+    told = re.findall(r"^\*\*`([\w/]+)`\*\*", PAGE, re.MULTILINE)
+    assert {*told} == {f"xelink/{name}" for name in packages} | {"sidecar", "device_plugin"}
+
+
+def test_each_file_that_the_page_names_is_there() -> None:
+    """One without a folder is in that of the paragraph, or of the file named before it."""
+    missing = []
+    for paragraph in PAGE.split("\n\n"):
+        folders = [
+            ROOT / name
+            for name in re.findall(r"`((?:xelink/\w+|sidecar|device_plugin))`", paragraph)
+        ]
+        for name in re.findall(r"`([\w/]+\.py)`", paragraph):
+            if "/" in name:
+                folders.append((ROOT / name).parent)
+            if not any((folder / name).is_file() for folder in [ROOT, *folders]):
+                missing.append(name)
+    assert missing == []

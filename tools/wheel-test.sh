@@ -13,6 +13,13 @@ pip=("$scratch/venv/bin/pip" --quiet --disable-pip-version-check)
 "${pip[@]}" install --no-deps --no-index "$scratch"/xelink-*.whl
 "${pip[@]}" check
 cd "$scratch"
+# What else it put at the top would be somebody's else: pip lets one package overwrite another.
+installed=$(venv/bin/python -c 'import importlib.metadata as metadata
+print(*sorted({file.parts[0] for file in metadata.files("xelink") if file.suffix == ".py"}))')
+[ "$installed" = "device_plugin sidecar xelink" ] || {
+  echo "wheel: it installs: $installed" >&2
+  exit 1
+}
 for command in xelink-sidecar xelink-device-plugin; do
   "venv/bin/$command" -h >help
   grep -q -- "-print-config" help
