@@ -4,8 +4,8 @@ What of it takes time, the tables of the preference, is kept from one snapshot t
 as the GPUs, their links and their ports are the same.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from device_plugin.resources import Device, Offer, devices
@@ -13,7 +13,6 @@ from device_plugin.snapshot import Snapshot
 from xelink.inventory.gpus import Inventory
 from xelink.inventory.health import Health, complaints
 from xelink.inventory.links import UNREAD, NodeLinks, Pair
-from xelink.nfd.reader import State
 from xelink.preference.criteria import GpuFacts
 from xelink.preference.decision import Decisions
 from xelink.preference.engine import Clock, Policy, Preferences, prefer_or_plain, prepare
@@ -63,18 +62,15 @@ class Assembler:
     def assemble(self, seen: Seen) -> Snapshot:
         """Make the snapshot of what was seen; up to 40 ms where a preference must be prepared."""
         resources = devices(seen.inventory, self._choosing.offer)
-        links = seen.links
-        lanes: Mapping[Pair, int] = links.lanes if links.usable else {}
+        links = replace(seen.links, lanes=dict(seen.links.lanes) if seen.links.usable else {})
         prepared = {
-            resource: self._prepare(resource, _ground(offered, links, lanes))
+            resource: self._prepare(resource, _ground(offered, links))
             for resource, offered in resources.items()
             if any(device.card for device in offered)
         }
         return Snapshot(
             resources=resources,
-            lanes=dict(lanes) if links.usable else None,
-            mapped=_mapped(seen),
-            guessed=links.state is State.GUESS,
+            links=links,
             unhealthy=complaints(seen.health, seen.inventory.cards),
             prefer={
                 resource: partial(prefer_or_plain, preferences)
@@ -105,19 +101,14 @@ class Assembler:
         return known[1]
 
 
-def _mapped(seen: Seen) -> frozenset[str] | None:
-    """Name the GPUs that the topology speaks of; None says all of them."""
-    if not seen.links.usable:
-        return None
-    return frozenset(card.bdf for card in seen.inventory.cards) - {*seen.links.not_in_map}
-
-
-def _ground(offered: Iterable[Device], links: NodeLinks, lanes: Mapping[Pair, int]) -> _Ground:
+def _ground(offered: Iterable[Device], links: NodeLinks) -> _Ground:
     cards = {device.card.bdf: device.card for device in offered if device.card}
     return _Ground(
         tuple(
             GpuFacts(card.name, bdf, card.numa, links.ports_healthy(bdf), card.physfn)
             for bdf, card in sorted(cards.items())
         ),
-        frozenset((pair, width) for pair, width in lanes.items() if cards.keys() >= set(pair)),
+        frozenset(
+            (pair, width) for pair, width in links.lanes.items() if cards.keys() >= set(pair)
+        ),
     )

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from device_plugin.responses import Choice, Linked
+from device_plugin.responses import Choice
+from xelink.inventory.workload_facts import Linked
 from xelink.preference.decision import Decision
 
 MOST_PREFERENCES = 20

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from device_plugin.responses import Container, Facts, Told
+from device_plugin.responses import Container, Told
 from xelink.api import deviceplugin_pb2 as pb
+from xelink.inventory.workload_facts import Facts
 
 MESSAGE_LIMIT = 4 << 20
 """Bytes that kubelet receives in one message: of a longer one the stream would die."""

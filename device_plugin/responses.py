@@ -4,22 +4,20 @@ No protobuf here: `messages` translates. What is refused raises one of two excep
 the two ways in which kubelet's request can be wrong.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from itertools import combinations
 from typing import NamedTuple
 
-from device_plugin.resources import NAMESPACE, Device
+from device_plugin.resources import Device
 from device_plugin.snapshot import Snapshot
 from xelink.inventory.cdi import qualified_name
 from xelink.inventory.devfs import DeviceNode, Mount
+from xelink.inventory.links import NodeLinks
+from xelink.inventory.workload_facts import Linked, how_linked
 from xelink.preference.engine import Preference
-
-GPUS = "gpus"
-LINKS = "links"
-ALL_LINKED = "linked"
 
 _MOST_NAMED = 8  # ids in one message: it travels in a header of 8 KiB
 _LONGEST_ID = 40
@@ -49,16 +47,6 @@ class Told(NamedTuple):
     numa: int | None
 
 
-class Linked(Enum):
-    """How much of a set of GPUs is linked, pair by pair."""
-
-    ALL = "all"
-    SOME = "some"
-    NONE = "none"
-    SINGLE = "single"
-    UNKNOWN = "unknown"
-
-
 class Choice(Enum):
     """What became of our preference when kubelet allocated."""
 
@@ -76,24 +64,6 @@ class Container:
     nodes: tuple[DeviceNode, ...] = ()
     mounts: tuple[Mount, ...] = ()
     cdi: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a workload is told of its GPUs, by name; nothing where it got no GPU of its own."""
-
-    linked: Linked = Linked.UNKNOWN
-    said: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """The facts as variables: `XELINK_GPUS`, `XELINK_LINKS`, `XELINK_LINKED`."""
-        return {f"XELINK_{name.upper()}": value for name, value in self.said.items()}
-
-    @property
-    def annotations(self) -> dict[str, str]:
-        """The facts as annotations of the container: `gpu.intel.com/xelink.gpus` and so on."""
-        return {f"{NAMESPACE}/xelink.{name}": value for name, value in self.said.items()}
 
 
 def listing(snapshot: Snapshot, resource: str) -> tuple[Told, ...]:
@@ -161,53 +131,19 @@ def fault(
     return None
 
 
-def how_linked(snapshot: Snapshot, gpus: Sequence[str]) -> Linked:
-    """Say how much of a set of PCI addresses is linked; all means every pair.
-
-    Unknown where the links of one of them are.
-    """
-    if len(gpus) < 2:  # noqa: PLR2004 - a pair
-        return Linked.SINGLE
-    if not all(map(snapshot.speaks_of, gpus)):
-        return Linked.UNKNOWN
-    pairs = [snapshot.linked(one, other) is not None for one, other in combinations(gpus, 2)]
-    if all(pairs):
-        return Linked.ALL
-    return Linked.SOME if any(pairs) else Linked.NONE
-
-
-def require_links(snapshot: Snapshot, gpus: Sequence[str]) -> None:
+def require_links(links: NodeLinks, gpus: Sequence[str]) -> None:
     """Raise `NotLinkedError`, with the first pair, for GPUs that are known not to be all linked.
 
     What is not known refuses nobody: an outage would fail every Pod of the node.
     """
-    if how_linked(snapshot, gpus) not in {Linked.SOME, Linked.NONE}:
+    if how_linked(links, gpus) not in {Linked.SOME, Linked.NONE}:
         return
     pairs = list(combinations(gpus, 2))
-    apart = [pair for pair in pairs if snapshot.linked(*pair) is None]
+    apart = [pair for pair in pairs if links.lanes_between(*pair) is None]
     raise NotLinkedError(
         f"{len(pairs) - len(apart)} of {len(pairs)} pairs of these GPUs are linked"
         f" ({' and '.join(apart[0])} are not), and -require-links is set"
     )
-
-
-def facts(snapshot: Snapshot, gpus: Sequence[str]) -> Facts:
-    """Tell what there is to tell of a container's GPUs, by their PCI addresses.
-
-    `gpus`: the addresses. `links`: `address-address=lanes`, without `=lanes` where nobody told how
-    many. `linked`: whether all pairs are.
-    """
-    linked = how_linked(snapshot, gpus)
-    if not gpus:
-        return Facts(linked)
-    links = ((one, other, snapshot.linked(one, other)) for one, other in combinations(gpus, 2))
-    told = (
-        f"{one}-{other}" if snapshot.guessed or not lanes else f"{one}-{other}={lanes}"
-        for one, other, lanes in links
-        if lanes is not None
-    )
-    said = {GPUS: ",".join(gpus), LINKS: ",".join(told), ALL_LINKED: linked.value}
-    return Facts(linked, said)
 
 
 def _container(snapshot: Snapshot, devices: Sequence[Device]) -> Container:

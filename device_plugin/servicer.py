@@ -22,12 +22,10 @@ from device_plugin.limits import Limits
 from device_plugin.responses import (
     Choice,
     Container,
-    Facts,
     MalformedError,
     Told,
     UnusableError,
     container,
-    facts,
     farewell,
     fault,
     listing,
@@ -42,6 +40,7 @@ from xelink.api.deviceplugin_pb2_grpc import DevicePluginServicer
 from xelink.daemon.polling import first_of
 from xelink.daemon.watch import Watch
 from xelink.daemon.worker_threads import Asides, NoRoomError
+from xelink.inventory.workload_facts import Facts, facts
 from xelink.preference.decision import PLAIN, UNKNOWN, Decision
 from xelink.preference.engine import Preference, RequestError, plain
 
@@ -322,10 +321,10 @@ class Plugin(DevicePluginServicer):
             return self._given[ids]
         one = container(snapshot, self.resource, (*ids,), known)
         if self._manners.require_links:
-            require_links(snapshot, one.gpus)
+            require_links(snapshot.links, one.gpus)
         given = _Given(one, Facts(), messages.allocation(one))
         with self._spared("facts"):
-            told = facts(snapshot, one.gpus)
+            told = facts(snapshot.links, one.gpus)
             account = messages.account(told, with_env=self._manners.allocate_env)
             given.message.MergeFrom(account)
             given = given._replace(facts=told)

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TypeAlias
 
 from device_plugin.resources import Device
+from xelink.inventory.links import UNREAD, NodeLinks
 from xelink.preference.decision import Decision
 from xelink.preference.engine import Preference
 
@@ -29,20 +30,16 @@ class Snapshot:
     """Devices, health, topology and the prepared preference of one node at one instant.
 
     `resources` are the devices by the resource's full name (`gpu.intel.com/i915`), in the order of
-    PCI addresses, as `devices.devices` gives them. `lanes` are the lanes of each pair of linked
-    GPUs by their PCI addresses, 0 where nobody told how many, None while no topology is known.
-    `mapped` are the PCI addresses that the topology speaks of, None for all. `guessed` says that
-    `lanes` go by PCI order alone: worth a preference, but no claim and no number of lanes.
-    `unhealthy` tells by PCI address why a GPU must not be used though its devices are there.
-    `prefer` is the preference of each resource that has one, `decide` its account of one, `quick`
-    are those resources whose preference takes microseconds, so that it may be asked for on the
-    loop. `cdi` are the cards that may be named as CDI devices, by their DRM names.
+    PCI addresses, as `resources.devices` gives them. `links` are those between the node's GPUs,
+    without lanes while they cannot be used. `unhealthy` tells by PCI address why a GPU must not be
+    used though its devices are there. `prefer` is the preference of each resource that has one,
+    `decide` its account of one, `quick` are those resources whose preference takes microseconds, so
+    that it may be asked for on the loop. `cdi` are the cards that may be named as CDI devices, by
+    their DRM names.
     """
 
     resources: Mapping[str, tuple[Device, ...]] = field(default_factory=dict)
-    lanes: Mapping[tuple[str, str], int] | None = None
-    mapped: frozenset[str] | None = None
-    guessed: bool = False
+    links: NodeLinks = UNREAD
     unhealthy: Mapping[str, str] = field(default_factory=dict)
     prefer: Mapping[str, Prefer] = field(default_factory=dict, compare=False)
     decide: Mapping[str, Decide] = field(default_factory=dict, compare=False)
@@ -68,17 +65,6 @@ class Snapshot:
         if device.healthy:
             return None
         return (device.card and device.card.complaint) or "it has no device node"
-
-    def linked(self, one: str, other: str) -> int | None:
-        """Give the lanes between two PCI addresses, None without a link that is known."""
-        lanes = self.lanes or {}
-        found = [lanes[pair] for pair in ((one, other), (other, one)) if pair in lanes]
-        return min(found) if found else None
-
-    def speaks_of(self, address: str) -> bool:
-        """Tell whether a GPU's links are known, so that it has none but those in `lanes`."""
-        certain = self.lanes is not None and not self.guessed
-        return certain and (self.mapped is None or address in self.mapped)
 
     # Once for a snapshot: requests are many, and a node may have thousands of shares.
 

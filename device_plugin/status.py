@@ -119,9 +119,8 @@ def _cards(snapshot: Snapshot) -> Sequence[tuple[Card, Device]]:
 
 
 def _gpu(snapshot: Snapshot, card: Card, device: Device, silent: Sequence[str]) -> Told:
-    lanes = snapshot.lanes or {}
-    linked = {bdf for pair in lanes if card.bdf in pair for bdf in pair} - {card.bdf}
-    known = linked or snapshot.speaks_of(card.bdf)
+    linked = {bdf for pair in snapshot.links.lanes if card.bdf in pair for bdf in pair} - {card.bdf}
+    known = linked or snapshot.links.knows(card.bdf)
     return {
         "card": card.name,
         "pci": card.bdf,

@@ -4,9 +4,10 @@ import time
 from datetime import datetime
 
 from device_plugin.assembly import Seen
-from device_plugin.responses import Choice, Linked, Told
+from device_plugin.responses import Choice, Told
 from xelink.daemon.metrics import Metrics
 from xelink.inventory.health import Health
+from xelink.inventory.workload_facts import Linked
 from xelink.nfd.reader import State
 from xelink.preference.decision import WORDS
 from xelink.preference.engine import Preference

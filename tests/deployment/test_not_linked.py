@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 import pytest
 
-from device_plugin.responses import Choice, Linked
+from device_plugin.responses import Choice
 from tests.deployment import api
 from tests.deployment.guide import Shell, administrator, masked, needs_kubectl
 from tests.deployment.pipeline import I915
 from tests.deployment.rendering import ROOT, Document
 from tests.processes import get, running
+from xelink.inventory.workload_facts import Linked
 from xelink.nfd.reader import State
 from xelink.preference.decision import NOTHING, PLAIN, POLICY
 from xelink.simulators.kubelet.admission import Pod

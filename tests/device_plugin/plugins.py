@@ -26,6 +26,8 @@ from xelink.daemon.metrics import Metrics
 from xelink.daemon.watch import Watch
 from xelink.inventory.devfs import DeviceNode, Mount
 from xelink.inventory.gpus import Card
+from xelink.inventory.links import UNREAD, NodeLinks, pair
+from xelink.nfd.reader import State
 
 if TYPE_CHECKING:
     from xelink.api.deviceplugin_pb2_grpc import DevicePluginAsyncStub
@@ -83,9 +85,12 @@ def node(
     every = [card(number) for number in range(1, cards + 1)] if isinstance(cards, int) else [*cards]
     return Snapshot(
         resources={I915: tuple(device for one in every for device in shares(one, shared))},
-        lanes=None
+        links=UNREAD
         if lanes is None
-        else {(bdf(one), bdf(other)): width for (one, other), width in lanes.items()},
+        else NodeLinks(
+            State.IN_USE,
+            lanes={pair(bdf(one), bdf(other)): width for (one, other), width in lanes.items()},
+        ),
         unhealthy=unhealthy or {},
         prefer={} if prefer is None else {I915: prefer},
         cdi=frozenset(one.name for one in every) if cdi else frozenset(),

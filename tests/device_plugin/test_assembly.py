@@ -14,7 +14,7 @@ from tests.device_plugin.plugins import I915, MONITORING, bdf, card
 from xelink.inventory.by_path import ByPath
 from xelink.inventory.gpus import Card, Inventory, Problem
 from xelink.inventory.health import GpuHealth, Health
-from xelink.inventory.links import NodeLinks, Pair
+from xelink.inventory.links import UNREAD, NodeLinks, Pair
 from xelink.nfd.reader import State
 from xelink.preference.engine import Preferences
 from xelink.topology.model import PortState
@@ -182,25 +182,33 @@ def test_lanes_are_known_where_links_are_usable_and_none_otherwise(state: State)
     snapshot = assembler().assemble(node(links=wired((2, 4), state=state)))
     usable = state in {State.IN_USE, State.GUESS}
     pair: Pair = (bdf(2), bdf(4))
-    assert snapshot.lanes == ({pair: 8} if usable else None)
+    assert snapshot.links.lanes == ({pair: 8} if usable else {})
+    assert snapshot.links.state is state
     best = ("card2-0", "card4-0") if usable else ("card1-0", "card2-0")
     assert preferred(snapshot, 2) == best
 
 
 def test_before_the_first_look_no_lanes_are_known() -> None:
     snapshot = assembler().assemble(Seen(inventory=Inventory((card(1), card(2)))))
-    assert snapshot.lanes is None
+    assert snapshot.links == UNREAD
     assert preferred(snapshot, 1) == ("card1-0",)
 
 
 def test_of_a_gpu_that_the_id_map_lacks_no_links_are_known() -> None:
     links = replace(wired((1, 2)), not_in_map=(bdf(3),))
     snapshot = assembler().assemble(node(links=links))
-    assert [snapshot.speaks_of(bdf(number)) for number in (1, 2, 3, 4)] == [True, True, False, True]
+    assert [snapshot.links.knows(bdf(number)) for number in (1, 2, 3, 4)] == [
+        True,
+        True,
+        False,
+        True,
+    ]
 
 
 def test_a_node_without_links_is_known_to_have_none() -> None:
-    assert assembler().assemble(node(links=NodeLinks(State.IN_USE))).lanes == {}
+    links = assembler().assemble(node(links=NodeLinks(State.IN_USE))).links
+    assert links.knows(bdf(1))
+    assert links.lanes == {}
 
 
 def test_without_gpus_there_is_nothing_to_offer_and_what_was_known_comes_back() -> None:
@@ -239,4 +247,4 @@ def test_a_snapshot_is_not_changed_by_what_comes_after_it() -> None:
     lanes = {(bdf(1), bdf(2)): 8}
     snapshot = assembler().assemble(node(links=NodeLinks(State.IN_USE, lanes=lanes)))
     lanes.clear()
-    assert snapshot.lanes == {(bdf(1), bdf(2)): 8}
+    assert snapshot.links.lanes == {(bdf(1), bdf(2)): 8}

@@ -389,14 +389,13 @@ def test_labels_that_arrive_during_a_slow_scan_are_not_lost() -> None:
             await hold_a_scan()
             scene.tree.remove("0000:da:00.0")
             scene.publish()
-            held = await scene.until(lambda snapshot: snapshot.lanes)
+            held = await scene.until(lambda snapshot: snapshot.links.lanes)
             assert len(held.devices(I915)) == 8
             SlowSysfs.go_on.set()
             after = await scene.until(lambda snapshot: len(snapshot.devices(I915)) == 7)
-            assert after.lanes is not None
-            assert len(after.lanes) == 7 * 6 // 2
+            assert len(after.links.lanes) == 7 * 6 // 2
             await scene.scanned("good")
-            assert scene.watch.current.lanes == after.lanes
+            assert scene.watch.current.links == after.links
 
     tell(story)
 
@@ -410,7 +409,7 @@ def test_links_are_said_to_be_in_use_when_they_are_and_not_when_they_are_read() 
             await asyncio.to_thread(scene.assembler.held.wait, PATIENCE)
             assert node.label_state.startswith("links missing")
             scene.assembler.go_on.set()
-            await scene.until(lambda snapshot: snapshot.lanes)
+            await scene.until(lambda snapshot: snapshot.links.lanes)
             assert node.label_state == "links in use"
 
     tell(story)
@@ -430,8 +429,7 @@ def test_half_of_the_first_look_is_told_to_nobody() -> None:
             assert {entry["event"] for entry in scene.logs.entries} == {"health is known"}
             SlowSysfs.go_on.set()
             snapshot = await scene.until(lambda snapshot: snapshot.resources)
-            assert snapshot.lanes is not None
-            assert len(snapshot.lanes) == 28
+            assert len(snapshot.links.lanes) == 28
             assert node.label_state == "links in use"
             assert not [entry for entry in scene.logs.entries if entry["log_level"] == "warning"]
 
@@ -448,7 +446,7 @@ def test_doubts_are_said_once() -> None:
         scene.tree.add(SimulatedGpu("0000:db:00.0", 8, numa=1, render=135))
         scene.tree.damage(FIRST, "numa_node", Damage.NONSENSE)
         async with following(scene):
-            await scene.until(lambda snapshot: snapshot.lanes)
+            await scene.until(lambda snapshot: snapshot.links.lanes)
             await scene.scanned("good", 5)
             said = len(scene.said("links"))
             scene.publish("0.0-1.0")  # other news do not repeat them

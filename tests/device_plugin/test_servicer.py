@@ -30,6 +30,7 @@ from tests.device_plugin.plugins import I915, Served, bdf, card, node, quicken, 
 from tests.patience import PATIENCE
 from xelink.api import deviceplugin_pb2 as pb
 from xelink.api.deviceplugin_pb2_grpc import DevicePluginStub
+from xelink.nfd.reader import State
 from xelink.preference.criteria import GpuFacts
 from xelink.preference.decision import Decision, Decisions
 from xelink.preference.engine import Preference, RequestError, prepare
@@ -838,10 +839,12 @@ def test_nothing_is_claimed_of_gpus_whose_links_are_not_known(
     known: dict[str, Any], links: str, linked: str
 ) -> None:
     lanes = known.get("lanes", {(1, 2): 4})
+    snapshot = node(lanes=lanes)
+    lacking = {1, 2} - known.get("mapped", {1, 2})
+    state = State.GUESS if known.get("guessed") else State.IN_USE
     snapshot = replace(
-        node(lanes=lanes),
-        mapped=frozenset(map(bdf, known["mapped"])) if "mapped" in known else None,
-        guessed=known.get("guessed", False),
+        snapshot,
+        links=replace(snapshot.links, state=state, not_in_map=tuple(map(bdf, sorted(lacking)))),
     )
 
     async def story(plugin: Served) -> None:

@@ -17,7 +17,7 @@ from device_plugin.endpoints import Endpoints
 from device_plugin.history import MOST_DEVICES, MOST_PREFERENCES, Allocated, History, Preferred
 from device_plugin.node import Node, Sources
 from device_plugin.page import body
-from device_plugin.responses import Choice, Linked
+from device_plugin.responses import Choice
 from device_plugin.snapshot import Snapshot
 from device_plugin.status import Parts, status
 from device_plugin.telemetry import NodeTelemetry
@@ -36,6 +36,7 @@ from xelink.inventory.devfs import Roots
 from xelink.inventory.gpus import Inventory, scan
 from xelink.inventory.health import GpuHealth, Health
 from xelink.inventory.links import join
+from xelink.inventory.workload_facts import Linked
 from xelink.nfd import reader as labels
 from xelink.preference.decision import Decision
 from xelink.simulators.kubelet.kubelet import Kubelet

@@ -59,6 +59,10 @@ class NodeLinks:
         """Every pair with a link between them, however many lanes it has."""
         return frozenset(self.lanes)
 
+    def knows(self, bdf: str) -> bool:
+        """Tell whether a GPU's links are known, so that it has none but those in `lanes`."""
+        return self.state is State.IN_USE and bdf not in self.not_in_map
+
     def lanes_between(self, one: str, other: str) -> int | None:
         """Give the lanes between two GPUs; None where there is no link."""
         return self.lanes.get(pair(one, other))

@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 
-from device_plugin.responses import Facts, facts
-from device_plugin.snapshot import Snapshot
 from xelink.cli.exit_codes import WrongCallError
 from xelink.inventory.gpus import Card, Inventory
 from xelink.inventory.links import NodeLinks, join
+from xelink.inventory.workload_facts import Facts, facts
 from xelink.nfd.reader import Reading, State
 from xelink.preference.criteria import WISHES, GpuFacts, Wish
 from xelink.preference.engine import Policy, Preference, Preferences, prepare
@@ -86,9 +85,8 @@ class Choice:
     @cached_property
     def facts(self) -> Facts:
         """What the container would be told, as the plugin tells it."""
-        guessed = self.node.labels_only
-        snapshot = Snapshot(lanes=dict(self.links.lanes), guessed=guessed)
-        return facts(snapshot, [card.bdf for card in self.chosen])
+        links = replace(self.links, state=State.GUESS) if self.node.labels_only else self.links
+        return facts(links, [card.bdf for card in self.chosen])
 
     def pairs(self, cards: Iterable[str]) -> Iterator[tuple[Card, Card, int | None]]:
         """Give every pair of cards with its lanes, None where there is no link."""
