@@ -27,6 +27,8 @@ from xelink.api.deviceinfo_pb2 import (
 )
 from xelink.simulators.bounds import BOUNDS, MOST_CALLS
 
+__all__ = ["Xpumd"]
+
 SERVICE = "deviceinfo.DeviceInfo"
 METHOD = "WatchDeviceHealth"
 CHECKS = ("core-temperature", "memory", "power", "fabric")

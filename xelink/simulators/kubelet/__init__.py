@@ -1,1 +1,6 @@
 """A kubelet as far as a device plugin meets it."""
+
+from xelink.simulators.kubelet.admission import AdmissionError, Pod
+from xelink.simulators.kubelet.kubelet import Kubelet
+
+__all__ = ["AdmissionError", "Kubelet", "Pod"]
