@@ -1,8 +1,6 @@
 """One tick: scrape, judge, publish what changed; and what the probes say of it."""
 
-import re
 from collections.abc import Callable
-from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -10,13 +8,12 @@ from typing import NamedTuple, Protocol
 
 from structlog.typing import FilteringBoundLogger
 
-from sidecar.debounce import Belief, Kind, believe
+from sidecar.announcements import Announcements, expiry_text, pending
+from sidecar.debounce import Belief, believe
 from sidecar.telemetry import Telemetry
 from xelink.daemon.http_server import Verdict
-from xelink.daemon.logs import Changes
 from xelink.nfd.writer import HangingError, OnExit, PublishError
 from xelink.topology import nfd_format
-from xelink.topology.model import Tile, Topology
 from xelink.topology.publication import (
     GROUP,
     AbsentError,
@@ -39,9 +36,6 @@ from xelink.xpu_manager.classification import (
 from xelink.xpu_manager.exposition import Reading
 from xelink.xpu_manager.hints import no_links
 from xelink.xpu_manager.scrape import ScrapeError
-
-_MOST_NAMED = 8
-_DIGITS = re.compile(r"[0-9]+")  # a detail that differs in numbers only is no news
 
 
 class Source(Protocol):
@@ -118,7 +112,7 @@ class Sidecar:
         self._target = target
         self._policy = policy
         self._telemetry = telemetry
-        self._log = log
+        self._say = Announcements(log, target.verb)
         self._belief: Belief | None = None
         self._believed_until: datetime | None = None
         self._judged: tuple[Reading, Outcome] | None = None
@@ -127,7 +121,6 @@ class Sidecar:
         self._publish_problem: str | None = None
         self._other: str | None = None
         self._fault: str | None = None
-        self._changes = Changes()
         self._written: tuple[Publication, bytes] | None = None
         self.outcome: Outcome | None = None
         self.scrapes: tuple[Scrape, ...] = ()
@@ -170,17 +163,13 @@ class Sidecar:
         except AbsentError:
             return
         except UnusableError as error:
-            self._log.warning("what stands is not used", reason=str(error))
+            self._say.ignored(str(error))
             return
         if standing.topology is not None:
             # The reference's files never expire: what it said last must not bind us for ever.
             self._hold(Belief(standing.topology), standing.expiry or self._expiry(now))
         self._telemetry.stands(_timestamp(standing.expiry))
-        self._log.info(
-            "what stands counts as the last publication",
-            **_facts(standing),
-            expires=_text(standing.expiry),
-        )
+        self._say.resumed(standing)
 
     def tick(self, now: Callable[[], datetime], monotonic: Callable[[], float]) -> Outcome:
         """Scrape once, and publish when that changes something or the expiry is due."""
@@ -199,7 +188,7 @@ class Sidecar:
         self.scrapes = (Scrape(at, seconds, outcome), *self.scrapes[: _MOST_REMEMBERED - 1])
         self._telemetry.scraped(outcome, seconds, at.timestamp())
         self._telemetry.certificate(self._source.certificate_expiry)
-        self._say_trust()
+        self._say.trust(self._source.trust_problem)
         at = now()
         if self._believed_until and self._believed_until < at:
             self._hold(None, None)  # what has expired stands no longer
@@ -222,7 +211,7 @@ class Sidecar:
         if self._publish_problem:
             return f"not published: {self._publish_problem}"
         if self._belief and self._belief.missing:
-            return f"a loss waits for confirmation: {_pending(self._belief)}"
+            return f"a loss waits for confirmation: {pending(self._belief)}"
         return self._not_as_written()
 
     def _not_as_written(self) -> str | None:
@@ -264,35 +253,35 @@ class Sidecar:
         """Do with the feature file what was asked for the end."""
         try:
             if self._other or self._target.other_writer():
-                self._log.info("stopped", labels="those of another sidecar")
+                self._say.stopped("those of another sidecar")
                 return
             content = self._target.read()
         except PublishError as error:
-            self._log.error("stopped", labels="not certain", reason=printable(str(error)))
+            self._say.stopped("not certain", error)
             return
         if content is None or on_exit is OnExit.EXPIRE:
             expiry = nfd_format.parse(content or b"", now).expiry
-            stay = f"stay until {_text(expiry)}" if expiry else "stay for ever"
-            self._log.info("stopped", labels=stay if content else "none")
+            stay = f"stay until {expiry_text(expiry)}" if expiry else "stay for ever"
+            self._say.stopped(stay if content else "none")
             return
         try:
             if on_exit is OnExit.REMOVE:
                 self._target.withdraw()
                 self._telemetry.published("withdrawn", now.timestamp(), 0)
-                self._log.info("stopped", labels="removed")
+                self._say.stopped("removed")
             else:
                 self._keep(content, now)
         except (PublishError, UnusableError) as error:
             labels = "not certain"
             with suppress(PublishError):
                 labels = "as they were" if self._target.read() == content else labels
-            self._log.error("stopped", labels=labels, reason=printable(str(error)))
+            self._say.stopped(labels, error)
 
     def _keep(self, content: bytes, now: datetime) -> None:
         """Take the expiry away; but what has expired is not brought back to life."""
         if read(content, self._policy.namespace, now).expiry:
             self._target.publish(nfd_format.without_expiry(content))
-        self._log.info("stopped", labels="stay for ever")
+        self._say.stopped("stay for ever")
 
     def _scrape(self) -> Outcome:
         try:
@@ -310,7 +299,7 @@ class Sidecar:
             before = self._belief
             belief = believe(before, outcome, self._policy.confirmations)
             self._hold(belief, self._believed_until)
-            self._say_doubts(outcome, belief)
+            self._say.doubts(outcome, belief)
             self._publish(Publication(belief.topology), now, before)
         elif self._is_state_alone(outcome):
             self._publish(Publication(None), now, None, said=said)
@@ -334,7 +323,7 @@ class Sidecar:
     ) -> None:
         """Publish where that changes something; `said` is that the change was told already."""
         try:
-            self._say_who_publishes(self._target.other_writer())
+            self._stand_by(self._target.other_writer())
             if self._other:
                 # What is believed lives as long as if it had been written: it may be, at any time.
                 self._believed_until, self._written = self._expiry(now), None
@@ -343,7 +332,7 @@ class Sidecar:
         except PublishError as error:
             self._fail(error, now)
             return
-        self._say_other_writer(content)
+        self._say.touched(by_others=self._written is not None and content != self._written[1])
         standing = nfd_format.parse(content, now).expiry if content is not None else None
         try:
             # After a failure it is not certain that what is there will last: it is written again.
@@ -371,18 +360,17 @@ class Sidecar:
         self._telemetry.published(
             "renewed" if same else "changed", now.timestamp(), _timestamp(expiry)
         )
-        self._say_group(wanted, content)
-        if same or said:
-            self._log.debug(f"labels {'renewed' if same else self._verb}", expires=_text(expiry))
-        else:
-            gone = before and before.topology.links and not (wanted.topology or Topology()).links
-            tell = self._log.warning if gone else self._log.info
-            tell(
-                f"labels {self._verb}",
-                **_facts(wanted),
-                **_difference(before, wanted),
-                expires=_text(expiry),
-            )
+        self._say.group(
+            missing=self._policy.summary
+            and wanted.topology is not None
+            and f"/{GROUP}=".encode() not in content
+        )
+        self._say.published(wanted, before, expiry, renewed=same, said=said)
+
+    def _stand_by(self, other: str | None) -> None:
+        self._other = None if other is None else printable(other)
+        self._telemetry.stands_by(other is not None)
+        self._say.publisher(other)
 
     def _standing(self) -> bytes | None:
         """Give what stands; None, too, where it cannot be read: then it is written anew.
@@ -422,158 +410,17 @@ class Sidecar:
 
     def _settle(self, problem: str | None) -> None:
         self._publish_problem = problem
-        if self._changes.of("publishing", problem):
-            if problem:
-                self._log.error("labels not published", reason=problem)
-            else:
-                self._log.info("labels can be published again")
-
-    @property
-    def _verb(self) -> str:
-        return self._target.verb
-
-    def _say_group(self, wanted: Publication, content: bytes) -> None:
-        missing = (
-            self._policy.summary and wanted.topology and f"/{GROUP}=".encode() not in content
-        ) or None
-        if self._changes.of("group", missing) and missing:
-            self._log.warning(
-                "the largest group of linked GPUs was not found within the bound of the search:"
-                f" {GROUP} is left out; no real node is like this"
-            )
+        self._say.publishing(problem)
 
     def _say_outcome(self, outcome: Outcome) -> bool:
-        """Tell what is new; give whether something was."""
         if isinstance(outcome, Seen):
-            if self._changes.of("outcome", outcome.kind):
-                hint = self._hint(outcome)
-                tell = self._log.warning if hint and outcome.held_back else self._log.info
-                facts = {"class": outcome.kind} | ({"hint": hint} if hint else {})
-                tell("XPU Manager seen", **facts)
-                return True
-            return False
-        if not self._changes.of("outcome", _news(outcome)):
-            return False
-        standing = {"expires": _text(self._believed_until)} if self._belief else {}
-        becomes = "what is published stands" if standing else f"nothing is {self._verb}"
-        if self._is_state_alone(outcome):
-            becomes = f"this state alone is {self._verb}"
-        self._log.warning(
-            f"XPU Manager gave no usable answer: {becomes}",
-            reason=outcome.reason.value,
-            detail=outcome.detail,
-            **standing,
+            return self._say.seen(outcome, self._hint(outcome))
+        return self._say.unknown(
+            outcome,
+            believed=self._belief is not None,
+            until=self._believed_until,
+            alone=self._is_state_alone(outcome),
         )
-        return True
-
-    def _say_who_publishes(self, other: str | None) -> None:
-        """Tell when another sidecar writes the file, and when it is ours again."""
-        self._other = None if other is None else printable(other)
-        self._telemetry.stands_by(other is not None)
-        if self._changes.of("who publishes", other):
-            if other:
-                self._log.warning("another sidecar publishes here: standing by", other=other)
-            else:
-                self._log.info("the other sidecar has ended: publishing")
-
-    def _say_other_writer(self, content: bytes | None) -> None:
-        """Tell when the file is not as we left it, as with a second sidecar of other flags."""
-        touched = self._written is not None and content != self._written[1]
-        if self._changes.of("other writer", touched or None) and touched:
-            self._log.warning(
-                "the feature file was changed by somebody else: it is written again; does a second"
-                " sidecar run here?"
-            )
-
-    def _say_trust(self) -> None:
-        problem = self._source.trust_problem
-        if self._changes.of("trust", problem):
-            if problem:
-                self._log.warning("the files of the trust cannot be used", reason=problem)
-            else:
-                self._log.info("the files of the trust can be used again")
-
-    def _say_doubts(self, outcome: Seen, belief: Belief) -> None:
-        if belief.moved:
-            self._log.warning(
-                "device ids moved: the labels before this named other GPUs",
-                gpus=" ".join(belief.moved),
-            )
-        if self._changes.of("ambiguous", outcome.ambiguous or None):
-            if outcome.ambiguous:
-                self._log.warning(
-                    "rows disagree on the PCI address of device ids: left out of the id map",
-                    ids=" ".join(map(str, sorted(outcome.ambiguous))),
-                )
-            else:
-                self._log.info("rows agree on all PCI addresses again")
-        if self._changes.of("unread", outcome.unread or None):
-            if outcome.unread:
-                self._log.warning(
-                    "rows could not be understood: what they would tell is no loss",
-                    rows=outcome.unread,
-                )
-            else:
-                self._log.info("all rows are understood again")
-        if self._changes.of("contradicting", outcome.contradicting or None):
-            if outcome.contradicting:
-                self._log.warning(
-                    "rows contradict each other, and what was cut may still be told: XPU Manager"
-                    " before 1.2.16 never forgets a row",
-                    directions=_some(outcome.contradicting),
-                )
-            else:
-                self._log.info("rows contradict each other no longer")
-        pending = _pending(belief)
-        if self._changes.of("pending", pending) and pending:
-            self._log.info("a loss waits for confirmation", missing=pending)
-
-
-def _news(outcome: Unknown) -> tuple[Reason, str]:
-    """Give what makes an outcome differ from the last one: numbers do not, nor do others' words."""
-    strange = outcome.reason is Reason.NOT_XPU_MANAGER
-    return outcome.reason, "" if strange else _DIGITS.sub("", outcome.detail)
-
-
-def _pending(belief: Belief) -> str | None:
-    counts = {kind.value: belief.pending(kind) for kind in Kind}
-    return ", ".join(f"{kind} {count}" for kind, count in counts.items() if count) or None
-
-
-def _facts(publication: Publication) -> dict[str, object]:
-    topology = publication.topology
-    if topology is None:
-        return {"state": publication.state.value}
-    return {
-        "state": publication.state.value,
-        "links": len(topology.links),
-        "gpus": len(topology.neighbors),
-    }
-
-
-def _difference(before: Belief | None, wanted: Publication) -> dict[str, object]:
-    if before is None or wanted.topology is None:
-        return {}
-    old, new = before.topology, wanted.topology
-    gained, lost = set(new.by_ends) - set(old.by_ends), set(old.by_ends) - set(new.by_ends)
-    others = {
-        "tiles": old.tiles != new.tiles,
-        "id map": old.gpus != new.gpus,
-        "lanes": not gained | lost and old.links != new.links,
-    }
-    changed = " ".join(what for what, differs in others.items() if differs)
-    return {"gained": _some(gained), "lost": _some(lost), "also": changed or "nothing"}
-
-
-def _some(ends: AbstractSet[tuple[Tile, Tile]]) -> str:
-    """Name a few links; a log line is no place for hundreds."""
-    names = [f"{a}-{b}" for a, b in sorted(ends)]
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return " ".join(names[:_MOST_NAMED]) + more or "none"
-
-
-def _text(expiry: datetime | None) -> str:
-    return expiry.isoformat() if expiry else "never"
 
 
 def _timestamp(expiry: datetime | None) -> float:

@@ -1,0 +1,227 @@
+"""What the sidecar says in its log: each change once, with its facts."""
+
+import re
+from collections.abc import Set as AbstractSet
+from datetime import datetime
+
+from structlog.typing import FilteringBoundLogger
+
+from sidecar.debounce import Belief, Kind
+from xelink.daemon.logs import Changes
+from xelink.topology.model import Tile, Topology
+from xelink.topology.publication import GROUP, Publication
+from xelink.topology.text import printable
+from xelink.xpu_manager.classification import Reason, Seen, Unknown
+
+_MOST_NAMED = 8
+_DIGITS = re.compile(r"[0-9]+")  # a detail that differs in numbers only is no news
+
+
+class Announcements:
+    """The lines of the log; remembers what was said last of each thing.
+
+    `verb` is what becomes of labels: published, or only printed.
+    """
+
+    def __init__(self, log: FilteringBoundLogger, verb: str) -> None:
+        self._log = log
+        self._verb = verb
+        self._changes = Changes()
+
+    def ignored(self, reason: str) -> None:
+        """Say that the feature file that stands is not used."""
+        self._log.warning("what stands is not used", reason=reason)
+
+    def resumed(self, standing: Publication) -> None:
+        """Say what the feature file that stands is taken for."""
+        self._log.info(
+            "what stands counts as the last publication",
+            **_facts(standing),
+            expires=expiry_text(standing.expiry),
+        )
+
+    def seen(self, outcome: Seen, hint: str) -> bool:
+        """Say what XPU Manager was seen to have; return whether that is new."""
+        if not self._changes.of("outcome", outcome.kind):
+            return False
+        tell = self._log.warning if hint and outcome.held_back else self._log.info
+        facts = {"class": outcome.kind} | ({"hint": hint} if hint else {})
+        tell("XPU Manager seen", **facts)
+        return True
+
+    def unknown(
+        self, outcome: Unknown, *, believed: bool, until: datetime | None, alone: bool
+    ) -> bool:
+        """Say why nothing was learned, and what becomes of the labels; return whether it is new.
+
+        `believed` is whether there are labels, which live `until`; `alone` that this state itself
+        is all that is published.
+        """
+        if not self._changes.of("outcome", _news(outcome)):
+            return False
+        becomes = "what is published stands" if believed else f"nothing is {self._verb}"
+        if alone:
+            becomes = f"this state alone is {self._verb}"
+        self._log.warning(
+            f"XPU Manager gave no usable answer: {becomes}",
+            reason=outcome.reason.value,
+            detail=outcome.detail,
+            **({"expires": expiry_text(until)} if believed else {}),
+        )
+        return True
+
+    def trust(self, problem: str | None) -> None:
+        """Say when the files of the trust cannot be used, and when they can again."""
+        if self._changes.of("trust", problem):
+            if problem:
+                self._log.warning("the files of the trust cannot be used", reason=problem)
+            else:
+                self._log.info("the files of the trust can be used again")
+
+    def doubts(self, outcome: Seen, belief: Belief) -> None:
+        """Say what of a scrape is doubtful, and what waits for confirmation."""
+        if belief.moved:
+            self._log.warning(
+                "device ids moved: the labels before this named other GPUs",
+                gpus=" ".join(belief.moved),
+            )
+        if self._changes.of("ambiguous", outcome.ambiguous or None):
+            if outcome.ambiguous:
+                self._log.warning(
+                    "rows disagree on the PCI address of device ids: left out of the id map",
+                    ids=" ".join(map(str, sorted(outcome.ambiguous))),
+                )
+            else:
+                self._log.info("rows agree on all PCI addresses again")
+        if self._changes.of("unread", outcome.unread or None):
+            if outcome.unread:
+                self._log.warning(
+                    "rows could not be understood: what they would tell is no loss",
+                    rows=outcome.unread,
+                )
+            else:
+                self._log.info("all rows are understood again")
+        if self._changes.of("contradicting", outcome.contradicting or None):
+            if outcome.contradicting:
+                self._log.warning(
+                    "rows contradict each other, and what was cut may still be told: XPU Manager"
+                    " before 1.2.16 never forgets a row",
+                    directions=_some(outcome.contradicting),
+                )
+            else:
+                self._log.info("rows contradict each other no longer")
+        waiting = pending(belief)
+        if self._changes.of("pending", waiting) and waiting:
+            self._log.info("a loss waits for confirmation", missing=waiting)
+
+    def publisher(self, other: str | None) -> None:
+        """Say when another sidecar writes the file, and when it is ours again."""
+        if self._changes.of("who publishes", other):
+            if other:
+                self._log.warning("another sidecar publishes here: standing by", other=other)
+            else:
+                self._log.info("the other sidecar has ended: publishing")
+
+    def touched(self, *, by_others: bool) -> None:
+        """Say that the file is not as we left it, as with a second sidecar of other flags."""
+        if self._changes.of("other writer", by_others or None) and by_others:
+            self._log.warning(
+                "the feature file was changed by somebody else: it is written again; does a second"
+                " sidecar run here?"
+            )
+
+    def group(self, *, missing: bool) -> None:
+        """Say that the largest group is not among the labels."""
+        if self._changes.of("group", missing or None) and missing:
+            self._log.warning(
+                "the largest group of linked GPUs was not found within the bound of the search:"
+                f" {GROUP} is left out; no real node is like this"
+            )
+
+    def published(
+        self,
+        wanted: Publication,
+        before: Belief | None,
+        expiry: datetime | None,
+        *,
+        renewed: bool,
+        said: bool,
+    ) -> None:
+        """Say what is published now; a renewal, or what was `said` already, is for debugging."""
+        if renewed or said:
+            self._log.debug(
+                f"labels {'renewed' if renewed else self._verb}", expires=expiry_text(expiry)
+            )
+            return
+        gone = before and before.topology.links and not (wanted.topology or Topology()).links
+        tell = self._log.warning if gone else self._log.info
+        tell(
+            f"labels {self._verb}",
+            **_facts(wanted),
+            **_difference(before, wanted),
+            expires=expiry_text(expiry),
+        )
+
+    def publishing(self, problem: str | None) -> None:
+        """Say when labels cannot be published, and when they can again."""
+        if self._changes.of("publishing", problem):
+            if problem:
+                self._log.error("labels not published", reason=problem)
+            else:
+                self._log.info("labels can be published again")
+
+    def stopped(self, labels: str, error: Exception | None = None) -> None:
+        """Say what the end leaves of the labels, and why that is not what was asked for."""
+        if error:
+            self._log.error("stopped", labels=labels, reason=printable(str(error)))
+        else:
+            self._log.info("stopped", labels=labels)
+
+
+def _news(outcome: Unknown) -> tuple[Reason, str]:
+    """Give what makes an outcome differ from the last one: numbers do not, nor do others' words."""
+    strange = outcome.reason is Reason.NOT_XPU_MANAGER
+    return outcome.reason, "" if strange else _DIGITS.sub("", outcome.detail)
+
+
+def pending(belief: Belief) -> str | None:
+    """Return what waits for confirmation, in words; None when nothing does."""
+    counts = {kind.value: belief.pending(kind) for kind in Kind}
+    return ", ".join(f"{kind} {count}" for kind, count in counts.items() if count) or None
+
+
+def _facts(publication: Publication) -> dict[str, object]:
+    topology = publication.topology
+    if topology is None:
+        return {"state": publication.state.value}
+    return {
+        "state": publication.state.value,
+        "links": len(topology.links),
+        "gpus": len(topology.neighbors),
+    }
+
+
+def _difference(before: Belief | None, wanted: Publication) -> dict[str, object]:
+    if before is None or wanted.topology is None:
+        return {}
+    old, new = before.topology, wanted.topology
+    gained, lost = set(new.by_ends) - set(old.by_ends), set(old.by_ends) - set(new.by_ends)
+    others = {
+        "tiles": old.tiles != new.tiles,
+        "id map": old.gpus != new.gpus,
+        "lanes": not gained | lost and old.links != new.links,
+    }
+    changed = " ".join(what for what, differs in others.items() if differs)
+    return {"gained": _some(gained), "lost": _some(lost), "also": changed or "nothing"}
+
+
+def _some(ends: AbstractSet[tuple[Tile, Tile]]) -> str:
+    """Name a few links; a log line is no place for hundreds."""
+    names = [f"{a}-{b}" for a, b in sorted(ends)]
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return " ".join(names[:_MOST_NAMED]) + more or "none"
+
+
+def expiry_text(expiry: datetime | None) -> str:
+    """Return when labels expire, in words."""
+    return expiry.isoformat() if expiry else "never"
