@@ -16,6 +16,7 @@ from xelink.inventory.links import UNREAD, NodeLinks, Pair
 from xelink.preference.criteria import GpuFacts
 from xelink.preference.decision import Decisions
 from xelink.preference.engine import Clock, Policy, Preferences, prefer_or_plain, prepare
+from xelink.preference.policies import DEFAULT_TIMEOUT
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Choosing:
     clock: Clock
     offer: Offer = field(default_factory=Offer)
     policy: Policy = "topology"
-    timeout: float = 0.05
+    timeout: float = DEFAULT_TIMEOUT
     """Seconds that one preference may take beyond 16 GPUs."""
 
 

@@ -30,6 +30,7 @@ from xelink.inventory.devfs import Roots
 from xelink.inventory.gpus import Inventory, ScanError, Sight, fingerprint, scan
 from xelink.nfd import reader as labels
 from xelink.nfd.reader import Reading
+from xelink.topology.publication import DEFAULT_NAMESPACE
 
 T = TypeVar("T")
 
@@ -48,7 +49,7 @@ class Sources:
 
     roots: Roots
     label_file: Path = labels.DEFAULT_PATH
-    namespace: str = "gpu.intel.com"
+    namespace: str = DEFAULT_NAMESPACE
     allow_ids: frozenset[int] = frozenset()
     deny_ids: frozenset[int] = frozenset()
     cdi_dir: Path | None = None

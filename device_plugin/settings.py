@@ -16,7 +16,7 @@ from xelink.inventory.health import Threshold
 from xelink.kubelet.sockets import DIRECTORY as PLUGIN_DIRECTORY
 from xelink.kubelet.sockets import SocketName
 from xelink.nfd.reader import DEFAULT_PATH as LABEL_FILE
-from xelink.preference.policies import AllocationPolicy
+from xelink.preference.policies import DEFAULT_TIMEOUT, AllocationPolicy
 from xelink.topology.nfd_format import namespace
 from xelink.topology.publication import DEFAULT_NAMESPACE
 
@@ -82,7 +82,10 @@ class PluginSettings(KlogSettings):
         " few GPUs, or no preference",
     )
     allocation_timeout: int = Field(
-        50, ge=1, le=5000, description="milliseconds to look for the best set beyond 16 GPUs"
+        round(DEFAULT_TIMEOUT * 1000),
+        ge=1,
+        le=5000,
+        description="milliseconds to look for the best set beyond 16 GPUs",
     )
     require_links: bool = Field(
         default=False,

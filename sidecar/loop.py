@@ -15,6 +15,7 @@ from xelink.daemon.http_server import Verdict
 from xelink.nfd.writer import HangingError, OnExit, PublishError
 from xelink.topology import nfd_format
 from xelink.topology.publication import (
+    DEFAULT_NAMESPACE,
     GROUP,
     AbsentError,
     Publication,
@@ -79,7 +80,7 @@ class Policy:
 
     rules: Rules = field(default_factory=Rules)
     confirmations: int = 2
-    namespace: str = "gpu.intel.com"
+    namespace: str = DEFAULT_NAMESPACE
     summary: bool = True
     life: timedelta = timedelta(seconds=300)
     """How long the labels live unless they are renewed; zero: for ever."""

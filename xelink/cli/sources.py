@@ -37,7 +37,6 @@ T = TypeVar("T")
 
 STDIN = "-"
 
-_LANE_COUNT = 4
 _DAY = 86400
 _CHUNK = 1 << 20
 _MOST_METRICS = 64 << 20  # bytes, as the sidecar's -max-body
@@ -89,7 +88,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         type=partial(number, least=0, most=10**9 - 1),
         metavar="N",
         help="lanes that a link must have in at least one direction to be published"
-        f" (default {_LANE_COUNT})",
+        f" (default {Rules.lane_count})",
     )
     group.add_argument(
         "--allow-subdeviceless-links",
@@ -271,7 +270,7 @@ def _too_long(name: str, path: str, most: int) -> FailedError:
 
 
 def _rules(options: argparse.Namespace) -> Rules:
-    lane_count = _LANE_COUNT if options.lane_count is None else options.lane_count
+    lane_count = Rules.lane_count if options.lane_count is None else options.lane_count
     return Rules(lane_count, bool(options.allow_subdeviceless_links))
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from xelink.preference.bitmask import mask_of, members
 from xelink.preference.criteria import Fabric, Free, GpuFacts
-from xelink.preference.policies import POLICIES, Policy, Spot
+from xelink.preference.policies import DEFAULT_TIMEOUT, POLICIES, Policy, Spot
 from xelink.preference.problem import Task, Terrain
 from xelink.preference.search import Found, Search
 from xelink.preference.subset_table import EXACT_LIMIT, Subsets
@@ -265,7 +265,7 @@ def prepare(
     clock: Clock,
     replicas: int = 1,
     policy: Policy = "topology",
-    timeout: float = 0.05,
+    timeout: float = DEFAULT_TIMEOUT,
 ) -> Preferences:
     """Prepare a snapshot for requests: some 15 ms for 8 GPUs, some 35 ms for 16.
 

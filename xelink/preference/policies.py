@@ -1,8 +1,11 @@
-"""In which order free devices are taken, once the GPUs that a policy chooses are settled."""
+"""The policies: their names, and the order in which each takes free devices of settled GPUs."""
 
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Literal, NamedTuple
+
+DEFAULT_TIMEOUT = 0.05
+"""Seconds that one preference may take beyond 16 GPUs, where nobody says otherwise."""
 
 
 class AllocationPolicy(Enum):

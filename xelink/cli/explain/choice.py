@@ -19,6 +19,7 @@ from xelink.nfd.reader import Reading, State
 from xelink.preference.criteria import WISHES, GpuFacts, Wish
 from xelink.preference.engine import Policy, Preference, Preferences, prepare
 from xelink.preference.explanation import Alternative, Explanation, explain
+from xelink.preference.policies import DEFAULT_TIMEOUT
 from xelink.topology.groups import STEPS, Largest, largest_group
 from xelink.topology.model import Gpu, Link, Topology
 from xelink.topology.publication import Publication
@@ -44,7 +45,7 @@ class Wanted:
     used: tuple[str, ...] = ()
     shares: int = 1
     policy: Policy = "topology"
-    timeout: float = 0.05
+    timeout: float = DEFAULT_TIMEOUT
     """Seconds for the search beyond 16 GPUs."""
 
 
