@@ -14,7 +14,8 @@ from sidecar.start import load
 
 load()
 
-from sidecar.loop import Policy, Sidecar  # noqa: E402 - as above
+from sidecar.loop import Sidecar  # noqa: E402 - as above
+from sidecar.policy import Policy  # noqa: E402 - as above
 from sidecar.telemetry import Telemetry  # noqa: E402 - as above
 from xelink.daemon.logs import logger_to_stderr  # noqa: E402 - after the daemon, as it is lean
 from xelink.daemon.setting_types import LogFormat  # noqa: E402 - as above

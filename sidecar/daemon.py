@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from structlog.typing import FilteringBoundLogger
 
-from sidecar.loop import Policy, Sidecar
+from sidecar.loop import Sidecar
+from sidecar.policy import Policy
 from sidecar.pulse import Pulse, ticks
 from sidecar.status import body, status
 from sidecar.telemetry import Telemetry

@@ -13,7 +13,8 @@ import structlog
 from prometheus_client import generate_latest
 from structlog.testing import LogCapture
 
-from sidecar.loop import Policy, Sidecar
+from sidecar.loop import Sidecar
+from sidecar.policy import Policy
 from sidecar.telemetry import Telemetry
 from tests.xpu_manager.bodies import body, both, read_body, row, self_rows
 from xelink.nfd.writer import OnExit, Publisher, PublishError
@@ -476,7 +477,7 @@ def test_what_is_written_may_change_while_somebody_waits_for_the_file(
     class Slow(Publisher):
         def read(self) -> bytes | None:
             if scene.sidecar.outcome:
-                scene.sidecar._written = None  # noqa: SLF001 - as the loop does when it stands by
+                scene.sidecar._file._written = None  # noqa: SLF001 - as the loop does when it stands by
             return super().read()
 
     scene.publisher.close()

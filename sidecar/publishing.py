@@ -1,0 +1,252 @@
+"""The feature file: what stands in it, what is to stand there, and for how long."""
+
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from sidecar.announcements import Announcements, expiry_text
+from sidecar.debounce import Belief
+from sidecar.policy import Policy
+from sidecar.telemetry import Telemetry
+from xelink.nfd.writer import HangingError, OnExit, PublishError
+from xelink.topology import nfd_format
+from xelink.topology.publication import (
+    GROUP,
+    AbsentError,
+    Publication,
+    UnusableError,
+    UnwritableError,
+    read,
+    render,
+)
+from xelink.topology.text import printable
+
+_UNREAD = timedelta(minutes=5)  # until what stands and cannot be read is given up
+
+
+class Target(Protocol):
+    """Where publications go."""
+
+    @property
+    def verb(self) -> str:
+        """Say what becomes of labels there: published, or only printed."""
+
+    def other_writer(self) -> str | None:
+        """Give who else writes there; None where it is ours. Raises `PublishError`."""
+
+    def read(self) -> bytes | None:
+        """Give what stands. Raises `PublishError` where that is not known."""
+
+    def publish(self, content: bytes) -> None:
+        """Replace what stands. Raises `PublishError`."""
+
+    def withdraw(self) -> None:
+        """Remove what stands. Raises `PublishError`."""
+
+
+class FeatureFile:
+    """What was written last, and what keeps it from being written.
+
+    `valid_until` is when the labels expire, None where they never do or there are none; what could
+    not be written lives as long as if it had been. `problem` is why the last attempt failed,
+    `other` who publishes in our place. `resumed` is whether what stood at the start is known.
+    """
+
+    def __init__(
+        self, target: Target, policy: Policy, telemetry: Telemetry, say: Announcements
+    ) -> None:
+        self._target = target
+        self._policy = policy
+        self._telemetry = telemetry
+        self._say = say
+        self._written: tuple[Publication, bytes] | None = None
+        self._unread_since: datetime | None = None
+        self.valid_until: datetime | None = None
+        self.problem: str | None = None
+        self.other: str | None = None
+        self.resumed = False
+
+    @property
+    def published(self) -> bool:
+        """Whether the last attempt to publish, if any, went well."""
+        return self.problem is None and self.other is None
+
+    def content(self) -> bytes | None:
+        """Return the file as it is. Raises `PublishError` where that is not known."""
+        return self._target.read()
+
+    def resume(self, now: datetime) -> Publication | None:
+        """Return what stands in the file as the last publication, None where nothing can be used.
+
+        Where it cannot be read, this is asked again, for some minutes: then a new file takes its
+        place.
+        """
+        try:
+            content = self._target.read()
+        except PublishError as error:
+            self._fail(error, now, held=False)
+            self._unread_since = self._unread_since or now
+            if isinstance(error, HangingError) or now - self._unread_since < _UNREAD:
+                return None
+            content = None
+        self.resumed = True
+        self._settle(None)
+        if content is None:
+            return None
+        try:
+            standing = read(content, self._policy.namespace, now)
+        except AbsentError:
+            return None
+        except UnusableError as error:
+            self._say.ignored(str(error))
+            return None
+        if standing.topology is not None:
+            # The reference's files never expire: what it said last must not bind us for ever.
+            self.valid_until = standing.expiry or self._expiry(now)
+        self._telemetry.stands(_timestamp(standing.expiry))
+        self._say.resumed(standing)
+        return standing
+
+    def publish(
+        self, wanted: Publication, now: datetime, before: Belief | None, *, said: bool = False
+    ) -> None:
+        """Publish where that changes something; `said` is that the change was told already."""
+        try:
+            self._stand_by(self._target.other_writer())
+            if self.other:
+                # What is believed lives as long as if it had been written: it may be, at any time.
+                self.valid_until, self._written = self._expiry(now), None
+                return
+            content = self._standing()
+        except PublishError as error:
+            self._fail(error, now, held=wanted.topology is not None)
+            return
+        self._say.touched(by_others=self._written is not None and content != self._written[1])
+        standing = nfd_format.parse(content, now).expiry if content is not None else None
+        try:
+            # After a failure it is not certain that what is there will last: it is written again.
+            same = (
+                content is not None
+                and self.published
+                and (
+                    self._written == (wanted, content)  # the usual case: nothing to render
+                    or content == self._render(wanted.until(standing))
+                )
+            )
+            if same and not self._due(standing, now):
+                self.valid_until = standing
+                self._settle(None)
+                return
+            expiry = self._expiry(now)
+            content = self._render(wanted.until(expiry))
+            self._target.publish(content)
+        except (PublishError, UnwritableError) as error:
+            self._fail(error, now, held=wanted.topology is not None)
+            return
+        self._written = wanted, content
+        self.valid_until = expiry
+        self._settle(None)
+        self._telemetry.published(
+            "renewed" if same else "changed", now.timestamp(), _timestamp(expiry)
+        )
+        self._say.group(
+            missing=self._policy.summary
+            and wanted.topology is not None
+            and f"/{GROUP}=".encode() not in content
+        )
+        self._say.published(wanted, before, expiry, renewed=same, said=said)
+
+    def not_as_written(self) -> str | None:
+        """Say that the file is not what was written last; None where it is."""
+        written = self._written  # which the loop may change while we wait for the file
+        if self.other or not written:
+            return None
+        try:
+            same = self._target.read() == written[1]
+        except PublishError as error:
+            return f"not published: {printable(str(error))}"
+        said = "the feature file is not what was published; mended at the next scrape"
+        return None if same else said
+
+    def leave(self, on_exit: OnExit, now: datetime) -> None:
+        """Do with the feature file what was asked for the end."""
+        try:
+            if self.other or self._target.other_writer():
+                self._say.stopped("those of another sidecar")
+                return
+            content = self._target.read()
+        except PublishError as error:
+            self._say.stopped("not certain", error)
+            return
+        if content is None or on_exit is OnExit.EXPIRE:
+            expiry = nfd_format.parse(content or b"", now).expiry
+            stay = f"stay until {expiry_text(expiry)}" if expiry else "stay for ever"
+            self._say.stopped(stay if content else "none")
+            return
+        try:
+            if on_exit is OnExit.REMOVE:
+                self._target.withdraw()
+                self._telemetry.published("withdrawn", now.timestamp(), 0)
+                self._say.stopped("removed")
+            else:
+                self._keep(content, now)
+        except (PublishError, UnusableError) as error:
+            labels = "not certain"
+            with suppress(PublishError):
+                labels = "as they were" if self._target.read() == content else labels
+            self._say.stopped(labels, error)
+
+    def _stand_by(self, other: str | None) -> None:
+        self.other = None if other is None else printable(other)
+        self._telemetry.stands_by(other is not None)
+        self._say.publisher(other)
+
+    def _standing(self) -> bytes | None:
+        """Give what stands; None, too, where it cannot be read: then it is written anew.
+
+        Raises `HangingError`.
+        """
+        try:
+            return self._target.read()
+        except HangingError:
+            raise
+        except PublishError:
+            return None
+
+    def _fail(self, error: PublishError | UnwritableError, now: datetime, *, held: bool) -> None:
+        if held:
+            # What is believed is no better for it: it lives as long as if it had been written.
+            self.valid_until = self.valid_until or self._expiry(now)
+        outcome = "failed"
+        if isinstance(error, HangingError):
+            # It may still be written, and by nobody else.
+            outcome, self._written = "hung", None
+        self._telemetry.published(outcome, now.timestamp(), 0)
+        self._settle(printable(str(error)))
+
+    def _render(self, publication: Publication) -> bytes:
+        return render(publication, self._policy.namespace, summary=self._policy.summary)
+
+    def _expiry(self, now: datetime) -> datetime | None:
+        return now.replace(microsecond=0) + self._policy.life if self._policy.life else None
+
+    def _due(self, expiry: datetime | None, now: datetime) -> bool:
+        """Tell whether a third of the life is over, or the clock was set back."""
+        if not self._policy.life or expiry is None:
+            return bool(self._policy.life) != (expiry is not None)
+        left = expiry - now
+        return left <= self._policy.life * 2 / 3 or left > self._policy.life
+
+    def _settle(self, problem: str | None) -> None:
+        self.problem = problem
+        self._say.publishing(problem)
+
+    def _keep(self, content: bytes, now: datetime) -> None:
+        """Take the expiry away; but what has expired is not brought back to life."""
+        if read(content, self._policy.namespace, now).expiry:
+            self._target.publish(nfd_format.without_expiry(content))
+        self._say.stopped("stay for ever")
+
+
+def _timestamp(expiry: datetime | None) -> float:
+    return expiry.timestamp() if expiry else 0
