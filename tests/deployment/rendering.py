@@ -73,12 +73,17 @@ def render(overlay: str) -> list[Document]:
     return list(yaml.load_all(_rendered(OVERLAYS / overlay), Loader=yaml.CSafeLoader))
 
 
-def kustomizations(kind: str) -> dict[str, Document]:
-    """Find what is of a kind (Kustomization or Component), by its path below overlays/."""
-    found = {
-        str(path.parent.relative_to(OVERLAYS)): yaml.safe_load(path.read_text())
+@cache
+def _written() -> dict[str, str]:
+    return {
+        str(path.parent.relative_to(OVERLAYS)): path.read_text()
         for path in sorted(OVERLAYS.rglob("kustomization.yaml"))
     }
+
+
+def kustomizations(kind: str) -> dict[str, Document]:
+    """Find what is of a kind (Kustomization or Component), by its path below overlays/."""
+    found = {name: yaml.load(text, Loader=yaml.CSafeLoader) for name, text in _written().items()}
     return {name: content for name, content in found.items() if content["kind"] == kind}
 
 

@@ -26,9 +26,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker("e2e")
+    if IN_NAMESPACE:
+        for item in items:
+            if Path(__file__).parent in item.path.parents:
+                item.add_marker("e2e")
 
 
 @pytest.hookimpl(wrapper=True)
