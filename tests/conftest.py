@@ -4,6 +4,8 @@ import gc
 import os
 import signal
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,58 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         )
         for item in some
     ]
+
+
+# sysfs and devfs are no disk either: trees like them are built in memory. On a disk they are a
+# hundred thousand small files that a run writes, and that a later one deletes.
+IN_MEMORY = {"cli", "inventory", "simulators"}
+ROOM = 1 << 30
+"""Bytes. More than all tests that run at the same time need."""
+
+
+def memory() -> str | None:
+    """Give a folder in memory with room, where everything can be done that can be on a disk."""
+    folder = Path("/dev/shm")  # noqa: S108 - what is made there has a name of its own
+    try:
+        told = os.statvfs(folder)
+    except OSError:
+        return None
+    # Only root can make a device node, and its tests open it.
+    forbidden = os.ST_RDONLY | os.ST_NOEXEC | (0 if os.geteuid() else os.ST_NODEV)
+    if told.f_flag & forbidden or told.f_bavail * told.f_frsize < ROOM:
+        return None
+    return str(folder) if os.access(folder, os.W_OK) else None
+
+
+MEMORY = memory()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let temporary folders be where the tests of this folder have them."""
+    tempfile.tempdir = MEMORY if item.path.parent.name in IN_MEMORY else None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _disk(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Let pytest have its own folder on the disk, wherever the first test has its."""
+    here, tempfile.tempdir = tempfile.tempdir, None
+    tmp_path_factory.getbasetemp()
+    tempfile.tempdir = here
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """Give a folder in memory where that is to be; what is there is gone after the test."""
+    if MEMORY is None or request.path.parent.name not in IN_MEMORY:
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(
+        prefix="xelink-", dir=MEMORY, ignore_cleanup_errors=True
+    ) as name:
+        folder = Path(name, "test")  # which has a place beside it, too
+        folder.mkdir()
+        yield folder
 
 
 def pytest_xdist_auto_num_workers() -> int:
