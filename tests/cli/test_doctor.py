@@ -913,6 +913,16 @@ def test_a_file_for_xpu_manager_that_is_not_there_fails_too(
     assert said.err == f"xelink doctor: {option} {tmp_path}/absent: No such file or directory\n"
 
 
+def test_a_path_that_was_named_and_leads_through_a_file_fails(
+    xelink: Xelink, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "ca.crt"
+    said = xelink("doctor", "--only=fresh", f"--prefix={tmp_path}", f"--cert={path}")
+    assert (said.code, said.out) == (1, "")
+    assert said.err == f"xelink doctor: --cert {path}: Not a directory\n"
+
+
 @pytest.mark.parametrize("option", ["--sidecar", "--plugin"])
 def test_a_daemon_that_was_named_and_is_not_there_fails(xelink: Xelink, option: str) -> None:
     check = option.removeprefix("--")

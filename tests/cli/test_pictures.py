@@ -125,6 +125,7 @@ def test_a_pair_that_lost_all_its_links_is_drawn_and_explained(
     node = replace(found, every_link=every_link)
     root = _parsed(svg(node))
     drawn, legend = _of_class(root, "lost")
+    assert len(_of_class(root, "sound")) == len(node.links) + 1, "the others step back"
     assert [title.text for title in drawn.iter(f"{_SVG}title")] == [f"GPU0 to GPU2: {what}"]
     assert legend.get("stroke-dasharray") == drawn.get("stroke-dasharray")
     texts = [text.text or "" for text in root.iter(f"{_SVG}text")]

@@ -329,6 +329,7 @@ def test_what_a_broad_except_swallows_is_raised_again(
 def test_closing_gives_the_signals_their_default_meaning(stop: Stop) -> None:
     stop.close()
     assert [signal.getsignal(number) for number in SIGNALS] == [signal.SIG_DFL] * 3
+    assert signal.set_wakeup_fd(-1) == -1, "who has this descriptor next gets no bytes of signals"
 
 
 PROGRAM = """

@@ -134,3 +134,29 @@ def test_who_has_given_up_looks_no_more() -> None:
         assert looks <= before + 1, "the one that was under way"
 
     asyncio.run(story())
+
+
+def test_who_gives_up_amid_a_look_is_looked_for_no_more() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    looks = 0
+
+    def look() -> bool:
+        nonlocal looks
+        looks += 1
+        begun.set()
+        assert go_on.wait(PATIENCE)
+        return looks > 1  # or it would go on for ever
+
+    async def story() -> None:
+        waiting = asyncio.create_task(until(look, lambda: 0.001))
+        assert await asyncio.to_thread(begun.wait, PATIENCE)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        go_on.set()
+
+    asyncio.run(story())
+    for thread in threading.enumerate():
+        if thread.name == "lookout":
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+    assert looks == 1

@@ -256,6 +256,10 @@ def test_the_sample_pod_prints_what_it_was_given_and_opens_its_devices(
     )
 
 
+def test_the_sample_pod_prints_once_and_gives_its_gpus_back() -> None:
+    assert sample()["spec"]["restartPolicy"] == "Never"
+
+
 def test_the_containers_run_with_no_privilege_but_their_own(node: Node) -> None:
     """Else the other tests here say less than they seem to."""
     container = demo().container("xelink-sidecar")

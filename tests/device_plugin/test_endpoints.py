@@ -45,7 +45,7 @@ from xelink.kubelet.sockets import (
     require_free,
     socket_name,
 )
-from xelink.simulators.kubelet.admission import AdmissionError
+from xelink.simulators.kubelet.admission import AdmissionError, Devices
 from xelink.simulators.kubelet.kubelet import Kubelet
 
 # Whatever happens in time comes of being told, not of a look.
@@ -477,7 +477,11 @@ def test_a_registration_that_held_makes_up_for_earlier_hang_ups(path: Path) -> N
                 clock.now += pace.lost
                 kubelet.lose_streams()
                 await said(plugin, "kubelet listens no longer", 3)
-                clock.now += pace.again  # not 4.0, as it would be by now
+                # Not at once, though it is long ago that we registered; nor after 4.0, as it would
+                # be by now.
+                clock.now += pace.again - 0.125
+                await never(lambda: len(plugin.events("registered")) > 3, 4 * pace.look)
+                clock.now += 0.125
                 await said(plugin, "registered", 4)
 
     asyncio.run(story())
@@ -833,6 +837,10 @@ def test_who_is_too_busy_to_accept_is_there(path: Path) -> None:
     assert not is_answered(path / "s")
 
 
+def test_nobody_answers_where_nothing_is(path: Path) -> None:
+    assert not is_answered(path / "nothing")
+
+
 def test_what_is_no_socket_is_not_removed(path: Path) -> None:
     async def story() -> None:
         (path / "gpu.intel.com-i915.sock").write_text("precious")
@@ -1054,6 +1062,22 @@ def test_a_pod_without_a_plugin_or_with_a_refusal_is_not_admitted(path: Path) ->
 def test_a_wait_in_vain_says_what_there_is(path: Path) -> None:
     with Kubelet(path) as kubelet, pytest.raises(TimeoutError, match=f"0 devices of {I915}"):
         kubelet.wait_for_capacity(I915, 1, timeout=0.01)
+
+
+def test_the_simulated_kubelet_takes_nobody_of_another_version(tmp_path: Path) -> None:
+    with Kubelet(tmp_path) as kubelet, grpc.insecure_channel(f"unix:{kubelet.socket}") as channel:
+        request = pb.RegisterRequest(version="v1alpha", endpoint="x.sock", resource_name=I915)
+        with pytest.raises(grpc.RpcError, match="'v1alpha' is not supported"):
+            RegistrationStub(channel).Register(request, timeout=PATIENCE)
+        assert [one.accepted for one in kubelet.registrations] == [False]
+
+
+def test_an_empty_topology_keeps_none_from_a_pod_but_the_device_that_has_it() -> None:
+    told = (pb.Device(ID="empty", topology=pb.TopologyInfo()), pb.Device(ID="none"))
+    devices = Devices(told, connected=True)
+    devices.require_topology(["none"])
+    with pytest.raises(AdmissionError, match="empty has TopologyInfo without a NUMA node"):
+        devices.require_topology(["none", "empty"])
 
 
 def test_what_the_simulated_kubelet_is_asked_is_bounded(tmp_path: Path) -> None:

@@ -165,6 +165,21 @@ def test_a_request_that_asks_for_too_much_is_refused_and_counted(
     meet(Limits(ids=10, containers=3), story)
 
 
+def test_a_flood_is_told_again_only_after_a_time_without_any(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def story(plugin: Served) -> None:
+        now, told = 0.0, []
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio.get_running_loop(), "time", lambda: now)
+            for now in (0.0, 6.0, 12.0, 18.0, 29.0):  # noqa: B007 - what the loop tells
+                plugin.plugin.refused("Allocate", "RESOURCE_EXHAUSTED", "too much")
+                told.append(len(plugin.events("refused")))
+        assert told == [1, 1, 1, 1, 2]
+
+    meet(Limits(), story)
+
+
 def test_what_is_just_within_the_bounds_is_answered() -> None:
     async def story(plugin: Served) -> None:
         answer = await plugin.stub.Allocate(allocate("card1-0", containers=3), timeout=LONG)

@@ -525,6 +525,19 @@ def test_a_node_whose_every_gpu_xpu_manager_calls_unhealthy_says_so() -> None:
     tell(story, gpus=1, rule=xpumd.Rule(confirmations=1))
 
 
+def test_while_nobody_tells_of_health_no_gpu_is_named_as_left_out() -> None:
+    async def story(scene: Scene) -> None:
+        scene.sources = replace(scene.sources, endpoint=str(scene.path / "nobody.sock"))
+        # Another's server, so that gRPC's thread is there before, and is not waited for.
+        async with Xpumd(scene.path / "x.sock", every=None), following(scene) as node:
+            await until(lambda: scene.said("GPUs of this node"))
+            assert node.health_state.startswith("unknown: ")
+            assert node.health_unknown == ()
+        assert not scene.said("GPUs of unknown health")
+
+    tell(story, gpus=2)
+
+
 def test_a_card_without_a_render_node_is_not_offered_as_healthy_without_a_word() -> None:
     async def story(scene: Scene) -> None:
         scene.tree.renumber(FIRST, 1, render=None)

@@ -441,6 +441,46 @@ def test_a_file_system_that_does_not_answer_holds_nobody(tmp_path: Path) -> None
     asyncio.run(story())
 
 
+def test_labels_expire_though_their_file_system_does_not_answer(tmp_path: Path) -> None:
+    path = tmp_path / "labels"
+    publish(path, file())
+    alive, instant = threading.Event(), [NOW]
+
+    def dead_from_the_expiry_on(path: Path, before: Look | None = None) -> Look:
+        # Who waits for news is told that there are none: it is the look that follows that hangs.
+        if instant[0] > EXPIRY and threading.current_thread().name != "lookout":
+            assert alive.wait(PATIENCE)
+        return look(path, before)
+
+    async def story() -> None:
+        stop = asyncio.Event()
+        told: asyncio.Queue[Reading] = asyncio.Queue()
+        try:
+            async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as tasks:
+                tasks.create_task(
+                    follow(
+                        path,
+                        NS,
+                        told.put_nowait,
+                        stop,
+                        now=lambda: instant[0],
+                        every=0.002,
+                        looking=dead_from_the_expiry_on,
+                        patience=0.05,
+                    )
+                )
+                assert (await told.get()).state is State.IN_USE
+                instant[0] = EXPIRY + timedelta(seconds=1)
+                reading = await told.get()
+                assert reading.state is State.MISSING
+                assert reading.reason.startswith("not read within 0.05 s")
+                stop.set()
+        finally:
+            alive.set()
+
+    asyncio.run(story())
+
+
 def test_a_stop_ends_it_while_a_file_system_does_not_answer(tmp_path: Path) -> None:
     async def story() -> None:
         mount, stop = Mount(), asyncio.Event()

@@ -121,6 +121,23 @@ def test_what_is_not_found_in_time_is_not_known() -> None:
     assert Decisions(preferences).decide(names, [], 4, preference) == Decision(UNKNOWN)
 
 
+def test_what_is_too_deep_for_the_stack_is_not_known() -> None:
+    looks = count()
+    deep = False
+
+    def clock() -> float:
+        # The first look is for the end of the time, those after it are amid the work.
+        if deep and next(looks):
+            raise RecursionError
+        return 0.0
+
+    preferences = mesh(20, clock=clock)
+    names = list(preferences.bits)
+    preference = preferences.prefer(names, [], 4)
+    deep = True
+    assert Decisions(preferences).decide(names, [], 4, preference) == Decision(UNKNOWN)
+
+
 def test_the_same_question_in_another_order_has_the_same_answer() -> None:
     preferences = mesh(8)
     decisions, names = Decisions(preferences), list(preferences.bits)

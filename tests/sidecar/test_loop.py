@@ -17,7 +17,7 @@ from sidecar.loop import Sidecar
 from sidecar.policy import Policy
 from sidecar.telemetry import Telemetry
 from tests.xpu_manager.bodies import body, both, read_body, row, self_rows
-from xelink.nfd.writer import OnExit, Publisher, PublishError
+from xelink.nfd.writer import HangingError, OnExit, Publisher, PublishError
 from xelink.topology import nfd_format
 from xelink.topology.publication import read
 from xelink.xpu_manager.classification import Outcome, Reason
@@ -463,6 +463,21 @@ def test_what_can_never_be_read_is_replaced_in_the_end(
     assert unreadable.error
 
 
+def test_a_file_system_that_hangs_for_long_is_not_taken_for_nothing(tmp_path: Path) -> None:
+    scene = Scenario(tmp_path, Policy(life=timedelta()))
+    scene.tick(MESH)
+    scene.publisher.close()
+    scene.publisher = target = Unreadable(scene.path, tmp_path)
+    target.error = HangingError("its file system does not answer")
+    scene.restart()
+    scene.tick(CUT)
+    scene.tick(CUT, seconds=3600)
+    target.error = None
+    scene.tick(CUT)
+    assert scene.links == ALL
+    assert "a loss waits for confirmation" in str(scene.sidecar.not_ready())
+
+
 def test_at_the_end_what_cannot_be_read_is_not_told_as_nothing(
     scene: Scenario, unreadable: Unreadable
 ) -> None:
@@ -722,6 +737,19 @@ def test_what_has_expired_is_not_kept_at_the_end(scene: Scenario) -> None:
     scene.now += timedelta(days=1)
     scene.sidecar.leave(OnExit.KEEP, scene.now)
     assert scene.links is None
+
+
+def test_who_ends_before_the_first_scrape_leaves_the_labels_of_another_alone(
+    scene: Scenario,
+) -> None:
+    other = Publisher(scene.path, scene.path.parent)
+    assert other.other_writer() is None
+    content = f"{NS}/xe-links=0.0-1.0\n".encode()
+    other.publish(content)
+    scene.sidecar.leave(OnExit.REMOVE, scene.now)
+    assert scene.path.read_bytes() == content
+    assert scene.logs.entries[-1]["labels"] == "those of another sidecar"
+    other.close()
 
 
 def test_the_id_map_travels_with_the_labels(scene: Scenario) -> None:

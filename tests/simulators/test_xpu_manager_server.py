@@ -222,7 +222,11 @@ def test_head_has_no_body_and_post_is_not_allowed(xpum: Simulator) -> None:
 
 @pytest.mark.parametrize(
     "sent",
-    [b"\r\n", b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n", b"\x16\x03\x01"],
+    [
+        *(b"\r\n", b"nonsense\r\n\r\n", b"\x16\x03\x01"),
+        b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+    ],
 )
 def test_what_is_no_http_is_hung_up_on(xpum: Simulator, sent: bytes) -> None:
     with socket.create_connection(("127.0.0.1", xpum.port), timeout=PATIENCE) as client:
@@ -290,6 +294,18 @@ def test_the_sleep_before_a_401_doubles_and_holds_a_worker() -> None:
         for _ in range(4):
             get(xpum)
         assert time.monotonic() - start >= 0.02 * (1 + 2 + 4 + 8)
+
+
+def test_a_good_login_makes_the_next_sleep_the_first_again() -> None:
+    def sleep() -> float:
+        refused: Any = xpum._refuse_in_time()  # noqa: SLF001 - to wait for it would take minutes
+        return float(refused.keywords["sleep"])
+
+    serving = Serving(password="s3cret", auth_sleep=2.0)  # noqa: S106 - made up
+    with Simulator(SMALL, serving) as xpum:
+        assert [sleep() for _ in range(9)] == [2, 4, 8, 16, 32, 64, 128, 256, 256]
+        assert get(xpum, Authorization=basic("s3cret"))[0].status == 200
+        assert sleep() == 2
 
 
 # --- TLS ---
@@ -504,6 +520,13 @@ def test_a_misbehaviour_can_end_by_itself(xpum: Simulator) -> None:
     assert xpum.misbehaviour is None
 
 
+def test_a_timer_that_comes_too_late_heals_nothing_else(xpum: Simulator) -> None:
+    xpum.misbehave("hang", seconds=NEVER)
+    xpum.misbehave("empty")
+    xpum._heal_in_time()  # noqa: SLF001 - as a timer does that had fired already
+    assert xpum.misbehaviour == "empty"
+
+
 # --- Misbehaviours: broken HTTP ---
 
 
@@ -614,6 +637,11 @@ def test_what_cannot_be_is_refused_and_changes_nothing(
     with pytest.raises(ValueError, match=words):
         xpum.misbehave(name, **options)
     assert xpum.misbehaviour == "empty"
+
+
+def test_a_whole_number_is_one_of_seconds_too(xpum: Simulator) -> None:
+    xpum.misbehave("delay", by=0)
+    assert topology(get(xpum)[1]) == topology(render(SMALL))
 
 
 def test_every_misbehaviour_says_what_it_does() -> None:

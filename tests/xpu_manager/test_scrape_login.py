@@ -1,5 +1,6 @@
 """HTTP Basic: the password comes from its file alone, a refusal is answered with patience."""
 
+import resource
 import socket
 import traceback
 from collections.abc import Iterator
@@ -43,6 +44,19 @@ def test_the_password_is_the_file_without_its_last_newline(
     with scraping(login(xpum, file)) as scraper:
         assert outcome(scraper) == "links"
         assert xpum.seen[0].headers["authorization"] == "Basic eHB1bWFkbWluOnMzY3IzdC13b3Jk"
+
+
+def test_a_want_of_descriptors_is_not_told_of_the_password(xpum: Simulator, file: Path) -> None:
+    file.write_text(WORD)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with scraping(login(xpum, file)) as scraper:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            error = refusal(scraper)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert error.reason is Reason.RESOURCES
+        assert outcome(scraper) == "links"
 
 
 def test_a_password_need_not_be_utf8(file: Path) -> None:
