@@ -171,6 +171,16 @@ def test_the_package_names_the_pythons_that_are_tested() -> None:
     assert project["requires-python"] == f">=3.{MINORS[0]}"
 
 
+def test_what_is_called_python_and_never_answers_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tool("pythons"), "_PATIENCE", 0.1)
+    program = tmp_path / "python3"
+    program.write_text("#!/bin/sh\nexec sleep 3600\n")
+    program.chmod(0o755)
+    assert tool("pythons").ask(program) is None
+
+
 def test_the_python_that_runs_the_tests_is_one_of_the_machine() -> None:
     here = Path(os.path.realpath(sys.executable))
     assert here in {python.path for python in tool("pythons").pythons(os.environ)}

@@ -1,6 +1,7 @@
 """What the demo says of its programs is what they do."""
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from tests.cli.commands import topology
 from xelink.cli.demo import command as demo
 from xelink.cli.demo import processes
 from xelink.cli.demo.processes import Daemon, StageError
-from xelink.simulators.xpu_manager import Blueprint
+from xelink.simulators.xpu_manager import Blueprint, Simulator
 from xelink.topology.publication import DEFAULT_NAMESPACE, Publication, render
 
 EVENTS = (
@@ -92,3 +93,12 @@ def test_the_settings_of_who_starts_it_are_not_those_of_its_daemons(
         assert process.stdout
         assert process.stdout.readline() == "None 8\n"
         process.communicate()
+
+
+def test_what_is_simulated_is_asked_past_any_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.socket() as nobody, Simulator() as xpum:
+        nobody.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        assert processes.XpuManager(xpum.port).control("cold")["node"]["cold"]

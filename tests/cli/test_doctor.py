@@ -28,6 +28,8 @@ from tests.patience import PATIENCE
 from tests.processes import Running, address, running
 from tests.xpu_manager.test_tls_servers import CA, trustme_pair
 from xelink.cli.doctor import command as doctor
+from xelink.cli.doctor import finding
+from xelink.cli.doctor.finding import Status
 from xelink.daemon.http_server import Site, Verdict
 from xelink.daemon.metrics import Metrics
 from xelink.simulators.kubelet.kubelet import Kubelet
@@ -921,6 +923,13 @@ def test_a_path_that_was_named_and_leads_through_a_file_fails(
     said = xelink("doctor", "--only=fresh", f"--prefix={tmp_path}", f"--cert={path}")
     assert (said.code, said.out) == (1, "")
     assert said.err == f"xelink doctor: --cert {path}: Not a directory\n"
+
+
+def test_what_was_not_asked_for_does_not_make_up_for_what_was_skipped() -> None:
+    """Such as `--only=id-map`: the checks that it points to may be well, and it knows nothing."""
+    found = {"id-map": finding.skip("there is no id map", "xpum"), "xpum": finding.ok("it answers")}
+    assert doctor._worst(found, ["id-map"]) is Status.SKIP  # noqa: SLF001 - what the exit code says
+    assert doctor._worst(found, ["id-map", "xpum"]) is Status.OK  # noqa: SLF001 - as above
 
 
 @pytest.mark.parametrize("option", ["--sidecar", "--plugin"])

@@ -213,9 +213,10 @@ def test_a_page_with_labels_in_it_is_no_feature_file(xelink: Xelink) -> None:
 
 
 @pytest.mark.parametrize("option", ["metrics", "features"])
-def test_utf_16_is_called_what_it_is(xelink: Xelink, option: str) -> None:
-    text = "# HELP xpum_power_watts x\nxpum_power_watts 1\n"
-    path = xelink.file("given", text.encode("utf-16"))
+@pytest.mark.parametrize("order", ["le", "be"])
+def test_utf_16_is_called_what_it_is(xelink: Xelink, option: str, order: str) -> None:
+    text = "\ufeff# HELP xpum_power_watts x\nxpum_power_watts 1\n"
+    path = xelink.file("given", text.encode(f"utf-16-{order}"))
     said = xelink("show", f"--{option}", path)
     assert said.code == 1
     assert "this is UTF-16 text, as PowerShell's > writes it: save it as UTF-8" in said.err

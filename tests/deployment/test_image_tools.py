@@ -185,6 +185,20 @@ def test_a_container_is_run_as_confined_as_in_a_pod() -> None:
     assert not [word for word in words if word.startswith(("--cap-add", "--privileged", "--tmpfs"))]
 
 
+def test_nothing_waits_for_a_container_that_has_ended() -> None:
+    program = """
+import container, os, threading
+with container.started(["true"]) as process:
+    process.wait()
+for each in threading.enumerate():
+    if each is not threading.current_thread():
+        each.join(container.PATIENCE / 4)
+print(threading.active_count(), flush=True)
+os._exit(0)
+"""
+    assert call(program).stdout == "1\n"
+
+
 def test_a_command_that_fails_fails_the_test_with_its_last_line() -> None:
     program = "import container; container.run('/bin/sh', '-c', 'echo one; echo two >&2; exit 3')"
     assert told(call(program)) == ("/bin/sh -c echo one; echo two >&2; exit 3: exit code 3: two")
