@@ -62,3 +62,41 @@ def test_it_ends_well_only_when_all_is_well(
     assert (tmp_path / "summary.txt").read_text().startswith("e2e: ")
     told = done.stdout.count("told tests/e2e")
     assert told == (1 if arguments else 3 if code and "cleanup" not in codes else told)
+
+
+TRACES = """
+set -euo pipefail
+scratch=$PWD/scratch
+mkdir "$scratch"
+nodes=()
+before=$(mktemp -p "$PWD") after=$(mktemp -p "$PWD")
+cgroups() { :; }
+traces() { printf 'file /%s\\n' $TRACES; }
+echo 'file /before' >"$before"
+"""
+
+
+@pytest.mark.parametrize(
+    ("traces", "code", "said"),
+    [
+        pytest.param("before", 0, "", id="as before"),
+        pytest.param("before new", 1, "e2e: left behind: file /new\n", id="something is left"),
+    ],
+)
+def test_what_is_left_behind_is_told_and_fails_the_run(
+    tmp_path: Path, traces: str, code: int, said: str
+) -> None:
+    """The function that the runs above stand in for."""
+    text = RUN.read_text()
+    begin = "\ncleanup() {\n"
+    assert text.count(begin) == 1
+    function = text[text.index(begin) :].partition("\n}\n")[0]
+    done = subprocess.run(
+        ["/bin/bash", "-c", f"{TRACES}{function}\n}}\ncleanup"],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "TRACES": traces},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (code, said)

@@ -173,6 +173,23 @@ def test_an_environment_that_was_not_built_to_the_end_is_built_anew(
     assert not environment.is_built(tmp_path / "nothing", None)
 
 
+def test_what_is_built_anew_has_nothing_of_before(
+    environment: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@" --without-pip\n')  # it takes seconds
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    made = tmp_path / "made"
+    left = made / "lib" / "python3.99" / "site-packages" / "old.py"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    with redirect_stdout(StringIO()):
+        assert environment.build(made)
+    assert environment.is_built(made, None)
+    assert not left.exists()
+
+
 OF_MAKE = {"MAKEFLAGS", "MAKELEVEL", "ARGS", "PYTHON", "VENV"}
 """What a make that runs these tests hands on."""
 

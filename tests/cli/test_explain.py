@@ -33,7 +33,7 @@ from xelink.preference.criteria import WISHES as TABLE
 from xelink.preference.policies import POLICIES, Policy
 from xelink.simulators.xpu_manager import Blueprint, SimulatedNode
 from xelink.topology.labels import parse_links
-from xelink.topology.model import Gpu, Link, Tile, Topology
+from xelink.topology.model import Gpu, Link, PortState, Tile, Topology
 from xelink.topology.publication import DEFAULT_NAMESPACE, Publication, render
 from xelink.view.node_view import Node
 
@@ -392,3 +392,18 @@ def test_nothing_to_choose_is_said() -> None:
     )
     with pytest.raises(WrongCallError):
         choose(Node.of(Topology()), Wanted(1), time.monotonic)
+
+
+def test_ports_that_both_sets_have_are_no_cost_of_the_other() -> None:
+    states = (PortState.FAILED, PortState.HEALTHY, PortState.FAILED)
+    gpus = (
+        Gpu(number, f"0000:{number + 1:02x}:00.0", f"card{number}", ports=state)
+        for number, state in enumerate(states)
+    )
+    links = (Link(Tile(one, 0), Tile(other, 0), 4, 4) for one, other in combinations(range(3), 2))
+    node = Node.of(Topology(tuple(links), tuple(gpus)))
+    choice = choose(node, Wanted(2, have=("card0",)), time.monotonic)
+    assert choice.preference.ids == ("card0-0", "card1-0")
+    facts: Any = choice_facts(choice)
+    costs = [other["cost"] for other in facts["runners_up"]]
+    assert costs == ["Xe Link ports that are not known to be healthy: card2"]

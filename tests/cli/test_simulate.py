@@ -101,6 +101,8 @@ def test_a_scenario_takes_a_real_node_which_can_lose_links(xelink: Xelink, kind:
         ("metrics: nowhere.prom", "nodes.0.metrics: --metrics "),
         ("features: 7", "nodes.0.features: not the name of a file"),
         ("features: labels.txt, gpus: 2", "nodes.0.features: it says all of the node but count"),
+        ("features: labels.txt, numa: 1", "nodes.0.features: it says all of the node but count"),
+        ("features: labels.txt, linked: {}", "nodes.0.features: it says all of the node but"),
         ("features: labels.txt, lost: [0-3]", "nodes.0: GPUs 0-3 have no link to begin with"),
         ("features: silent.txt", "nodes.0.features: nothing is known of its links: "),
         ("features: many.txt", "nodes.0.features: 20 GPUs, and a scenario has 16 at most"),

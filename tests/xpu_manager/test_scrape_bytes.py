@@ -149,6 +149,15 @@ def test_a_status_counts_whatever_becomes_of_its_body(
     assert server.asked == asked + 1
 
 
+@pytest.mark.parametrize("status", [b"401 NO", b"500 BROKEN"])
+def test_a_status_counts_where_its_body_is_no_http(server: Answering, status: bytes) -> None:
+    server.pieces = [b"HTTP/1.1 %s\r\nTransfer-Encoding: chunked\r\n\r\nlots\r\n" % status]
+    with scraping(server.port) as scraper:
+        error = refusal(scraper)
+    assert error.reason is (Reason.UNAUTHORIZED if b"401" in status else Reason.STATUS)
+    assert error.detail.startswith(status[:3].decode())
+
+
 def test_every_scrape_asks_the_same_whatever_was_answered_cookies_included() -> None:
     answer = b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nContent-Length: %d\r\n\r\n" % len(ROWS) + ROWS
     requests = []
