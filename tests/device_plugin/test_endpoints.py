@@ -132,6 +132,21 @@ def test_a_kubelet_that_comes_late_is_registered_with(path: Path) -> None:
     asyncio.run(story())
 
 
+def test_a_kubelet_that_is_missed_again_is_told_of_again(path: Path) -> None:
+    async def story() -> None:
+        async with running(path) as plugin:
+            await said(plugin, "waiting for kubelet", 1)
+            kubelet = Kubelet(path)
+            await off(kubelet.start)
+            await settled(plugin, kubelet)
+            before = len(plugin.events("waiting for kubelet"))
+            await off(kubelet.stop)
+            kubelet.socket.unlink()
+            await said(plugin, "waiting for kubelet", before + 1)
+
+    asyncio.run(story())
+
+
 def test_a_refused_registration_is_tried_again_until_accepted(path: Path) -> None:
     async def story() -> None:
         with Kubelet(path) as kubelet:

@@ -376,3 +376,19 @@ def test_a_rule_needs_a_message() -> None:
 def test_a_simulator_refuses_a_path_that_no_socket_can_have(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="too long"):
         Xpumd(tmp_path / ("x" * 108))
+
+
+def test_who_waits_for_a_watcher_waits_for_one_that_is_there(socket: Path) -> None:
+    async def story() -> None:
+        async with asyncio.timeout(PATIENCE), Xpumd(socket, [FIRST], every=None) as xpumd:
+            async with watching(socket):
+                await xpumd.watched()
+            while xpumd.watchers:  # noqa: ASYNC110 - it tells nobody when one goes
+                await asyncio.sleep(0)
+            waiting = asyncio.create_task(xpumd.watched())
+            await asyncio.sleep(0)
+            assert not waiting.done()
+            async with watching(socket):
+                await waiting
+
+    run(story)

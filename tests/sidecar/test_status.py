@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sidecar.loop import Policy
 from sidecar.settings import SidecarSettings
 from sidecar.status import body, status
 from tests.documented import documented, keys
@@ -54,6 +55,14 @@ def test_links_labels_and_expiry_are_told_and_a_failure_beside_them(tmp_path: Pa
     assert (failed["class"], failed["reason"], failed["links"]) == ("unknown", "refused", None)
     assert (good["class"], good["reason"], good["links"]) == ("links", None, 3)
     assert found["not_ready"].startswith("last scrape unknown, refused")
+
+
+def test_a_group_that_nobody_asked_for_is_not_told_as_missing(tmp_path: Path) -> None:
+    scenario = Scenario(tmp_path, Policy(summary=False))
+    scenario.tick(MESH)
+    page = "".join(body(status(scenario.sidecar, "", "", scenario.now, host="here")))
+    assert "gpu.intel.com/xe-links" in page
+    assert "is left out" not in page
 
 
 def test_losses_that_wait_are_told(tmp_path: Path) -> None:
