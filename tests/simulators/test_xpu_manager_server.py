@@ -297,15 +297,15 @@ def test_the_sleep_before_a_401_doubles_and_holds_a_worker() -> None:
 
 
 def test_a_good_login_makes_the_next_sleep_the_first_again() -> None:
-    def sleep() -> float:
+    def sleep(xpum: Simulator) -> float:
         refused: Any = xpum._refuse_in_time()  # noqa: SLF001 - to wait for it would take minutes
         return float(refused.keywords["sleep"])
 
     serving = Serving(password="s3cret", auth_sleep=2.0)  # noqa: S106 - made up
     with Simulator(SMALL, serving) as xpum:
-        assert [sleep() for _ in range(9)] == [2, 4, 8, 16, 32, 64, 128, 256, 256]
+        assert [sleep(xpum) for _ in range(9)] == [2, 4, 8, 16, 32, 64, 128, 256, 256]
         assert get(xpum, Authorization=basic("s3cret"))[0].status == 200
-        assert sleep() == 2
+        assert sleep(xpum) == 2
 
 
 # --- TLS ---
