@@ -4,8 +4,8 @@ What of it takes time, the tables of the preference, is kept from one snapshot t
 as the GPUs, their links and their ports are the same.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 from device_plugin.resources import Device, Offer, devices
@@ -63,9 +63,9 @@ class Assembler:
     def assemble(self, seen: Seen) -> Snapshot:
         """Make the snapshot of what was seen; up to 40 ms where a preference must be prepared."""
         resources = devices(seen.inventory, self._choosing.offer)
-        links = replace(seen.links, lanes=dict(seen.links.lanes) if seen.links.usable else {})
+        links = _known(seen.links)
         prepared = {
-            resource: self._prepare(resource, _ground(offered, links))
+            resource: self._prepare(resource, _ground(offered, seen.links, links.lanes))
             for resource, offered in resources.items()
             if any(device.card for device in offered)
         }
@@ -102,14 +102,19 @@ class Assembler:
         return known[1]
 
 
-def _ground(offered: Iterable[Device], links: NodeLinks) -> _Ground:
+def _known(links: NodeLinks) -> NodeLinks:
+    """Return what of the links answers requests: of anything else no stream need hear."""
+    if not links.usable:
+        return UNREAD
+    return NodeLinks(links.state, lanes=dict(links.lanes), not_in_map=links.not_in_map)
+
+
+def _ground(offered: Iterable[Device], links: NodeLinks, every: Mapping[Pair, int]) -> _Ground:
     cards = {device.card.bdf: device.card for device in offered if device.card}
     return _Ground(
         tuple(
             GpuFacts(card.name, bdf, card.numa, links.ports_healthy(bdf), card.physfn)
             for bdf, card in sorted(cards.items())
         ),
-        frozenset(
-            (pair, width) for pair, width in links.lanes.items() if cards.keys() >= set(pair)
-        ),
+        frozenset((pair, width) for pair, width in every.items() if cards.keys() >= set(pair)),
     )

@@ -1,4 +1,4 @@
-"""kubelet's messages, made from answers; with `plugin` all that knows them."""
+"""kubelet's messages, made from answers; with `servicer` all that knows them."""
 
 from collections.abc import Sequence
 

@@ -1,6 +1,6 @@
 """The DevicePlugin service of one resource: translates between kubelet's messages and answers.
 
-`answers` and `allocation` decide; here are the messages, the streams and the account of what
+`responses` and the preference decide; here are the messages, the streams and the account of what
 kubelet did with our preference.
 """
 
@@ -314,7 +314,7 @@ class Plugin(DevicePluginServicer):
     def _give(self, ids: frozenset[str]) -> _Given:
         """Give devices to a container; those that were given before are given as they were.
 
-        Raises as `answers.container` and `answers.require_links` do.
+        Raises as `responses.container` and `responses.require_links` do.
         """
         snapshot, known = self._look()
         if ids in self._given:

@@ -16,7 +16,7 @@ from xelink.preference.engine import Preference
 Prefer: TypeAlias = Callable[[Sequence[str], Sequence[str], int], Preference]
 """Chooses `size` ids of `available` with all of `must_include`.
 
-Pure, and run in a thread unless it is quick. Raises `allocation.RequestError` for what nobody
+Pure, and run in a thread unless it is quick. Raises `engine.RequestError` for what nobody
 could choose.
 """
 

@@ -47,9 +47,10 @@ class Target(Protocol):
 class FeatureFile:
     """What was written last, and what keeps it from being written.
 
-    `valid_until` is when the labels expire, None where they never do or there are none; what could
-    not be written lives as long as if it had been. `problem` is why the last attempt failed,
-    `other` who publishes in our place. `resumed` is whether what stood at the start is known.
+    `valid_until` is how long what is believed binds us: until the labels expire, or as long as they
+    would have lived had they been written by us; None for ever. `problem` is why the last attempt
+    failed, `other` who publishes in our place. `resumed` is whether what stood at the start is
+    known, or was given up.
     """
 
     def __init__(

@@ -24,11 +24,14 @@ STANDARD = {
 
 
 def imported(path: Path) -> set[str]:
-    """Give the names of the modules that a module imports when it is loaded."""
-    nodes = ast.parse(path.read_text()).body
+    """Give the names of the modules that a module imports, for more than its types."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
     return {
         name
-        for node in nodes
+        for node in ast.walk(tree)
         for name in (
             [alias.name for alias in node.names]
             if isinstance(node, ast.Import)

@@ -182,10 +182,24 @@ def test_lanes_are_known_where_links_are_usable_and_none_otherwise(state: State)
     snapshot = assembler().assemble(node(links=wired((2, 4), state=state)))
     usable = state in {State.IN_USE, State.GUESS}
     pair: Pair = (bdf(2), bdf(4))
-    assert snapshot.links.lanes == ({pair: 8} if usable else {})
-    assert snapshot.links.state is state
+    assert snapshot.links == (NodeLinks(state, lanes={pair: 8}) if usable else UNREAD)
     best = ("card2-0", "card4-0") if usable else ("card1-0", "card2-0")
     assert preferred(snapshot, 2) == best
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (NodeLinks(State.MISSING, "No such file"), NodeLinks(State.EXPIRED, "expired")),
+        (wired((1, 2)), replace(wired((1, 2)), reason="another text")),
+        (wired((1, 2)), replace(wired((1, 2)), ports={bdf(1): PortState.DEGRADED})),
+        (wired((1, 2)), replace(wired((1, 2)), not_on_bus=("0000:ff:00.0",))),
+    ],
+    ids=["no links for another reason", "another text", "ports", "GPUs of no card"],
+)
+def test_what_changes_no_answer_is_no_news_to_kubelet(before: NodeLinks, after: NodeLinks) -> None:
+    ours = assembler()
+    assert ours.assemble(node(links=before)) == ours.assemble(node(links=after))
 
 
 def test_before_the_first_look_no_lanes_are_known() -> None:

@@ -475,6 +475,7 @@ TWO_SOCKETS = {0: "0-27,56-83", 1: "28-55,84-111", 2: ""}  # the third is memory
         ({}, "0-55", None, None, None),
         (TWO_SOCKETS, "0-9999", None, None, None),
         (TWO_SOCKETS, "ff,ff", None, None, "local_cpulist: not a list of CPUs, 'ff,ff'"),
+        (TWO_SOCKETS, "ff,ff", "28-55", 1, None),
         ({**TWO_SOCKETS, 1: "all"}, "3", None, None, "cpulist: not a list of CPUs, 'all'"),
     ],
     ids=[
@@ -489,6 +490,7 @@ TWO_SOCKETS = {0: "0-27,56-83", 1: "28-55,84-111", 2: ""}  # the third is memory
         "no nodes",
         "beyond the last",
         "a mask",
+        "a mask below a bridge that tells",
         "a broken node",
     ],
 )

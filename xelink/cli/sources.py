@@ -178,7 +178,7 @@ def _from_here(options: argparse.Namespace) -> tuple[Node, ...]:
         path, is_there = look("file", (prefix / DEFAULT_PATH.relative_to("/")).absolute(), find)
         if is_there:
             options.features = str(path)
-            return look("file", path, partial(_from_features, options))
+            return look("file", path, partial(_from_file, options))
     except HungError as error:
         raise FailedError(str(error.strerror)) from error
     except OSError as error:
@@ -222,13 +222,19 @@ def _from_metrics(options: argparse.Namespace) -> tuple[Node, ...]:
 
 
 def _from_features(options: argparse.Namespace) -> tuple[Node, ...]:
+    return _from_file(options, check=_require_names)
+
+
+def _from_file(
+    options: argparse.Namespace, check: Callable[[str, bytes], None] = lambda *_: None
+) -> tuple[Node, ...]:
     def read(file: BinaryIO) -> bytes:
         return file.read(nfd_format.FILE_LIMIT + 1)
 
     content = _with_file("features", options.features, read)
     _require_kind("features", options.features, content)
     source = _named(options.features)
-    _require_names(source, content)
+    check(source, content)
     return (readings.of_file(content, _namespace(options), source, datetime.now(UTC)),)
 
 
@@ -329,7 +335,7 @@ _KINDS: Mapping[str, tuple[re.Pattern[bytes], str]] = {
 def _require_names(source: str, content: bytes) -> None:
     """Refuse text that has a label in it, and is no feature file. Raises `FailedError`."""
     names = nfd_format.parse(nfd_format.without_expiry(content), datetime.now(UTC)).features
-    wrong = [name for name in names if nfd_format.name_problem(name)]
+    wrong = [name for name in names if any(map(str.isspace, name))]
     if 2 * len(wrong) > len(names):
         first = readings.line(wrong[0])
         raise FailedError(

@@ -76,15 +76,20 @@ def numa(device: str) -> int | None:
     """
     if (own := _numa_node(device)) is not None:
         return own
-    place = os.path.realpath(device)
+    place, trouble = os.path.realpath(device), None
     for _ in range(_MOST_BRIDGES):
         if os.path.basename(place) in {"", "devices"}:
             break
         if (node := _numa_node(place)) is not None:
             return node
-        if (node := _node_of_cpus(place)) is not None:
-            return node
+        try:
+            if (node := _node_of_cpus(place)) is not None:
+                return node
+        except BrokenError as error:  # a bridge further up may tell it all the same
+            trouble = trouble or error
         place = os.path.dirname(place)
+    if trouble:
+        raise trouble
     return None
 
 
@@ -106,7 +111,10 @@ def _node_of_cpus(device: str) -> int | None:
     near = _cpus(f"{device}/local_cpulist")
     if not near:
         return None
-    system = device.rpartition("/sys/devices/")[0] + "/sys/devices/system/node"
+    root, is_below, _ = device.rpartition("/sys/devices/")
+    if not is_below:
+        return None
+    system = f"{root}/sys/devices/system/node"
     try:
         names = [name for name in listing(system) if _NODE.fullmatch(name)][:_NUMA_LIMIT]
     except OSError:

@@ -1,7 +1,7 @@
 """Branch and bound over sets of GPUs, for nodes whose subsets are too many for a table.
 
 GPUs are decided about in one order that is fixed beforehand, those first that can add the most:
-so most of each bound is the same in all branches, see `order`.
+so most of each bound is the same in all branches, see `branching_order`.
 
 GPUs that are alike are interchangeable, so of each kind only the first ones are tried.
 """

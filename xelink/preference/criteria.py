@@ -1,7 +1,7 @@
 """What makes one set of GPUs better than another: the table of wishes, and the node it judges.
 
-Sets of GPUs are bitmasks, see `masks`. The table is the definition; `subsets` and `search` only
-find its optimum without asking it for every set.
+Sets of GPUs are bitmasks, see `bitmask`. The table is the definition; `subset_table` and `search`
+only find its optimum without asking it for every set.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -307,7 +307,7 @@ def _address(fabric: Fabric, chosen: int, _free: Free) -> int:
     return fabric.mirrored(chosen)
 
 
-# GPUs before replicas comes before all of these: it fixes how many GPUs a set has (`allocation`),
+# GPUs before replicas comes before all of these: it fixes how many GPUs a set has (`engine`),
 # and only sets of equally many GPUs are ever compared.
 #
 # What is left are, first, the GPUs that keep a free device: these the next Pod can share. Using up
