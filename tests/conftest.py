@@ -81,7 +81,12 @@ MEMORY = memory()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Let temporary folders be where the tests of this folder have them."""
+    """Let temporary folders be where the tests of this folder have them.
+
+    And let nobody be called within the collector: hypothesis is, once it has run, and what a signal
+    raises just there, as our time limits do, is lost and told as a fault of the test.
+    """
+    gc.callbacks.clear()
     tempfile.tempdir = MEMORY if item.path.parent.name in IN_MEMORY else None
 
 

@@ -1,5 +1,6 @@
 """A stop ends every wait at once, a bounded block ends in time, and nothing fires afterwards."""
 
+import gc
 import os
 import signal
 import socket
@@ -12,6 +13,8 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.patience import PATIENCE, Clock
 from xelink.daemon.stopping import Stop, Stopped
@@ -355,3 +358,17 @@ def test_a_process_that_waits_ends_cleanly_on_a_storm_of_signals(number: signal.
         process.send_signal(number)
         assert process.stdout.readline() == "clean\n"
         assert process.wait(PATIENCE) == 0
+
+
+@given(st.integers(1, 9))
+def test_however_often_a_stop_is_asked_for_it_is_one(times: int) -> None:
+    with closing(Stop()) as stop:
+        for _ in range(times):
+            stop.set()
+        assert stop.wait(0)
+        assert stop.wait(0)
+
+
+def test_nobody_is_called_within_the_collector_where_what_a_signal_raises_is_lost() -> None:
+    """hypothesis is, from its first test in a process on: as the one above."""
+    assert gc.callbacks == []
