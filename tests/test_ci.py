@@ -62,6 +62,7 @@ class Tree:
                 "PATH": f"{self.root / 'bin'}:{os.defpath}",
                 "HOME": str(self.root),
                 "CALLS": str(self.calls),
+                "EVERYWHERE": "1",
                 "FAKE_PYTHONS": "3.11.7 3.13.1",
                 **variables,
             },
@@ -112,6 +113,16 @@ def test_each_python_that_is_here_is_tested_with_once(tree: Tree) -> None:
             for version in ("3.12.1", "3.13.1", "3.14.0")
         ),
     ]
+
+
+def test_what_takes_longest_is_left_out_where_it_is_not_asked_for(tree: Tree) -> None:
+    done = tree.run(EVERYWHERE="", FAKE_PYTHONS="3.11.7 3.12.1 3.13.1")
+    assert done.returncode == 0, done.stderr
+    calls = tree.called()
+    assert [call for call in STAGES if not any(each.startswith(call) for each in calls)] == [
+        "fresh.sh bookworm"
+    ]
+    assert not any("3.12" in each for each in calls)
 
 
 def test_what_is_missing_is_an_error_and_no_reason_to_skip(tree: Tree) -> None:
