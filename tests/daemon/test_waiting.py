@@ -119,14 +119,15 @@ def test_who_has_given_up_looks_no_more() -> None:
     async def story() -> None:
         looks = 0
 
+        other = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
         def look() -> bool:
             nonlocal looks
             looks += 1
+            loop.call_soon_threadsafe(other.set)
             return False
 
-        other = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        loop.call_later(0.02, other.set)
         await first_of(until(look, lambda: 0.001), other.wait())
         assert looks
         before = looks
