@@ -269,12 +269,12 @@ class Node:
         while not stop.is_set():
             await first_of(self._news.wait(), stop.wait())
             self._news.clear()
-            if not self.scanned:
-                continue  # links without GPUs would be told as a doubt
-            if self._reading is not None:
-                joined = links.join(self._reading, self._latest.inventory)
-                self._latest = replace(self._latest, links=joined)
-            seen = self._latest
+            # Links without GPUs would be told as a doubt, GPUs without links be preferred as if
+            # there were none. The file is given up after some seconds, so it keeps no GPU back.
+            if not self.scanned or self._reading is None:
+                continue
+            joined = links.join(self._reading, self._latest.inventory)
+            self._latest = seen = replace(self._latest, links=joined)
             # Beside the loop: preparing a preference may take tens of milliseconds.
             snapshot = await self._unless(stop, partial(self._assembler.assemble, seen))
             if snapshot:

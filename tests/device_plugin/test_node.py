@@ -73,6 +73,23 @@ def _nothing_is_held() -> Iterator[None]:
     SlowSysfs.go_on.set()
 
 
+class SlowFile(PosixPath):
+    """A feature file on a file system that takes its time."""
+
+    held: ClassVar[threading.Event] = threading.Event()
+    go_on: ClassVar[threading.Event] = threading.Event()
+
+    def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
+        self.held.set()
+        self.go_on.wait(PATIENCE)
+        return super().stat(follow_symlinks=follow_symlinks)
+
+    def __fspath__(self) -> str:
+        self.held.set()
+        self.go_on.wait(PATIENCE)
+        return super().__fspath__()
+
+
 class SlowAssembler(Assembler):
     """One that can be held."""
 
@@ -432,6 +449,26 @@ def test_half_of_the_first_look_is_told_to_nobody() -> None:
             assert len(snapshot.links.lanes) == 28
             assert node.label_state == "links in use"
             assert not [entry for entry in scene.logs.entries if entry["log_level"] == "warning"]
+
+    tell(story)
+
+
+def test_no_gpu_is_told_before_the_links_have_been_looked_at() -> None:
+    async def story(scene: Scene) -> None:
+        SlowFile.held.clear()
+        SlowFile.go_on.clear()
+        scene.publish()
+        scene.sources = replace(scene.sources, label_file=SlowFile(scene.sources.label_file))
+        try:
+            async with following(scene):
+                await asyncio.to_thread(SlowFile.held.wait, PATIENCE)
+                await scene.scanned("good")
+                assert scene.watch.current == Snapshot()
+                SlowFile.go_on.set()
+                snapshot = await scene.until(lambda snapshot: snapshot.resources)
+                assert len(snapshot.links.lanes) == 28
+        finally:
+            SlowFile.go_on.set()
 
     tell(story)
 
