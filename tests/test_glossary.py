@@ -1,0 +1,336 @@
+"""docs/glossary.md: a word that has been replaced is in no code, page or output any more."""
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+GLOSSARY = (ROOT / "docs" / "glossary.md").read_text()
+SUFFIXES = {"", ".py", ".md", ".json", ".yaml", ".toml", ".txt", ".sh", ".service", ".proto"}
+# These name the words: what they replace, and what was renamed.
+NAMES_THEM = {"docs/glossary.md", "CHANGELOG.md"}
+# Written by others, or made from what others wrote.
+FOREIGN = re.compile(r"_pb2|\.lock$|^requirements|^LICENSE$|^xelink/api/.*\.proto$")
+
+# The phrases in which one of these words means something else.
+OTHER_MEANINGS = ("def offer", "best.offer", "must offer TLS")
+
+# What is still to be renamed. Nothing may be added.
+STILL_TO_DO: dict[str, set[str]] = {
+    "CONTRIBUTING.md": {"mend", "mended"},
+    "Makefile": {"mend", "mended", "story"},
+    "README.md": {"healed", "mend", "offers", "wish"},
+    "bench": {
+        "greed",
+        "judge",
+        "judgement",
+        "kubelet listens",
+        "lean",
+        "leave_out",
+        "put_off",
+        "sieve",
+        "trust files",
+        "what stands",
+    },
+    "device_plugin": {
+        "asides",
+        "calm",
+        "dialed",
+        "doubts",
+        "farewell",
+        "given_again",
+        "guessed",
+        "journal",
+        "judge",
+        "kubelet listens",
+        "lean",
+        "leave_out",
+        "manners",
+        "mends",
+        "offer",
+        "offered",
+        "offers",
+        "or_plain",
+        "pace",
+        "patience",
+        "plain choice",
+        "refusals",
+        "spelled",
+        "stand_in",
+        "trouble",
+        "unasked",
+        "wish",
+        "wishes",
+        "withheld",
+    },
+    "docs": {
+        "arcs",
+        "beliefs",
+        "believed",
+        "believes",
+        "breath",
+        "by chance",
+        "doubts",
+        "given_again",
+        "healed",
+        "held back",
+        "judge",
+        "kubelet listens",
+        "mend",
+        "mended",
+        "offer",
+        "offered",
+        "offers",
+        "plain choice",
+        "refusals",
+        "sieved",
+        "stories",
+        "story",
+        "strangers",
+        "the files of the trust",
+        "the reference",
+        "trouble",
+        "unasked",
+        "what stands",
+        "what stood",
+        "wish",
+        "wishes",
+        "withheld",
+    },
+    "overlays": {
+        "believed",
+        "believes",
+        "mend",
+        "offered",
+        "offers",
+        "plain choice",
+        "refusals",
+        "strangers",
+        "what stands",
+    },
+    "pyproject.toml": {"beliefs", "dialing"},
+    "sidecar": {
+        "belief",
+        "believe",
+        "believed",
+        "doubts",
+        "held back",
+        "judge",
+        "lean",
+        "leave_out",
+        "mended",
+        "patience",
+        "put_off",
+        "stand_in",
+        "the files of the trust",
+        "the reference",
+        "trust files",
+        "what stands",
+        "what stood",
+    },
+    "tools": {"heal", "healed", "heals", "mended", "patience", "sieve", "stories", "story"},
+    "xelink/cli": {
+        "believed",
+        "believes",
+        "by chance",
+        "complain",
+        "dialed",
+        "dialing",
+        "doubts",
+        "guessed",
+        "heal",
+        "healed",
+        "held back",
+        "hindsight",
+        "hold back",
+        "judge",
+        "kubelet listens",
+        "mend",
+        "offer",
+        "offered",
+        "offers",
+        "patience",
+        "refusals",
+        "sieve",
+        "spelled",
+        "stand_in",
+        "story",
+        "the reference",
+        "trouble",
+        "trust files",
+        "visit",
+        "what stands",
+        "wish",
+        "wishes",
+        "withheld",
+    },
+    "xelink/daemon": {
+        "asides",
+        "calm",
+        "complain",
+        "held back",
+        "lean",
+        "leave_out",
+        "pace",
+        "put_off",
+        "refusals",
+        "spelled",
+        "stand_in",
+        "the reference",
+        "wish",
+    },
+    "xelink/inventory": {
+        "guessed",
+        "judge",
+        "offered",
+        "pace",
+        "patience",
+        "the reference",
+        "trouble",
+        "what stands",
+        "what stood",
+        "withheld",
+    },
+    "xelink/kubelet": {"dialed", "what stands"},
+    "xelink/nfd": {"patience", "the reference", "what stands"},
+    "xelink/preference": {
+        "arcs",
+        "greed",
+        "offer",
+        "offered",
+        "or_plain",
+        "patience",
+        "plain choice",
+        "strangers",
+        "terrain",
+        "wish",
+        "wishes",
+    },
+    "xelink/simulators": {
+        "complain",
+        "dialed",
+        "dialing",
+        "door",
+        "ears",
+        "heal",
+        "healed",
+        "heals",
+        "hold back",
+        "ledger",
+        "mend",
+        "mended",
+        "mood",
+        "patience",
+        "spelled",
+        "what stands",
+        "what stood",
+    },
+    "xelink/topology": {"the reference"},
+    "xelink/view": {"held back"},
+    "xelink/xpu_manager": {
+        "heal",
+        "heals",
+        "held back",
+        "patience",
+        "refusals",
+        "sieve",
+        "sieved",
+        "the files of the trust",
+        "the reference",
+        "trust files",
+    },
+}
+
+
+def rows(title: str) -> list[list[str]]:
+    """Return the cells of each row of the table below a title."""
+    section = GLOSSARY.partition(f"## {title}\n")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+REPLACED = {word.strip(): use for words, use in rows("Replaced words") for word in words.split(",")}
+
+
+def spelling(word: str) -> str:
+    """Return an expression for a word in a sentence, in snake_case, and in kebab-case."""
+    return r"[\s_-]+".join(map(re.escape, word.split()))  # `given_again` is that name alone
+
+
+ANY = re.compile(
+    rf"(?<![A-Za-z])(?:{'|'.join(spelling(word) for word in REPLACED)})(?![A-Za-z])", re.IGNORECASE
+)
+
+
+def found(text: str) -> Iterator[tuple[int, str]]:
+    """Return line and word of each replaced word in a text."""
+    for phrase in OTHER_MEANINGS:
+        text = re.sub(rf"\b{spelling(phrase)}\b", lambda own: "\n" * own[0].count("\n"), text)
+    text = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", text)  # CamelCase
+    for match in ANY.finditer(text):
+        line = text.count("\n", 0, match.start()) + 1
+        word = match[0].lower()
+        yield line, word if word in REPLACED else " ".join(re.split(r"[\s_-]+", word))
+
+
+def ours() -> list[Path]:
+    """Return the files that are read: product, docs, tools, and recorded outputs."""
+    listed = subprocess.run(
+        ["/usr/bin/git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    return [
+        Path(name)
+        for name in listed
+        if Path(name).suffix in SUFFIXES
+        and name not in NAMES_THEM
+        and not FOREIGN.search(name)
+        and (not name.startswith("tests/") or "/golden/" in name)
+        and not name.startswith(".")
+    ]
+
+
+def package(path: Path) -> str:
+    """Return the part of the tree that a file belongs to: `xelink/nfd`, `docs`, `README.md`."""
+    return "/".join(path.parts[: 2 if path.parts[0] == "xelink" else 1])
+
+
+def test_no_file_has_a_replaced_word() -> None:
+    assert [
+        f"{path}:{line - 1}: {word}: {REPLACED[word]}"  # line 0 is its name
+        for path in ours()
+        for line, word in found(f"{path}\n{(ROOT / path).read_text()}")
+        if word not in STILL_TO_DO.get(package(path), ())
+    ] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("decided by wish 9", ["wish"]),
+        ("def by_wish(WISHES: Wish)", ["wish", "wishes", "wish"]),
+        ("class OtherWish:", ["wish"]),
+        ("links_held_back, held\nback", ["held back", "held back"]),
+        ("wishful, houses, a swish", []),
+    ],
+)
+def test_a_word_is_found_in_each_spelling_and_in_no_other_word(text: str, words: list[str]) -> None:
+    assert [word for _, word in found(text)] == words
+
+
+def test_each_replaced_word_has_another_and_each_word_one_meaning() -> None:
+    assert len(REPLACED) > 50
+    assert all(REPLACED.values())
+    words = [word.strip() for names, _ in rows("Words") for word in names.split(",")]
+    assert len(words) == len({*words}) > 30
+    meanings = [meaning for _, meaning in rows("Words")]
+    assert not [meaning for meaning in meanings if ANY.search(meaning)]
+
+
+@pytest.mark.parametrize("phrase", OTHER_MEANINGS)
+def test_each_other_meaning_is_that_of_a_replaced_word_and_is_needed(phrase: str) -> None:
+    assert ANY.search(phrase)
+    texts = [(ROOT / path).read_text() for path in ours()]
+    assert any(re.search(rf"\b{spelling(phrase)}\b", text) for text in texts)
