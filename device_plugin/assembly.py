@@ -6,7 +6,6 @@ as the GPUs, their links and their ports are the same.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 
 from device_plugin.resources import Device, Offer, devices
 from device_plugin.snapshot import Snapshot
@@ -15,7 +14,7 @@ from xelink.inventory.health import Health, complaints
 from xelink.inventory.links import UNREAD, NodeLinks, Pair
 from xelink.preference.criteria import GpuFacts
 from xelink.preference.decision import Decisions
-from xelink.preference.engine import Clock, Policy, Preferences, prefer_or_plain, prepare
+from xelink.preference.engine import Clock, Policy, Preferences, prepare
 from xelink.preference.policies import DEFAULT_TIMEOUT
 
 
@@ -73,10 +72,7 @@ class Assembler:
             resources=resources,
             links=links,
             unhealthy=complaints(seen.health, seen.inventory.cards),
-            prefer={
-                resource: partial(prefer_or_plain, preferences)
-                for resource, preferences in prepared.items()
-            },
+            prefer={resource: preferences.prefer for resource, preferences in prepared.items()},
             decide={
                 resource: Decisions(preferences).decide
                 for resource, preferences in prepared.items()

@@ -39,6 +39,10 @@ class NotLinkedError(UnusableError):
     """The GPUs of this request are not all linked, and the node gives several only if they are."""
 
 
+class WrongPreferenceError(Exception):
+    """The preference does not answer the request: a plain choice does instead."""
+
+
 class Told(NamedTuple):
     """One device as ListAndWatch tells it; `numa` None tells nothing of NUMA."""
 
@@ -117,18 +121,17 @@ def offered(
     return good if len({*good, *must}) >= size else ids
 
 
-def fault(
+def require_answer(
     preference: Preference, available: Iterable[str], must: Iterable[str], size: int
-) -> str | None:
-    """Say what is wrong with a preference that kubelet could not use, None when nothing is."""
+) -> None:
+    """Raise `WrongPreferenceError` for a preference that kubelet could not use."""
     chosen, needed = set(preference.ids), set(must)
     if len(chosen) != size or len(preference.ids) != size:
-        return f"preferred {len(preference.ids)} devices instead of {size}"
+        raise WrongPreferenceError(f"preferred {len(preference.ids)} devices instead of {size}")
     if not needed <= chosen:
-        return "a device that must be included was not preferred"
+        raise WrongPreferenceError("a device that must be included was not preferred")
     if not chosen <= {*available} | needed:
-        return "a device was preferred that is not available"
-    return None
+        raise WrongPreferenceError("a device was preferred that is not available")
 
 
 def require_links(links: NodeLinks, gpus: Sequence[str]) -> None:

@@ -25,11 +25,12 @@ from device_plugin.responses import (
     MalformedError,
     Told,
     UnusableError,
+    WrongPreferenceError,
     container,
     farewell,
-    fault,
     listing,
     offered,
+    require_answer,
     require_links,
 )
 from device_plugin.snapshot import Snapshot
@@ -351,12 +352,16 @@ class Plugin(DevicePluginServicer):
             self._log.error("no preference: a plain choice instead", fault=preference.fault)
         seconds = clock() - start
         decide = snapshot.decide.get(self.resource, _plainly)
-        account = partial(decide, usable, must, size, preference)
-        return _Preferred(preference, seconds, account, available, must)
+        return _Preferred(preference, seconds, partial(decide, preference), available, must)
 
     async def _ask(
         self, snapshot: Snapshot, available: Sequence[str], must: Sequence[str], size: int
     ) -> Preference:
+        """Ask for a preference; whatever becomes of it, kubelet gets an answer.
+
+        This is the one place where a fault of the preference ends. Raises `RequestError` for a
+        request that nobody could meet.
+        """
         prefer = snapshot.prefer.get(self.resource)
         if prefer is None:
             return plain(available, must, size)
@@ -367,17 +372,17 @@ class Plugin(DevicePluginServicer):
                 # Whatever becomes of it, the end of the process does not wait for it.
                 async with asyncio.timeout(self._manners.patience):
                     preference = await self._asides.run(partial(prefer, available, must, size))
-            problem = preference.fault or fault(preference, available, must, size)
+            require_answer(preference, available, must, size)
         except NoRoomError:
             problem = f"{self._manners.threads} others are still looked for: do they hang?"
         except TimeoutError:
             problem = f"nothing was found in {self._manners.patience} s"
+        except WrongPreferenceError as error:
+            problem = str(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, kubelet is owed an answer
             problem = f"{type(error).__name__}: {error}"
         else:
-            if not problem:
-                return preference
-        # Raises `RequestError` where nobody could meet the request.
+            return preference
         return plain(available, must, size)._replace(fault=problem)
 
     # What is told of them, once the answer is on its way; beside the loop, where it takes a while

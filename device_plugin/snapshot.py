@@ -21,8 +21,8 @@ could choose.
 """
 
 
-Decide: TypeAlias = Callable[[Sequence[str], Sequence[str], int, Preference], Decision]
-"""Says what decided a preference that was asked for with these words. Pure, run in a thread."""
+Decide: TypeAlias = Callable[[Preference], Decision]
+"""Says what decided a preference. Pure, run in a thread."""
 
 
 @dataclass(frozen=True)

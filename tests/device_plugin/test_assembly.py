@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
+from types import MethodType
 
 import pytest
 
@@ -41,8 +41,8 @@ def wired(*pairs: tuple[int, int], lanes: int = 8, state: State = State.IN_USE) 
 def prepared(snapshot: Snapshot, resource: str = I915) -> Preferences:
     """Give what a resource's preference was prepared from."""
     prefer = snapshot.prefer[resource]
-    assert isinstance(prefer, partial)
-    (preferences,) = prefer.args
+    assert isinstance(prefer, MethodType)
+    preferences = prefer.__self__
     assert isinstance(preferences, Preferences)
     return preferences
 

@@ -353,6 +353,40 @@ def test_a_fault_in_the_preference_gives_a_plain_choice(
         _OVER.set()
 
 
+@pytest.mark.parametrize("quick", [True, False], ids=["on the loop", "in a thread"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        RuntimeError,
+        RecursionError,
+        MemoryError,
+        AssertionError,
+        KeyError,
+        RequestError,
+        TimeoutError,
+    ],
+)
+def test_whatever_the_engine_raises_is_answered_by_a_plain_choice_and_counted(
+    fault: type[Exception],
+    quick: bool,  # noqa: FBT001 - a case
+) -> None:
+    def clock() -> float:
+        raise fault("no time")
+
+    engine = prepare([GpuFacts(f"card{n}", bdf(n)) for n in range(20)], {}, clock=clock)
+    with pytest.raises(fault):
+        engine.prefer(engine.bits, [], 2)
+
+    async def story(plugin: Served) -> None:
+        ids = ["card12-0", "card3-0", "card2-0"]
+        assert await prefer(plugin, ids, ["card12-0"], 2) == ["card2-0", "card12-0"]
+        assert plugin.count("preferences_total", outcome="plain") == 1
+        assert len(plugin.events(PLAIN_CHOICE)) == 1
+
+    resources = frozenset({I915} if quick else ())
+    meet(replace(node(20, prefer=engine.prefer), quick=resources), story)
+
+
 @pytest.mark.parametrize(
     ("available", "must", "size", "reason"),
     [

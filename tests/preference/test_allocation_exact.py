@@ -272,7 +272,7 @@ def shared_is_best(
     told = explain(preferences, offer, must, size, runners_up=1000)
     scores = [told.account.score, *(other.account.score for other in told.runners_up)]
     assert scores == sorted(scores, reverse=True)
-    decided = Decisions(preferences).decide(offer, must, size, answer)
+    decided = Decisions(preferences).decide(answer)
     if wanted < len(counts) and wanted > len(required):
         assert told.decided
         runner_up = told.runners_up[0].account.cards

@@ -113,14 +113,14 @@ def test_an_account_names_a_gpu_with_vfs_by_its_own_address() -> None:
     answer = node.prefer(every, [], 2)
     told = explain(node, every, [], 2)
     assert told.account.cards == (home(0), home(1))
-    assert Decisions(node).decide(every, [], 2, answer) == ("address", (home(0), home(2)))
+    assert Decisions(node).decide(answer) == ("address", (home(0), home(2)))
 
 
 def test_a_gpu_with_fewer_vfs_than_another_is_whole_when_all_of_its_own_are_free() -> None:
     node, every = preferring(vfs(4, 1)), ids(vfs(4, 1))
-    assert node.prefer(every, [], 1).whole == 0b11
+    assert node.read(every, [], 1).free.whole == 0b11
     assert explain(node, every, ["card1-0"], 1).account.left == (home(1),)
-    assert node.prefer([id_ for id_ in every if id_ != "card1-0"], [], 1).whole == 0b10
+    assert node.read([id_ for id_ in every if id_ != "card1-0"], [], 1).free.whole == 0b10
 
 
 @pytest.mark.parametrize("policy", [policy for policy in POLICIES if policy != "topology"])

@@ -41,7 +41,7 @@ def node(rng: random.Random, n: int, replicas: int = 1) -> Preferences:
 
 def decided(preferences: Preferences, available: list[str], must: list[str], size: int) -> Decision:
     preference = preferences.prefer(available, must, size)
-    return Decisions(preferences).decide(available, must, size, preference)
+    return Decisions(preferences).decide(preference)
 
 
 def explained(
@@ -110,7 +110,7 @@ def test_a_plain_choice_says_so() -> None:
     preferences = mesh(4)
     names = list(preferences.bits)
     choice = plain(names, [], 2)._replace(fault="it fell")
-    assert Decisions(preferences).decide(names, [], 2, choice) == Decision(PLAIN)
+    assert Decisions(preferences).decide(choice) == Decision(PLAIN)
 
 
 def test_what_is_not_found_in_time_is_not_known() -> None:
@@ -118,7 +118,7 @@ def test_what_is_not_found_in_time_is_not_known() -> None:
     preferences = mesh(20, clock=lambda: float(next(late)))
     names = list(preferences.bits)
     preference = preferences.prefer(names, [], 4)
-    assert Decisions(preferences).decide(names, [], 4, preference) == Decision(UNKNOWN)
+    assert Decisions(preferences).decide(preference) == Decision(UNKNOWN)
 
 
 def test_what_is_too_deep_for_the_stack_is_not_known() -> None:
@@ -135,15 +135,14 @@ def test_what_is_too_deep_for_the_stack_is_not_known() -> None:
     names = list(preferences.bits)
     preference = preferences.prefer(names, [], 4)
     deep = True
-    assert Decisions(preferences).decide(names, [], 4, preference) == Decision(UNKNOWN)
+    assert Decisions(preferences).decide(preference) == Decision(UNKNOWN)
 
 
 def test_the_same_question_in_another_order_has_the_same_answer() -> None:
     preferences = mesh(8)
     decisions, names = Decisions(preferences), list(preferences.bits)
-    preference = preferences.prefer(names, [], 3)
-    once = decisions.decide(names, [], 3, preference)
-    assert decisions.decide(names[::-1], [], 3, preference) is once
+    once = decisions.decide(preferences.prefer(names, [], 3))
+    assert decisions.decide(preferences.prefer(names[::-1], [], 3)) is once
 
 
 def test_every_word_is_known_beforehand() -> None:

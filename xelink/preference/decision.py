@@ -4,7 +4,6 @@ What `explanation` tells people of one choice in full, told of every choice in o
 kubelet has its answer, within a time that is bounded.
 """
 
-from collections.abc import Iterable
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -50,17 +49,11 @@ class Decisions:
         self._preferences = preferences
         self._of = lru_cache(_REMEMBERED)(partial(_decide, preferences))
 
-    def decide(
-        self, available: Iterable[str], must: Iterable[str], size: int, preference: Preference
-    ) -> Decision:
-        """Say what decided this preference, which was asked for with these words.
-
-        Raises `RequestError` as `Preferences.prefer` does.
-        """
-        if preference.fault:
+    def decide(self, preference: Preference) -> Decision:
+        """Say what decided this preference."""
+        request, chosen = preference.request, preference.gpus
+        if request is None:
             return Decision(PLAIN)
-        request = self._preferences.read(available, must, size)
-        chosen = preference.gpus
         if not chosen & ~request.must or not request.gpus & ~chosen:
             return Decision(NOTHING)
         return self._of(request.gpus, request.must, request.free, chosen)

@@ -31,7 +31,6 @@ __all__ = [
     "Preferences",
     "RequestError",
     "plain",
-    "prefer_or_plain",
     "prepare",
 ]
 
@@ -46,30 +45,15 @@ class RequestError(ValueError):
     """Nobody could meet this request: kubelet hears INVALID_ARGUMENT."""
 
 
-class Preference(NamedTuple):
-    """The devices to take, in a stable order, and what an account of the choice needs.
-
-    `gpus` are the GPUs that the ids stand for and `whole` those that were untouched before, both
-    bitmasks by PCI address. `proven` is False when the time was up before every set was ruled out.
-    `unknown` are ids of the request that the node does not know. `fault` tells of an internal
-    fault that made this a plain choice.
-    """
-
-    ids: tuple[str, ...]
-    gpus: int = 0
-    whole: int = 0
-    proven: bool = True
-    unknown: tuple[str, ...] = ()
-    fault: str | None = None
-
-
 class Request(NamedTuple):
     """A request on a known node: bitmasks of GPUs, `wanted` of them to be chosen.
 
-    `offered` and `needed` are bitmasks of devices: replica r of GPU i is bit r * n + i. Of a GPU
-    with VFs these are the first share of each VF, by address, then the second ones, and so on.
+    `size` devices are asked for. `offered` and `needed` are bitmasks of devices: replica r of GPU i
+    is bit r * n + i. Of a GPU with VFs these are the first share of each VF, by address, then the
+    second ones, and so on.
     """
 
+    size: int
     offered: int
     needed: int
     missing: int
@@ -79,6 +63,21 @@ class Request(NamedTuple):
     wanted: int
     unknown: tuple[str, ...]
     unknown_needed: tuple[str, ...]
+
+
+class Preference(NamedTuple):
+    """The devices to take, in a stable order, and what was asked.
+
+    `gpus` are the GPUs that the ids stand for, a bitmask by PCI address. `request` is None for a
+    plain choice, which knows nothing of the node. `proven` is False when the time was up before
+    every set was ruled out. `fault` is the internal fault that made this a plain choice.
+    """
+
+    ids: tuple[str, ...]
+    gpus: int = 0
+    request: Request | None = None
+    proven: bool = True
+    fault: str | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,10 @@ class Preferences:
         replica, those that the node does not know last. Raises `RequestError` when `size` is less
         than 1, less than the ids in `must`, or more than the ids there are.
         """
-        request = self.read(available, must, size)
+        return self.answer(self.read(available, must, size))
+
+    def answer(self, request: Request) -> Preference:
+        """Choose for a request that has been read."""
         chosen, proven = self.choose(request)
         picked = request.needed
         open_ = request.missing
@@ -127,9 +129,9 @@ class Preferences:
             picked = self._fill(request.offered, picked, open_)
         ids = self._names(picked)
         if request.unknown:
-            ids += self._strangers(request, size - len(ids))
+            ids += self._strangers(request, request.size - len(ids))
         gpus = self._gpus(picked) if self.replicas > 1 else picked
-        return Preference(ids, gpus, request.free.whole, proven, request.unknown)
+        return Preference(ids, gpus, request, proven)
 
     def read(self, available: Iterable[str], must: Iterable[str], size: int) -> Request:
         """Translate a request into sets; raise `RequestError` when it cannot be met."""
@@ -161,12 +163,12 @@ class Preferences:
         open_ = min(size - len(unknown_needed), of) - count
         wanted = must_gpus.bit_count() + min(open_, (gpus & ~must_gpus).bit_count())
         return Request(
-            offered, needed, open_, gpus, must_gpus, free, wanted, unknown, unknown_needed
+            size, offered, needed, open_, gpus, must_gpus, free, wanted, unknown, unknown_needed
         )
 
     def choose(self, request: Request) -> Found:
         """Choose the GPUs; none where the policy goes by devices alone."""
-        _, _, _, gpus, must, free, wanted, _, _ = request
+        _, _, _, _, gpus, must, free, wanted, _, _ = request
         if self.terrain is None or wanted == must.bit_count():
             return Found(must, proven=True)
         if wanted == gpus.bit_count():
@@ -318,22 +320,6 @@ def _by_byte(names: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
     for name in names:
         table += [(*some, name) for some in table]
     return tuple(table)
-
-
-def prefer_or_plain(
-    preferences: Preferences, available: Iterable[str], must: Iterable[str], size: int
-) -> Preference:
-    """Choose as `Preferences.prefer` does, or plainly if that fails: no Pod pays for our fault.
-
-    Raises nothing but `RequestError`. A plain choice says so in `fault`, for the caller to count.
-    """
-    available, must = list(available), list(must)
-    try:
-        return preferences.prefer(available, must, size)
-    except RequestError:
-        raise
-    except Exception as fault:  # noqa: BLE001 - whatever it is, an answer is owed
-        return plain(available, must, size)._replace(fault=f"{type(fault).__name__}: {fault}")
 
 
 def plain(available: Iterable[str], must: Iterable[str], size: int) -> Preference:

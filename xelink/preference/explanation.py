@@ -140,9 +140,8 @@ def explain(
     Raises `RequestError` as that does. Takes some seconds at most, `PATIENCE` of them to count what
     sets leave beyond 16 GPUs: those that come close by all that is asked before come first.
     """
-    available, must = list(available), list(must)
-    preference = preferences.prefer(available, must, size)
     request = preferences.read(available, must, size)
+    preference = preferences.answer(request)
     fabric, free, chosen = preferences.fabric, request.free, preference.gpus
     subsets = preferences.subsets
     fresh = request.gpus & ~request.must
