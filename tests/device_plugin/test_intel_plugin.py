@@ -109,7 +109,7 @@ def test_a_gpu_that_is_unhealthy_here_and_offered_there_is_told_with_every_reaso
     assert all(why in gauge for why in ("device node", "render node", "no longer be read"))
 
 
-def test_where_the_node_is_a_container_the_page_says_what_mends_a_reload() -> None:
+def test_where_the_node_is_a_container_the_page_says_how_to_recover_from_a_reload() -> None:
     page = (DOCS / "device-plugin.md").read_text()
     section = page.partition("### After a reload of the driver")[2].partition("\n## ")[0]
-    assert "restart the node's container" in section
+    assert "Restart the node's container" in section
