@@ -18,8 +18,8 @@ from typing import TypeVar
 from report import Table
 
 from xelink.preference.bitmask import members
-from xelink.preference.criteria import Fabric, Free
-from xelink.preference.engine import GpuFacts, Preferences, prepare
+from xelink.preference.criteria import Fabric, Free, GpuFacts
+from xelink.preference.shares import Preferences, prepare
 from xelink.preference.subset_table import EXACT_LIMIT
 
 Answer = TypeVar("Answer")

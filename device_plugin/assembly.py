@@ -14,8 +14,9 @@ from xelink.inventory.health import Health, complaints
 from xelink.inventory.links import UNREAD, NodeLinks, Pair
 from xelink.preference.criteria import GpuFacts
 from xelink.preference.decision import Decisions
-from xelink.preference.engine import Clock, Policy, Preferences, prepare
-from xelink.preference.policies import DEFAULT_TIMEOUT
+from xelink.preference.engine import DEFAULT_TIMEOUT, Clock
+from xelink.preference.policies import Policy
+from xelink.preference.shares import Preferences, prepare
 
 
 @dataclass(frozen=True)

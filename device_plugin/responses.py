@@ -17,7 +17,7 @@ from xelink.inventory.cdi import qualified_name
 from xelink.inventory.devfs import DeviceNode, Mount
 from xelink.inventory.links import NodeLinks
 from xelink.inventory.workload_facts import Linked, how_linked
-from xelink.preference.engine import Preference
+from xelink.preference.shares import Preference
 
 _MOST_NAMED = 8  # ids in one message: it travels in a header of 8 KiB
 _LONGEST_ID = 40

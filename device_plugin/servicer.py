@@ -43,7 +43,7 @@ from xelink.daemon.watch import Watch
 from xelink.daemon.worker_threads import Asides, NoRoomError
 from xelink.inventory.workload_facts import Facts, facts
 from xelink.preference.decision import PLAIN, UNKNOWN, Decision
-from xelink.preference.engine import Preference, RequestError, plain
+from xelink.preference.shares import Preference, RequestError, plain
 
 if TYPE_CHECKING:
     from grpc.aio import ServicerContext

@@ -16,7 +16,8 @@ from xelink.inventory.health import Threshold
 from xelink.kubelet.sockets import DIRECTORY as PLUGIN_DIRECTORY
 from xelink.kubelet.sockets import SocketName
 from xelink.nfd.reader import DEFAULT_PATH as LABEL_FILE
-from xelink.preference.policies import DEFAULT_TIMEOUT, AllocationPolicy
+from xelink.preference.engine import DEFAULT_TIMEOUT
+from xelink.preference.policies import AllocationPolicy
 from xelink.topology.nfd_format import namespace
 from xelink.topology.publication import DEFAULT_NAMESPACE
 

@@ -11,12 +11,12 @@ from typing import TypeAlias
 from device_plugin.resources import Device
 from xelink.inventory.links import UNREAD, NodeLinks
 from xelink.preference.decision import Decision
-from xelink.preference.engine import Preference
+from xelink.preference.shares import Preference
 
 Prefer: TypeAlias = Callable[[Sequence[str], Sequence[str], int], Preference]
 """Chooses `size` ids of `available` with all of `must_include`.
 
-Pure, and run in a thread unless it is quick. Raises `engine.RequestError` for what nobody
+Pure, and run in a thread unless it is quick. Raises `shares.RequestError` for what nobody
 could choose.
 """
 

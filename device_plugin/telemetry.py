@@ -10,7 +10,7 @@ from xelink.inventory.health import Health
 from xelink.inventory.workload_facts import Linked
 from xelink.nfd.reader import State
 from xelink.preference.decision import WORDS
-from xelink.preference.engine import Preference
+from xelink.preference.shares import Preference
 
 _BUCKETS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5)
 

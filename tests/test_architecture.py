@@ -158,7 +158,7 @@ CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["import
 
 
 def test_the_page_shows_the_rows_and_names_the_contracts() -> None:
-    (layers,) = (each["layers"] for each in CONTRACTS["contracts"] if each["type"] == "layers")
+    layers, *_ = (each["layers"] for each in CONTRACTS["contracts"] if each["type"] == "layers")
     figure = PAGE.partition("```text\n")[2].partition("```")[0]
     assert [line.split() for line in figure.splitlines()] == [row.split(" | ") for row in layers]
     listed = re.findall(r"^- (.+)$", PAGE.partition("## Contracts")[2], re.MULTILINE)

@@ -16,7 +16,7 @@ from xelink.inventory.gpus import Card, Inventory, Problem
 from xelink.inventory.health import GpuHealth, Health
 from xelink.inventory.links import UNREAD, NodeLinks, Pair
 from xelink.nfd.reader import State
-from xelink.preference.engine import Preferences
+from xelink.preference.shares import Preferences
 from xelink.topology.model import PortState
 
 XE = "gpu.intel.com/xe"

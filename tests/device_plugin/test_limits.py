@@ -25,7 +25,7 @@ from tests.patience import PATIENCE
 from tests.processes import address, get
 from xelink.api import deviceplugin_pb2 as pb
 from xelink.api.deviceplugin_pb2_grpc import DevicePluginStub
-from xelink.preference.engine import Preference
+from xelink.preference.shares import Preference
 from xelink.simulators.kubelet.kubelet import Kubelet
 
 ROOT = Path(__file__).resolve().parents[2]

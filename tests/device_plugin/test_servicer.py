@@ -33,7 +33,7 @@ from xelink.api.deviceplugin_pb2_grpc import DevicePluginStub
 from xelink.nfd.reader import State
 from xelink.preference.criteria import GpuFacts
 from xelink.preference.decision import Decision, Decisions
-from xelink.preference.engine import Preference, RequestError, prepare
+from xelink.preference.shares import Preference, RequestError, prepare
 
 Listing = list[tuple[str, str]]
 NEVER = pb.Empty()

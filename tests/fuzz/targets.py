@@ -27,7 +27,7 @@ from xelink.inventory import xpumd
 from xelink.inventory.health import Health, Message, Threshold, judge, pci_address
 from xelink.nfd import reader as plugin_labels
 from xelink.preference.criteria import GpuFacts
-from xelink.preference.engine import prepare
+from xelink.preference.shares import prepare
 from xelink.topology import labels, nfd_format
 from xelink.topology.publication import Publication, UnusableError, UnwritableError, read, render
 from xelink.xpu_manager.classification import Rules, Seen, classify

@@ -7,14 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xelink.preference.engine import (
-    GpuFacts,
-    Policy,
-    Preferences,
-    RequestError,
-    plain,
-    prepare,
-)
+from xelink.preference.criteria import GpuFacts
+from xelink.preference.policies import Policy
+from xelink.preference.shares import Preferences, RequestError, plain, prepare
 
 LANES = 16
 

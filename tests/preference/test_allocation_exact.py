@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xelink.preference.components import Apart
-from xelink.preference.criteria import Fabric, Free, group_counts, linked_groups
+from xelink.preference.criteria import Fabric, Free, GpuFacts
 from xelink.preference.decision import NOTHING, Decisions
-from xelink.preference.engine import GpuFacts, Preferences, prepare
 from xelink.preference.explanation import explain
+from xelink.preference.linked_groups import group_counts, linked_groups
 from xelink.preference.problem import Task, Terrain
 from xelink.preference.search import Search
+from xelink.preference.shares import Preferences, prepare
 from xelink.preference.subset_table import Subsets
 
 Pairs = dict[tuple[int, int], int]
@@ -264,9 +265,9 @@ def shared_is_best(
     assert answer.proven
     assert sorted({place[name] for name in answer.ids}) == [*expected]
     request = preferences.read(offer, must, size)
-    assert preferences.terrain
+    assert preferences.engine
     task = Task(
-        preferences.terrain, request.gpus, request.must, request.free, wanted, clock=standing
+        preferences.engine.terrain, request.gpus, request.must, request.free, wanted, clock=standing
     )
     assert Search(task).best(1.0) == (mask(expected), True)
     told = explain(preferences, offer, must, size, runners_up=1000)

@@ -4,9 +4,10 @@ from itertools import combinations
 
 import pytest
 
-from xelink.preference.criteria import WISHES, Score
-from xelink.preference.engine import GpuFacts, Policy, Preferences, RequestError, prepare
+from xelink.preference.criteria import WISHES, GpuFacts, Score
 from xelink.preference.explanation import explain
+from xelink.preference.policies import Policy
+from xelink.preference.shares import Preferences, RequestError, prepare
 
 
 def standing() -> float:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xelink.preference.criteria import Free
-from xelink.preference.engine import GpuFacts, Preferences, prepare
+from xelink.preference.criteria import Free, GpuFacts
 from xelink.preference.problem import Task, Terrain
 from xelink.preference.search import Search
+from xelink.preference.shares import Preferences, prepare
 
 Pairs = dict[tuple[int, int], int]
 
@@ -261,9 +261,11 @@ def test_greed_minds_the_clock_for_every_gpu_and_stops_when_the_time_is_up(size:
     assert free.looks > size
     assert not answer.proven
     greedy = preferences.fabric.score(answer.gpus, Free(0)).lanes
+    assert preferences.engine
     for looks in (0, 1, size // 2, size + 1):
         clock = Late(greed=looks)
-        short = replace(preferences, clock=clock).prefer(ids(range(252)), [], size)
+        late = replace(preferences.engine, clock=clock)
+        short = replace(preferences, engine=late).prefer(ids(range(252)), [], size)
         assert len(set(short.ids)) == size
         assert preferences.fabric.score(short.gpus, Free(0)).lanes <= greedy
         # the one that says so, and one more of who has not heard

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.preference.test_allocation_exact import standing
+from xelink.preference.criteria import GpuFacts
 from xelink.preference.decision import Decisions
-from xelink.preference.engine import POLICIES, GpuFacts, Policy, Preferences, prepare
 from xelink.preference.explanation import explain
+from xelink.preference.policies import POLICIES, Policy
+from xelink.preference.shares import Preferences, prepare
 from xelink.preference.virtual_functions import physical
 
 
@@ -134,7 +136,8 @@ def test_a_node_of_hundreds_of_vfs_is_exact_and_looked_up(gpus: int) -> None:
     node = preferring(vfs(*[63] * gpus))
     answer = node.prefer(ids(vfs(*[63] * gpus)), [], gpus)
     assert answer.proven
-    assert node.subsets
+    assert node.engine
+    assert node.engine.subsets
     assert {*homes(vfs(*[63] * gpus), answer.ids).values()} == {1}
 
 

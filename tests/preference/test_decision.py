@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from xelink.preference.criteria import GpuFacts
 from xelink.preference.decision import NOTHING, PLAIN, POLICY, UNKNOWN, WORDS, Decision, Decisions
-from xelink.preference.engine import GpuFacts, Preferences, plain, prepare
 from xelink.preference.explanation import explain
+from xelink.preference.shares import Preferences, plain, prepare
 
 
 def standing() -> float:

@@ -8,8 +8,9 @@ from functools import lru_cache, partial
 from typing import NamedTuple
 
 from xelink.preference.criteria import WISHES, Free, Wish
-from xelink.preference.engine import Preference, Preferences
+from xelink.preference.engine import Engine
 from xelink.preference.problem import ExpiredError, Task
+from xelink.preference.shares import Preference, Preferences
 from xelink.preference.subset_table import Subsets
 
 NOTHING = "none"
@@ -46,8 +47,8 @@ class Decisions:
     """
 
     def __init__(self, preferences: Preferences) -> None:
-        self._preferences = preferences
-        self._of = lru_cache(_REMEMBERED)(partial(_decide, preferences))
+        engine = preferences.engine
+        self._of = lru_cache(_REMEMBERED)(partial(_decide, engine)) if engine else None
 
     def decide(self, preference: Preference) -> Decision:
         """Say what decided this preference."""
@@ -56,17 +57,15 @@ class Decisions:
             return Decision(PLAIN)
         if not chosen & ~request.must or not request.gpus & ~chosen:
             return Decision(NOTHING)
+        if self._of is None:
+            return Decision(POLICY)
         return self._of(request.gpus, request.must, request.free, chosen)
 
 
-def _decide(
-    preferences: Preferences, available: int, must: int, free: Free, chosen: int
-) -> Decision:
-    if preferences.terrain is None:
-        return Decision(POLICY)
-    fabric, clock = preferences.fabric, preferences.clock
-    if preferences.subsets:
-        other = _second(preferences.subsets, available, must, free, chosen)
+def _decide(engine: Engine, available: int, must: int, free: Free, chosen: int) -> Decision:
+    fabric, clock = engine.fabric, engine.clock
+    if engine.subsets:
+        other = _second(engine.subsets, available, must, free, chosen)
         return Decision(
             next(
                 wish.name
@@ -75,7 +74,7 @@ def _decide(
             ),
             fabric.cards(other),
         )
-    task = Task(preferences.terrain, available, must, free, chosen.bit_count(), clock)
+    task = Task(engine.terrain, available, must, free, chosen.bit_count(), clock)
     task.end = clock() + PATIENCE
     try:
         wish, other = _best_swap(task, chosen)

@@ -9,17 +9,11 @@ from heapq import nlargest
 from itertools import combinations, takewhile
 
 from xelink.preference.bitmask import members
-from xelink.preference.criteria import (
-    WISHES,
-    Fabric,
-    Free,
-    Score,
-    Wish,
-    group_counts,
-    linked_groups,
-)
-from xelink.preference.engine import Clock, Preference, Preferences
+from xelink.preference.criteria import WISHES, Fabric, Free, Score, Wish
+from xelink.preference.engine import Clock
+from xelink.preference.linked_groups import group_counts, linked_groups
 from xelink.preference.problem import ExpiredError
+from xelink.preference.shares import Preference, Preferences
 
 PATIENCE = 2.0
 """Seconds to count what sets leave beyond 16 GPUs, the chosen one included."""
@@ -143,7 +137,7 @@ def explain(
     request = preferences.read(available, must, size)
     preference = preferences.answer(request)
     fabric, free, chosen = preferences.fabric, request.free, preference.gpus
-    subsets = preferences.subsets
+    subsets = preferences.engine and preferences.engine.subsets
     fresh = request.gpus & ~request.must
     taken = chosen & ~request.must
     end = None if subsets else preferences.clock() + PATIENCE

@@ -4,9 +4,6 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Literal, NamedTuple
 
-DEFAULT_TIMEOUT = 0.05
-"""Seconds that one preference may take beyond 16 GPUs, where nobody says otherwise."""
-
 
 class AllocationPolicy(Enum):
     """Which devices a Pod had best get."""

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from xelink.preference.bitmask import mask_of, members, union
-from xelink.preference.criteria import Fabric, Free, linked_groups
+from xelink.preference.criteria import Fabric, Free
+from xelink.preference.linked_groups import linked_groups
 
 PER_LANE = 1 << 12
 """Worth of one lane. A GPU's ports are worth at most 2: lanes come before, up to 2,047 GPUs."""

@@ -281,7 +281,7 @@ def _connected(fabric: Fabric) -> int:
 
 
 def _groups(fabric: Fabric) -> list[int]:
-    """Count the linked groups inside every subset, as `criteria.linked_groups` does."""
+    """Count the linked groups inside every subset, as `linked_groups` does."""
     step = len(fabric)
     table = [1]
     for links in fabric.links:

@@ -17,9 +17,10 @@ from xelink.inventory.links import NodeLinks, join
 from xelink.inventory.workload_facts import Facts, facts
 from xelink.nfd.reader import Reading, State
 from xelink.preference.criteria import WISHES, GpuFacts, Wish
-from xelink.preference.engine import Policy, Preference, Preferences, prepare
+from xelink.preference.engine import DEFAULT_TIMEOUT
 from xelink.preference.explanation import Alternative, Explanation, explain
-from xelink.preference.policies import DEFAULT_TIMEOUT
+from xelink.preference.policies import Policy
+from xelink.preference.shares import Preference, Preferences, prepare
 from xelink.topology.groups import STEPS, Largest, largest_group
 from xelink.topology.model import Gpu, Link, Topology
 from xelink.topology.publication import Publication

@@ -10,8 +10,8 @@ from xelink.cli.json_facts import gpu_facts
 from xelink.cli.tables import BAD, FAINT, GOOD, HEAD, Cell, aligned, head
 from xelink.inventory.gpus import Card
 from xelink.preference.criteria import Wish
-from xelink.preference.engine import Preference
 from xelink.preference.explanation import Alternative
+from xelink.preference.shares import Preference
 
 # Wish of `xelink.preference.criteria` -> its number and name in the table of docs/device-plugin.md
 WISHES: Mapping[str, tuple[int, str]] = {

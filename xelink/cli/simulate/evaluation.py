@@ -9,7 +9,8 @@ from itertools import combinations
 
 from xelink.cli.simulate.scenario import NodeShape
 from xelink.preference.bitmask import mask_of, members
-from xelink.preference.criteria import WISHES, Fabric, Free, GpuFacts, Wish, linked_groups
+from xelink.preference.criteria import WISHES, Fabric, Free, GpuFacts, Wish
+from xelink.preference.linked_groups import linked_groups
 
 BROKEN_FROM = 4
 """Size from which on a group counts as one that can be broken."""

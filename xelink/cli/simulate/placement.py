@@ -17,7 +17,9 @@ from xelink.cli.simulate.scenario import NodeShape
 from xelink.cli.simulate.schedule import Event, Pod
 from xelink.preference.bitmask import members, union
 from xelink.preference.criteria import Free, GpuFacts
-from xelink.preference.engine import POLICIES, Clock, Policy, Preferences, prepare
+from xelink.preference.engine import Clock
+from xelink.preference.policies import POLICIES, Policy
+from xelink.preference.shares import Preferences, prepare
 
 Kind: TypeAlias = Policy | Literal["kubelet"]
 KINDS: tuple[Kind, ...] = (*POLICIES, "kubelet")
