@@ -49,7 +49,7 @@ PHASES: Mapping[str, tuple[tuple[object, str], ...]] = {
         (PatientPublisher, "other_writer"),
         (PatientPublisher, "read"),
     ),
-    "metrics": ((Telemetry, "scraped"), (Telemetry, "read"), (Telemetry, "certificate")),
+    "metrics": ((Telemetry, "observed"), (Telemetry, "source")),
     "the loop itself": ((Sidecar, "tick"),),
 }
 REQUEST = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"

@@ -22,7 +22,9 @@ from xelink.daemon.setting_types import LogFormat  # noqa: E402 - as above
 from xelink.daemon.stopping import Stop  # noqa: E402 - as above
 from xelink.nfd.bounded_writer import PatientPublisher  # noqa: E402 - as above
 from xelink.nfd.writer import Publisher  # noqa: E402 - as above
+from xelink.topology.rules import Rules  # noqa: E402 - as above
 from xelink.xpu_manager.scrape import Scraper, Target  # noqa: E402 - as above
+from xelink.xpu_manager.source import XpuManager  # noqa: E402 - as above
 from xelink.xpu_manager.tls import TrustFiles  # noqa: E402 - as above
 
 
@@ -39,7 +41,7 @@ def ticking(port: int, trust: Path | None, place: Path) -> Callable[[], object]:
     file = place / f"features-{port}.txt"
     publisher = PatientPublisher(Publisher(file, place), file)
     log = logger_to_stderr(LogFormat.TEXT, debug=False)
-    sidecar = Sidecar(scraper, publisher, Policy(), Telemetry(), log)
+    sidecar = Sidecar(XpuManager(scraper, Rules()), publisher, Policy(), Telemetry(), log)
 
     def work() -> None:
         scraper.hang_up()

@@ -9,22 +9,23 @@ from structlog.typing import FilteringBoundLogger
 from sidecar.debounce import Belief, Kind
 from xelink.daemon.logs import Changes
 from xelink.topology.model import Tile, Topology
+from xelink.topology.observation import NoFabricData, ObservedLinks, Unknown
 from xelink.topology.publication import GROUP, Publication
 from xelink.topology.text import printable
-from xelink.xpu_manager.classification import Reason, Seen, Unknown
 
 _MOST_NAMED = 8
 _DIGITS = re.compile(r"[0-9]+")  # a detail that differs in numbers only is no news
 
 
 class Announcements:
-    """The lines of the log; remembers what was said last of each thing.
+    """The lines of the log; remembers what was logged last of each thing.
 
-    `verb` is what becomes of labels: published, or only printed.
+    `source` is the name of the source, `verb` what becomes of labels: published, or only printed.
     """
 
-    def __init__(self, log: FilteringBoundLogger, verb: str) -> None:
+    def __init__(self, log: FilteringBoundLogger, source: str, verb: str) -> None:
         self._log = log
+        self._source = source
         self._verb = verb
         self._changes = Changes()
 
@@ -40,45 +41,55 @@ class Announcements:
             expires=expiry_text(standing.expiry),
         )
 
-    def seen(self, outcome: Seen, hint: str) -> bool:
-        """Say what XPU Manager was seen to have; return whether that is new."""
-        if not self._changes.of("outcome", outcome.kind):
+    def observed(self, observation: ObservedLinks, hint: str) -> bool:
+        """Log what was observed; return whether that is new."""
+        if not self._changes.of("observation", observation.result):
             return False
-        tell = self._log.warning if hint and outcome.held_back else self._log.info
-        facts = {"class": outcome.kind} | ({"hint": hint} if hint else {})
-        tell("XPU Manager seen", **facts)
+        log = self._log.warning if hint and observation.filtered else self._log.info
+        facts = {"result": observation.result.value} | ({"hint": hint} if hint else {})
+        log("scrape result changed", **facts)
         return True
 
-    def unknown(
-        self, outcome: Unknown, *, believed: bool, until: datetime | None, alone: bool
+    def no_links_known(
+        self,
+        observation: NoFabricData | Unknown,
+        *,
+        published: bool,
+        until: datetime | None,
+        alone: bool,
     ) -> bool:
-        """Say why nothing was learned, and what becomes of the labels; return whether it is new.
+        """Log why links are not known, and what becomes of the labels; return whether it is new.
 
-        `believed` is whether there are labels, which live `until`; `alone` that this state itself
+        `published` is whether there are labels, which live `until`; `alone` that this state itself
         is all that is published.
         """
-        if not self._changes.of("outcome", _news(outcome)):
+        if not self._changes.of("observation", _news(observation)):
             return False
-        becomes = "what is published stands" if believed else f"nothing is {self._verb}"
+        becomes = "the published labels stay" if published else f"nothing is {self._verb}"
         if alone:
             becomes = f"this state alone is {self._verb}"
+        facts = {"result": observation.result.value}
+        if isinstance(observation, Unknown):
+            event, facts["reason"] = "gave no usable answer", str(observation.reason)
+        else:
+            event = "has no fabric data"
         self._log.warning(
-            f"XPU Manager gave no usable answer: {becomes}",
-            reason=outcome.reason.value,
-            detail=outcome.detail,
-            **({"expires": expiry_text(until)} if believed else {}),
+            f"{self._source} {event}: {becomes}",
+            **facts,
+            detail=observation.detail,
+            **({"expires": expiry_text(until)} if published else {}),
         )
         return True
 
-    def trust(self, problem: str | None) -> None:
-        """Say when the files of the trust cannot be used, and when they can again."""
-        if self._changes.of("trust", problem):
-            if problem:
-                self._log.warning("the files of the trust cannot be used", reason=problem)
+    def source_warning(self, warning: str | None) -> None:
+        """Log what is wrong with the source, although it observes, and when that has ended."""
+        if self._changes.of("source warning", warning):
+            if warning:
+                self._log.warning("source warning", source=self._source, reason=warning)
             else:
-                self._log.info("the files of the trust can be used again")
+                self._log.info("source warning resolved", source=self._source)
 
-    def doubts(self, outcome: Seen, belief: Belief) -> None:
+    def doubts(self, outcome: ObservedLinks, belief: Belief) -> None:
         """Say what of a scrape is doubtful, and what waits for confirmation."""
         if belief.moved:
             self._log.warning(
@@ -178,10 +189,12 @@ class Announcements:
             self._log.info("stopped", labels=labels)
 
 
-def _news(outcome: Unknown) -> tuple[Reason, str]:
-    """Give what makes an outcome differ from the last one: numbers do not, nor do others' words."""
-    strange = outcome.reason is Reason.NOT_XPU_MANAGER
-    return outcome.reason, "" if strange else _DIGITS.sub("", outcome.detail)
+def _news(observation: NoFabricData | Unknown) -> tuple[str, str]:
+    """Return what makes it differ from the last one: numbers do not, nor do others' words."""
+    if isinstance(observation, NoFabricData):
+        return observation.result.value, ""
+    detail = "" if observation.quotes else _DIGITS.sub("", observation.detail)
+    return observation.reason, detail
 
 
 def pending(belief: Belief) -> str | None:

@@ -15,6 +15,7 @@ from structlog.typing import FilteringBoundLogger
 from sidecar.loop import Sidecar
 from sidecar.policy import Policy
 from sidecar.pulse import Pulse, ticks
+from sidecar.sources import xpu_manager
 from sidecar.status import body, status
 from sidecar.telemetry import Telemetry
 from xelink.daemon.command import OK
@@ -28,10 +29,8 @@ from xelink.daemon.stopping import Stop, Stopped
 from xelink.daemon.version import VERSION
 from xelink.nfd.bounded_writer import PatientPublisher
 from xelink.nfd.writer import Publisher, PublishError
-from xelink.xpu_manager.classification import Outcome, Rules, Unknown
-from xelink.xpu_manager.scrape import Credentials, Scraper
-from xelink.xpu_manager.scrape import Target as ScrapeTarget
-from xelink.xpu_manager.tls import TrustFiles
+from xelink.topology.observation import Observation, ObservedLinks, Source
+from xelink.topology.rules import Rules
 
 if TYPE_CHECKING:
     from sidecar.settings import SidecarSettings
@@ -88,34 +87,34 @@ def run(loaded: "Loaded[SidecarSettings]") -> int:
     for warning in (*loaded.warnings, *settings.doubts, *_without_effect(loaded)):
         log.warning(warning)
     require_descriptors(_LEAST_DESCRIPTORS)
-    telemetry = Telemetry()
+    policy = _policy(settings)
     with ExitStack() as cleanup:
         stop = Stop()
         stop.install()
         cleanup.callback(stop.close)
-        source = _scraper(settings, stop)
-        cleanup.callback(source.close)
+        source = cleanup.enter_context(xpu_manager(settings, policy.rules, stop))
+        telemetry = Telemetry(source.reasons)
         file = settings.dst_file_path
         publisher = PatientPublisher(Publisher(file, settings.tmp_dir_prefix), file)
         cleanup.callback(publisher.close)
         target = Printer(publisher) if settings.dry_run else publisher
-        sidecar = Sidecar(source, target, _policy(settings), telemetry, log)
+        sidecar = Sidecar(source, target, policy, telemetry, log)
         pulse = Pulse(settings, time.monotonic)
         probes = {"/healthz": pulse.problem, "/readyz": sidecar.ready}
         listen = "" if settings.oneshot else settings.listen
         names = own_names(gethostname(), os.environ, settings.listen_names)
         site = Site(probes, _pages(settings, sidecar, source), names)
         address = cleanup.enter_context(serving(listen, telemetry.metrics, site, log))
-        log.info("started", version=VERSION, source=source.url, listen=address or "none")
+        log.info("started", version=VERSION, source=source.address, listen=address or "none")
         _prepare(settings, publisher, log)
         sidecar.resume(_now())
         try:
             tick = partial(sidecar.tick, _now, time.monotonic)
-            outcome = ticks(settings, tick, stop.wait, pulse.beat, log)
+            observation = ticks(settings, tick, stop.wait, pulse.beat, log)
         except Stopped:
-            outcome = None
+            observation = None
         if settings.oneshot:
-            return _exit_code(outcome, published=sidecar.published)
+            return _exit_code(observation, published=sidecar.published)
         if settings.dry_run:
             log.info("stopped", labels="as they were")
         else:
@@ -123,35 +122,11 @@ def run(loaded: "Loaded[SidecarSettings]") -> int:
     return OK
 
 
-def _pages(settings: "SidecarSettings", sidecar: Sidecar, source: Scraper) -> Mapping[str, Page]:
+def _pages(settings: "SidecarSettings", sidecar: Sidecar, source: Source) -> Mapping[str, Page]:
     file = "printed, not written" if settings.dry_run else str(settings.dst_file_path)
     host = gethostname()
     title = f"{settings.PROGRAM} {VERSION} on {host}"
-    return pages(title, lambda: status(sidecar, source.url, file, _now(), host=host), body)
-
-
-def _scraper(settings: "SidecarSettings", stop: Stop) -> Scraper:
-    def sleep(seconds: float) -> None:
-        stop.wait(seconds)
-
-    target = ScrapeTarget(
-        settings.xpum_port,
-        trust=TrustFiles(settings.cert, settings.client_cert, settings.client_key)
-        if settings.cert
-        else None,
-        credentials=Credentials(settings.username, settings.password_file)
-        if settings.password_file
-        else None,
-        timeout=settings.timeout,
-        max_body=settings.max_body,
-    )
-    return Scraper(
-        target,
-        bounded=stop.bounded,
-        sleep=sleep,
-        monotonic=time.monotonic,
-        user_agent=f"{settings.PROGRAM}/{VERSION}",
-    )
+    return pages(title, lambda: status(sidecar, source.address, file, _now(), host=host), body)
 
 
 def _prepare(
@@ -195,12 +170,12 @@ def _policy(settings: "SidecarSettings") -> Policy:
     )
 
 
-def _exit_code(outcome: Outcome | None, *, published: bool) -> int:
-    if outcome is None or isinstance(outcome, Unknown):
+def _exit_code(observation: Observation | None, *, published: bool) -> int:
+    if not isinstance(observation, ObservedLinks):
         return UNKNOWN
     if not published:
         return NOT_PUBLISHED
-    return OK if outcome.topology.links else NO_LINKS
+    return OK if observation.topology.links else NO_LINKS
 
 
 def _now() -> datetime:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from xelink.topology.model import Gpu, Link, PortState, Tile, Topology, excess
-from xelink.xpu_manager.classification import Seen
+from xelink.topology.observation import ObservedLinks
 
 
 class Kind(Enum):
@@ -58,7 +58,7 @@ class Belief:
         return sum(key.kind is kind for key in self.missing)
 
 
-def believe(standing: Belief | None, seen: Seen, confirmations: int) -> Belief:
+def believe(standing: Belief | None, seen: ObservedLinks, confirmations: int) -> Belief:
     """Judge what a good scrape has seen in the light of what stands."""
     topology = seen.topology
     if standing is None:
@@ -99,9 +99,9 @@ def believe(standing: Belief | None, seen: Seen, confirmations: int) -> Belief:
 class _Evidence:
     """What a scrape can prove to be lost."""
 
-    def __init__(self, seen: Seen, levels: Mapping[Key, int]) -> None:
+    def __init__(self, seen: ObservedLinks, levels: Mapping[Key, int]) -> None:
         self._all_understood = not seen.unread
-        self._told = seen.told
+        self._reported = seen.reported
         self._tiles = frozenset(seen.topology.tiles)
         self._devices = {tile.device for tile in seen.topology.tiles}
         self._levels = levels
@@ -120,7 +120,11 @@ class _Evidence:
         return True
 
     def _speaks_of(self, one: Tile, other: Tile) -> bool:
-        return self._all_understood or (one, other) in self._told or not self._tiles >= {one, other}
+        return (
+            self._all_understood
+            or (one, other) in self._reported
+            or not self._tiles >= {one, other}
+        )
 
 
 def _moved(standing: Topology, seen: Topology) -> tuple[str, ...]:

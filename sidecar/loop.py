@@ -1,8 +1,8 @@
-"""One tick: scrape, judge, publish what changed; and what the probes say of it."""
+"""One tick: observe, debounce, publish what changed; and what the probes report of it."""
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from structlog.typing import FilteringBoundLogger
 
@@ -10,44 +10,28 @@ from sidecar.announcements import Announcements, pending
 from sidecar.debounce import Belief, believe
 from sidecar.policy import Policy
 from sidecar.publishing import FeatureFile, Target
-from sidecar.telemetry import Telemetry
 from xelink.daemon.http_server import Verdict
 from xelink.nfd.writer import OnExit
-from xelink.topology.publication import Publication
-from xelink.xpu_manager.classification import (
-    Outcome,
-    Reason,
-    Seen,
+from xelink.topology.observation import (
+    NoFabricData,
+    Observation,
+    ObservedLinks,
+    Source,
     Unknown,
-    answered,
-    classify,
 )
-from xelink.xpu_manager.exposition import Reading
-from xelink.xpu_manager.hints import no_links
-from xelink.xpu_manager.scrape import ScrapeError
+from xelink.topology.publication import Publication
+from xelink.topology.rules import sidecar_flag, why_no_links
 
-
-class Source(Protocol):
-    """Where readings come from."""
-
-    @property
-    def trust_problem(self) -> str | None:
-        """Say why the files of the trust cannot be used."""
-
-    @property
-    def certificate_expiry(self) -> float | None:
-        """Give the end of the server's certificate, in seconds since 1970."""
-
-    def scrape(self) -> Reading:
-        """Scrape once. Raises `ScrapeError`."""
+if TYPE_CHECKING:
+    from sidecar.telemetry import Telemetry
 
 
 class Scrape(NamedTuple):
-    """One scrape as it is remembered: when it ended, how long it took, what it said."""
+    """One observation as it is remembered: when it ended, how long it took, what it was."""
 
     at: datetime
     seconds: float
-    outcome: Outcome
+    observation: Observation
 
 
 _MOST_REMEMBERED = 20
@@ -61,18 +45,17 @@ class Sidecar:
         source: Source,
         target: Target,
         policy: Policy,
-        telemetry: Telemetry,
+        telemetry: "Telemetry",
         log: FilteringBoundLogger,
     ) -> None:
         self._source = source
         self._policy = policy
         self._telemetry = telemetry
-        self._say = Announcements(log, target.verb)
+        self._say = Announcements(log, source.name, target.verb)
         self._file = FeatureFile(target, policy, telemetry, self._say)
         self._belief: Belief | None = None
-        self._judged: tuple[Reading, Outcome] | None = None
         self._fault: str | None = None
-        self.outcome: Outcome | None = None
+        self.observation: Observation | None = None
         self.scrapes: tuple[Scrape, ...] = ()
         """The last ones, newest first."""
 
@@ -103,44 +86,45 @@ class Sidecar:
         """Do with the feature file what was asked for the end."""
         self._file.leave(on_exit, now)
 
-    def tick(self, now: Callable[[], datetime], monotonic: Callable[[], float]) -> Outcome:
-        """Scrape once, and publish when that changes something or the expiry is due."""
+    def tick(self, now: Callable[[], datetime], monotonic: Callable[[], float]) -> Observation:
+        """Observe once, and publish when that changes something or the expiry is due."""
         try:
-            outcome = self._tick(now, monotonic)
+            observation = self._tick(now, monotonic)
         except Exception:
             self._fault = "the last tick failed; see the log"
             raise
         self._fault = None
-        return outcome
+        return observation
 
-    def _tick(self, now: Callable[[], datetime], monotonic: Callable[[], float]) -> Outcome:
+    def _tick(self, now: Callable[[], datetime], monotonic: Callable[[], float]) -> Observation:
         started = monotonic()
-        outcome = self._scrape()
-        seconds, at = monotonic() - started, now()
-        self.scrapes = (Scrape(at, seconds, outcome), *self.scrapes[: _MOST_REMEMBERED - 1])
-        self._telemetry.scraped(outcome, seconds, at.timestamp())
-        self._telemetry.certificate(self._source.certificate_expiry)
-        self._say.trust(self._source.trust_problem)
+        observation = self._source.observe()
+        seconds, at, facts = monotonic() - started, now(), self._source.facts
+        self.scrapes = (Scrape(at, seconds, observation), *self.scrapes[: _MOST_REMEMBERED - 1])
+        self._telemetry.observed(observation, seconds, at.timestamp())
+        self._telemetry.source(facts)
+        self._say.source_warning(facts.warning)
         at = now()
         if self._file.valid_until and self._file.valid_until < at:
             self._file.valid_until = None
             self._hold(None)  # what has expired stands no longer
-        said = self._say_outcome(outcome)
+        said = self._say_observation(observation)
         if not self._file.resumed:
             self.resume(at)
         if self._file.resumed:
-            self._judge(outcome, at, said=said)
-        self.outcome = outcome
-        return outcome
+            self._judge(observation, at, said=said)
+        self.observation = observation
+        return observation
 
     def not_ready(self) -> str | None:
         """Say why what is published is not what was last seen; None when it is."""
-        if self._fault or self.outcome is None:
+        if self._fault or self.observation is None:
             return self._fault or "no scrape yet"
-        if isinstance(self.outcome, Unknown) and (
-            self.outcome.reason is not Reason.NO_FABRIC_DATA or self._belief is not None
-        ):
-            return f"last scrape unknown, {self.outcome.reason.value}: {self.outcome.detail}"
+        match self.observation:
+            case Unknown() as unknown:
+                return f"last scrape unknown, {unknown.reason}: {unknown.detail}"
+            case NoFabricData() as nothing if self._belief is not None:
+                return f"last scrape {nothing.result.value}: {nothing.detail}"
         if self._file.problem:
             return f"not published: {self._file.problem}"
         if self._belief and self._belief.missing:
@@ -156,48 +140,35 @@ class Sidecar:
             return problem
         if self._file.other:
             return Verdict(fine=True, text=f"standing by: {self._file.other} publishes")
-        if hint := self._hint(self.outcome):
+        if hint := self._hint(self.observation):
             return Verdict(fine=True, text=f"no links: {hint}")
         return None
 
-    def _hint(self, outcome: Outcome | None) -> str:
+    def _hint(self, observation: Observation | None) -> str:
         """Return why no link passes; nothing where one does, or nothing is known."""
-        if not isinstance(outcome, Seen) or outcome.topology.links:
+        if not isinstance(observation, ObservedLinks) or observation.topology.links:
             return ""
-        return no_links(outcome, self._policy.rules)
+        return why_no_links(observation, self._policy.rules, sidecar_flag)
 
     @property
     def published(self) -> bool:
         """Whether the last attempt to publish, if any, went well."""
         return self._file.published
 
-    def _scrape(self) -> Outcome:
-        try:
-            reading = self._source.scrape()
-        except ScrapeError as error:
-            return Unknown(error.reason, error.detail)
-        self._telemetry.read(reading)
-        # The reader gives the very same reading for the same bytes: nothing to judge anew.
-        if self._judged is None or self._judged[0] is not reading:
-            self._judged = reading, answered(classify(reading, self._policy.rules))
-        return self._judged[1]
-
-    def _judge(self, outcome: Outcome, now: datetime, *, said: bool) -> None:
-        if isinstance(outcome, Seen):
+    def _judge(self, observation: Observation, now: datetime, *, said: bool) -> None:
+        if isinstance(observation, ObservedLinks):
             before = self._belief
-            belief = believe(before, outcome, self._policy.confirmations)
+            belief = believe(before, observation, self._policy.confirmations)
             self._hold(belief)
-            self._say.doubts(outcome, belief)
+            self._say.doubts(observation, belief)
             self._file.publish(Publication(belief.topology), now, before)
-        elif self._is_state_alone(outcome):
+        elif self._is_state_alone(observation):
             self._file.publish(Publication(None), now, None, said=said)
 
-    def _is_state_alone(self, outcome: Unknown) -> bool:
+    def _is_state_alone(self, observation: NoFabricData | Unknown) -> bool:
         """Tell whether what is published is only that there is no fabric data."""
         return (
-            outcome.reason is Reason.NO_FABRIC_DATA
-            and self._belief is None
-            and self._policy.summary
+            isinstance(observation, NoFabricData) and self._belief is None and self._policy.summary
         )
 
     def _hold(self, belief: Belief | None) -> None:
@@ -205,12 +176,12 @@ class Sidecar:
             self._telemetry.believed(belief)
         self._belief = belief
 
-    def _say_outcome(self, outcome: Outcome) -> bool:
-        if isinstance(outcome, Seen):
-            return self._say.seen(outcome, self._hint(outcome))
-        return self._say.unknown(
-            outcome,
-            believed=self._belief is not None,
+    def _say_observation(self, observation: Observation) -> bool:
+        if isinstance(observation, ObservedLinks):
+            return self._say.observed(observation, self._hint(observation))
+        return self._say.no_links_known(
+            observation,
+            published=self._belief is not None,
             until=self._file.valid_until,
-            alone=self._is_state_alone(outcome),
+            alone=self._is_state_alone(observation),
         )

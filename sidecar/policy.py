@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from xelink.topology.publication import DEFAULT_NAMESPACE
-from xelink.xpu_manager.classification import Rules
+from xelink.topology.rules import Rules
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,11 @@
 
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from sidecar.announcements import Announcements, expiry_text
 from sidecar.debounce import Belief
 from sidecar.policy import Policy
-from sidecar.telemetry import Telemetry
 from xelink.nfd.writer import HangingError, OnExit, PublishError
 from xelink.topology import nfd_format
 from xelink.topology.publication import (
@@ -20,6 +19,9 @@ from xelink.topology.publication import (
     render,
 )
 from xelink.topology.text import printable
+
+if TYPE_CHECKING:
+    from sidecar.telemetry import Telemetry
 
 _UNREAD = timedelta(minutes=5)  # until what stands and cannot be read is given up
 
@@ -54,7 +56,7 @@ class FeatureFile:
     """
 
     def __init__(
-        self, target: Target, policy: Policy, telemetry: Telemetry, say: Announcements
+        self, target: Target, policy: Policy, telemetry: "Telemetry", say: Announcements
     ) -> None:
         self._target = target
         self._policy = policy

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from structlog.typing import FilteringBoundLogger
 
 from xelink.nfd.bounded_writer import SECONDS
-from xelink.xpu_manager.classification import Outcome
+from xelink.topology.observation import Observation
 
 if TYPE_CHECKING:
     from sidecar.settings import SidecarSettings
@@ -39,11 +39,11 @@ class Pulse:
 
 def ticks(
     settings: "SidecarSettings",
-    tick: Callable[[], Outcome],
+    tick: Callable[[], Observation],
     wait: Callable[[float], bool],
     beat: Callable[[], None],
     log: FilteringBoundLogger,
-) -> Outcome | None:
+) -> Observation | None:
     """Tick until `wait` says that the end is asked for, or once with -oneshot.
 
     Gives the outcome of that one tick; what it raises is raised then.

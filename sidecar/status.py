@@ -11,9 +11,9 @@ from xelink.daemon.html import Html, Status, badge, code, instant, iso, section,
 from xelink.nfd.writer import PublishError
 from xelink.topology import nfd_format
 from xelink.topology.model import PortState, Tile
+from xelink.topology.observation import ObservedLinks, Unknown
 from xelink.topology.publication import COUNT, GROUP, id_map, parsed, shape
 from xelink.topology.text import printable
-from xelink.xpu_manager.classification import Unknown
 
 
 def status(sidecar: Sidecar, source: str, file: str, now: datetime, *, host: str) -> Status:
@@ -63,14 +63,15 @@ def _waiting(key: Key, missing: Missing, confirmations: int) -> dict[str, Any]:
 
 
 def _scrape(scrape: Scrape) -> dict[str, Any]:
-    outcome = scrape.outcome
+    observation = scrape.observation
+    topology = observation.topology if isinstance(observation, ObservedLinks) else None
     return {
         "at": iso(scrape.at),
         "seconds": round(scrape.seconds, 3),
-        "class": outcome.kind,
-        "reason": outcome.reason.value if isinstance(outcome, Unknown) else None,
-        "detail": outcome.detail if isinstance(outcome, Unknown) else None,
-        "links": None if isinstance(outcome, Unknown) else len(outcome.topology.links),
+        "result": observation.result.value,
+        "reason": observation.reason if isinstance(observation, Unknown) else None,
+        "detail": None if isinstance(observation, ObservedLinks) else observation.detail,
+        "links": len(topology.links) if topology else None,
     }
 
 
@@ -88,7 +89,7 @@ def body(told: Status) -> Sequence[Html]:
 
 def _summary(told: Status) -> Html:
     problem = told["not_ready"]
-    scrape = told["scrapes"][0]["class"] if told["scrapes"] else "none yet"
+    scrape = told["scrapes"][0]["result"] if told["scrapes"] else "none yet"
     return section(
         "summary",
         "Now",
@@ -139,16 +140,16 @@ def _scrapes(told: Status) -> Html:
     rows = [
         (
             instant(scrape["at"]),
-            badge(scrape["class"], good=scrape["class"] != "unknown"),
+            badge(scrape["result"], good=scrape["links"] is not None),
             f"{scrape['seconds']:.3f} s",
-            f"{scrape['reason']}: {scrape['detail']}"
-            if scrape["reason"]
-            else f"{scrape['links']} links",
+            f"{scrape['links']} links"
+            if scrape["links"] is not None
+            else ": ".join(filter(None, (scrape["reason"], scrape["detail"]))),
         )
         for scrape in told["scrapes"]
     ]
     return section(
-        "scrapes", "Scrapes", table("last scrapes", ("when", "class", "took", "found"), rows)
+        "scrapes", "Scrapes", table("last scrapes", ("when", "result", "took", "found"), rows)
     )
 
 

@@ -1,10 +1,17 @@
 """Everything that was decided, as Prometheus metrics on a registry of our own."""
 
+from collections.abc import Iterable
+
 from sidecar.debounce import Belief, Kind
 from xelink.daemon.metrics import Metrics
 from xelink.topology.model import PortState, Topology
-from xelink.xpu_manager.classification import Outcome, Reason, Seen
-from xelink.xpu_manager.exposition import Reading
+from xelink.topology.observation import (
+    Observation,
+    ObservedLinks,
+    Result,
+    SourceFacts,
+    Unknown,
+)
 
 _BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -12,24 +19,24 @@ _BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 class Telemetry:
     """The sidecar's metrics; every series whose labels are known is there from the start."""
 
-    def __init__(self) -> None:
+    def __init__(self, reasons: Iterable[str] = ()) -> None:
+        """Make them; `reasons` are those for which the source can be unknown."""
         metrics = Metrics("xelink_sidecar")
         self.metrics = metrics
         self.registry = metrics.registry
         self.rows = metrics.rows
         """Name, labels and description of each metric."""
         self._scrapes = metrics.counter(
-            "scrapes", "scrapes by class and, where it is unknown, by reason", "class", "reason"
+            "scrapes", "scrapes by result and, where it is unknown, by reason", "result", "reason"
         )
-        for kind in ("links", "no-links"):
-            self._scrapes.labels(kind, "")
-        for reason in Reason:
-            self._scrapes.labels("unknown", reason.value)
+        for result in Result:
+            for reason in reasons if result is Result.UNKNOWN else ("",):
+                self._scrapes.labels(result.value, reason)
         self._duration = metrics.histogram(
             "scrape_duration_seconds", "time of a scrape, retries included", _BUCKETS
         )
         self._last_good = metrics.gauge(
-            "last_good_scrape_timestamp_seconds", "when XPU Manager last gave a whole topology"
+            "last_good_scrape_timestamp_seconds", "when the source last reported a whole topology"
         )
         self._rows = metrics.counter("rows", "topology rows read")
         self._skipped = metrics.counter("rows_skipped", "rows that could not be understood")
@@ -38,13 +45,13 @@ class Telemetry:
             "directions between tiles of which rows tell different things, as before XPU Manager"
             " 1.2.16: a cut link may still be published",
         )
-        self._held_back = metrics.gauge(
-            "links_held_back",
-            "Xe Links that were seen last and are not published, by the flag that holds them back",
+        self._filtered = metrics.gauge(
+            "links_filtered",
+            "Xe Links of the last scrape that are not published, by the flag that filters them",
             "rule",
         )
         for rule in ("lane-count", "allow-subdeviceless-links"):
-            self._held_back.labels(rule)
+            self._filtered.labels(rule)
         self._links = metrics.gauge("links", "links that are believed")
         self._lanes = metrics.gauge("lanes", "lanes of these links, weaker direction")
         self._tiles = metrics.gauge("tiles", "tiles that are believed")
@@ -73,27 +80,28 @@ class Telemetry:
         )
         self._certificate = metrics.gauge(
             "certificate_expiry_timestamp_seconds",
-            "when XPU Manager's certificate ends; 0: it showed none",
+            "when the source's certificate ends; 0: it showed none",
         )
         self._ports = metrics.gauge(
             "port_state", "1 for the state of a GPU's Xe Link ports, else 0", "pci_bdf", "state"
         )
 
-    def scraped(self, outcome: Outcome, seconds: float, now: float) -> None:
-        """Count one scrape: its class, its duration, its instant in seconds since 1970."""
-        reason = "" if isinstance(outcome, Seen) else outcome.reason.value
-        self._scrapes.labels(outcome.kind, reason).inc()
+    def observed(self, observation: Observation, seconds: float, now: float) -> None:
+        """Count one observation: its result, its duration, its instant in seconds since 1970."""
+        reason = observation.reason if isinstance(observation, Unknown) else ""
+        self._scrapes.labels(observation.result.value, reason).inc()
         self._duration.observe(seconds)
-        if isinstance(outcome, Seen):
+        if isinstance(observation, ObservedLinks):
             self._last_good.set(now)
-            self._contradicting.set(len(outcome.contradicting))
-            self._held_back.labels("lane-count").set(outcome.narrow)
-            self._held_back.labels("allow-subdeviceless-links").set(outcome.one_tile)
+            self._contradicting.set(len(observation.contradicting))
+            self._filtered.labels("lane-count").set(observation.narrow)
+            self._filtered.labels("allow-subdeviceless-links").set(observation.one_tile)
 
-    def read(self, reading: Reading) -> None:
-        """Count the rows of one exposition."""
-        self._rows.inc(reading.total)
-        self._skipped.inc(reading.unread + reading.unread_ports)
+    def source(self, facts: SourceFacts) -> None:
+        """Count the rows of one observation, and show what is known of its source."""
+        self._rows.inc(facts.rows)
+        self._skipped.inc(facts.rows_skipped)
+        self._certificate.set(facts.certificate_expiry or 0)
 
     def believed(self, belief: Belief | None) -> None:
         """Show what is believed now."""
@@ -123,7 +131,3 @@ class Telemetry:
     def stands_by(self, standing: bool) -> None:  # noqa: FBT001 - there is nothing else to say
         """Show whether another sidecar publishes."""
         self._standing_by.set(standing)
-
-    def certificate(self, expiry: float | None) -> None:
-        """Show when the server's certificate ends."""
-        self._certificate.set(expiry or 0)

@@ -35,8 +35,8 @@ from xelink.nfd.reader import Look, read
 from xelink.topology.text import printable, printable_lines
 from xelink.view.node_view import Node, State
 from xelink.view.svg import svg
-from xelink.xpu_manager.classification import Reason
-from xelink.xpu_manager.scrape import ScrapeError
+from xelink.xpu_manager.errors import ScrapeError
+from xelink.xpu_manager.reasons import ScrapeReason
 
 EVIL = "\x1b[31m\x07\r\n\x7f\x85\u2028\u202e\udcff\x00"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -103,7 +103,7 @@ ONE_LINE: dict[str, Callable[[str], str]] = {
     "traceback as JSON": traced(LogFormat.JSON),
     "error line": lambda text: captured(lambda: complain(f"program: {text}")),
     "usage error": lambda text: str(UsageError(text)),
-    "scrape error": lambda text: str(ScrapeError(Reason.TLS, text)),
+    "scrape error": lambda text: str(ScrapeError(ScrapeReason.TLS, text)),
     "tool's error": lambda text: str(FailedError(text)),
     "wrong flag": lambda text: captured(lambda: answer(SidecarSettings, [f"-{text}"])),
     "wrong value": lambda text: captured(lambda: answer(SidecarSettings, ["-interval", text])),

@@ -20,8 +20,10 @@ from xelink.cli.main import main
 from xelink.simulators.xpu_manager import Blueprint, SimulatedNode, render
 from xelink.topology import publication
 from xelink.topology.model import Topology
+from xelink.topology.observation import ObservedLinks
 from xelink.topology.publication import DEFAULT_NAMESPACE, Publication, node_labels
-from xelink.xpu_manager.classification import Rules, Seen, classify
+from xelink.topology.rules import Rules
+from xelink.xpu_manager.classification import classify
 from xelink.xpu_manager.exposition import Reader
 
 PAGES = (Path("docs/cli.md"), Path("docs/not-linked.md"), Path("README.md"))
@@ -106,8 +108,8 @@ def _topology(node: SimulatedNode) -> Topology:
     sieve = reader.sieve()
     sieve.feed(render(node))
     seen = classify(reader.read(sieve), Rules())
-    if not isinstance(seen, Seen):
-        raise CommandError(f"the simulated node has no topology: {seen.detail}")
+    if not isinstance(seen, ObservedLinks):
+        raise CommandError(f"the simulated node has no topology: {seen.result.value}")
     return seen.topology
 
 

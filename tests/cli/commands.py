@@ -11,8 +11,10 @@ from xelink.cli.main import main
 from xelink.simulators.xpu_manager import SimulatedNode, render
 from xelink.topology import publication
 from xelink.topology.model import Topology
+from xelink.topology.observation import ObservedLinks
 from xelink.topology.publication import DEFAULT_NAMESPACE, Publication, node_labels
-from xelink.xpu_manager.classification import Rules, Seen, classify
+from xelink.topology.rules import Rules
+from xelink.xpu_manager.classification import classify
 from xelink.xpu_manager.exposition import Reader, Reading
 
 EXAMPLES = Path(__file__).parents[2] / "xelink" / "examples"
@@ -78,5 +80,5 @@ def reading(body: bytes) -> Reading:
 def topology(node: SimulatedNode, *, lenient: bool = False) -> Topology:
     """Give what the sidecar would publish of a node."""
     seen = classify(reading(render(node)), Rules(allow_subdeviceless_links=lenient))
-    assert isinstance(seen, Seen)
+    assert isinstance(seen, ObservedLinks)
     return seen.topology

@@ -579,7 +579,7 @@ def test_on_a_healthy_node_all_is_ok(xelink: Xelink, scene: Scene) -> None:
     assert said.code == 0
     assert said.err == ""
     assert found["xpum"]["reason"].startswith("1.3.x at https://127.0.0.1:")
-    assert found["xpum"]["reason"].endswith(": links, 4 GPUs, 12 Xe Links")
+    assert found["xpum"]["reason"].endswith(": 4 GPUs, 12 Xe Links")
     assert found["sockets"]["reason"].endswith("sock, 1 of 1 with a preference")
 
 

@@ -200,7 +200,7 @@ def test_https_by_hand_works_and_is_renewed_while_the_labels_stand(tmp_path: Pat
         running.sidecar.wait_for("reason=tls")
         running.assert_nothing_changed()
         volumes[1].update(second)
-        running.sidecar.wait_for("XPU Manager seen")
+        running.sidecar.wait_for("scrape result changed")
         running.assert_nothing_changed()
 
 

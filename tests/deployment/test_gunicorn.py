@@ -213,7 +213,7 @@ def test_a_new_ca_reaches_the_containers_in_either_order_while_the_labels_stand(
         running.wait_until_ready(ready=False)
         running.assert_nothing_changed()
         node.update(new.secret, SIDECAR if first == EXPORTER else EXPORTER)
-        running.sidecar.wait_for("XPU Manager seen")
+        running.sidecar.wait_for("scrape result changed")
         running.wait_until_ready()
         assert running.metric(EXPIRY) == new.expiry
         running.assert_nothing_changed()
@@ -264,5 +264,5 @@ def test_a_key_that_does_not_fit_for_a_moment_costs_a_scrape_and_no_label(
         running.sidecar.wait_for("reason=tls")
         running.assert_nothing_changed()
         node.update(new.secret)
-        running.sidecar.wait_for("XPU Manager seen")
+        running.sidecar.wait_for("scrape result changed")
         running.assert_nothing_changed()

@@ -27,6 +27,7 @@ from tests.deployment.variants import variants
 from xelink.daemon.flags import DaemonSettings, load
 from xelink.daemon.metrics import Metrics
 from xelink.simulators.xpu_manager import Blueprint
+from xelink.xpu_manager.source import XpuManager
 
 pytestmark = needs_kustomize
 needs_promtool = needs("promtool")
@@ -95,7 +96,7 @@ def metrics() -> dict[str, tuple[str, ...]]:
     node = Metrics("xelink_device_plugin")
     PluginTelemetry(node)
     NodeTelemetry(node)
-    rows = (*SidecarTelemetry().rows, *node.rows)
+    rows = (*SidecarTelemetry(XpuManager.reasons).rows, *node.rows)
     found = {name: labels for name, labels, _ in rows}
     for name, labels in list(found.items()):
         for suffix in ("_bucket", "_sum", "_count"):
@@ -106,7 +107,7 @@ def metrics() -> dict[str, tuple[str, ...]]:
 @cache
 def values() -> dict[tuple[str, str], set[str]]:
     """Give the values that a label of a metric has been seen with, once everything was told."""
-    sidecar, node = SidecarTelemetry(), Metrics("xelink_device_plugin")
+    sidecar, node = SidecarTelemetry(XpuManager.reasons), Metrics("xelink_device_plugin")
     sidecar.believed(Belief(Blueprint(gpus=2).build().topology))
     plugin = PluginTelemetry(node)
     plugin.begin("any")
@@ -163,9 +164,9 @@ def test_every_metric_and_label_of_the_dashboard_exists() -> None:
         ("xelink_sidecar_link", "", "no metric xelink_sidecar_link"),
         ('xelink_sidecar_links{kind="link"}', "", "xelink_sidecar_links has no label kind"),
         (
-            'xelink_sidecar_scrapes_total{class=~"links|unkown"}',
+            'xelink_sidecar_scrapes_total{result=~"links|unkown"}',
             "",
-            "xelink_sidecar_scrapes_total is never told with class='unkown'",
+            "xelink_sidecar_scrapes_total is never told with result='unkown'",
         ),
         ("sum by (nod) (xelink_sidecar_links)", "", "no metric here has a label nod"),
         ("xelink_sidecar_links", "{{kind}}", "no metric here has a label kind"),

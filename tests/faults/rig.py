@@ -28,7 +28,7 @@ MEMORY = 48 << 20
 """Bytes that a daemon's peak may lie above what it took after its first publication."""
 
 
-_SCRAPES = re.compile(r'xelink_sidecar_scrapes_total\{class="([^"]*)",reason="([^"]*)"\}')
+_SCRAPES = re.compile(r'xelink_sidecar_scrapes_total\{reason="([^"]*)",result="([^"]*)"\}')
 _GLANCE = 0.1
 
 
@@ -90,9 +90,9 @@ class Sidecar:
         return {series: float(value) for series, _, value in (s.rpartition(" ") for s in lines)}
 
     def scrapes(self) -> Counter[str]:
-        """Count the scrapes by reason where they were unknown, else by class."""
+        """Count the scrapes by reason where they were unknown, else by result."""
         found = ((_SCRAPES.fullmatch(series), n) for series, n in self.metrics().items())
-        return Counter({match[2] or match[1]: int(n) for match, n in found if match})
+        return Counter({match[1] or match[2]: int(n) for match, n in found if match})
 
     def wait_for_scrapes(self, enough: Callable[[Counter[str]], bool]) -> Counter[str]:
         """Wait until there were more scrapes that are enough; give those."""
@@ -104,7 +104,7 @@ class Sidecar:
 
     def refuses(self, reason: str, detail: str = "") -> None:
         """Wait for the reason that is logged, and for no other."""
-        line = self.process.wait_for("no usable answer: what is published stands")
+        line = self.process.wait_for("no usable answer: the published labels stay")
         assert f"reason={reason} " in line, line
         assert detail in line, line
         assert self.scrapes()[reason] >= 1

@@ -67,7 +67,7 @@ def test_a_jump_in_an_outage_makes_labels_expire_and_never_lie(
         else:
             assert daemon.publication(there).topology == truth(4).topology
         xpum.heal()
-        daemon.process.wait_for("XPU Manager seen")
+        daemon.process.wait_for("scrape result changed")
         xpum.wait_for_request(xpum.requests + 2)
         there = datetime.now(UTC) + timedelta(seconds=seconds)
         said = daemon.publication(there)

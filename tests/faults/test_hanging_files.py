@@ -119,10 +119,10 @@ def test_a_trust_that_cannot_be_read_leaves_the_last_good_one(
         sidecar(xpum.port, features_d, f"-cert={file}", env=secrets.shim.environment) as daemon,
     ):
         with spoil(secrets, "ca.crt"):
-            line = daemon.process.wait_for("the files of the trust cannot be used")
+            line = daemon.process.wait_for("the TLS files cannot be used")
             assert f"-cert {file}: {why.format(most=1 << 20)}; the last good trust" in line
             daemon.wait_for_scrapes(lambda more: more["links"] >= 2)
-        daemon.process.wait_for("the files of the trust can be used again")
+        daemon.process.wait_for("source warning resolved")
         daemon.expects(xpum)
         daemon.is_bounded()
 

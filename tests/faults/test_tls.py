@@ -55,7 +55,7 @@ def told(daemon: Sidecar, detail: str) -> None:
     """Wait for this refusal; what comes while files change, or a server does, may come before."""
     line = ""
     while not re.search(detail, line):
-        line = daemon.process.wait_for("no usable answer: what is published stands")
+        line = daemon.process.wait_for("no usable answer: the published labels stay")
         assert re.search("reason=(tls|refused|reset) ", line), line
     assert "reason=tls " in line
 
@@ -76,7 +76,7 @@ def test_only_what_is_right_is_scraped_and_each_refusal_names_its_reason(site: S
             assert daemon.content() == first
             name, right = next(accepted, ("its CA", (RIGHT, CA.pem)))
             site.serve(*right)
-            assert "class=links" in daemon.process.wait_for("XPU Manager seen"), name
+            assert "result=links" in daemon.process.wait_for("scrape result changed"), name
             assert xpum.requests > asked
             assert daemon.content() == first
         assert next(accepted, None) is None

@@ -29,8 +29,10 @@ from xelink.nfd import reader as plugin_labels
 from xelink.preference.criteria import GpuFacts
 from xelink.preference.shares import prepare
 from xelink.topology import labels, nfd_format
+from xelink.topology.observation import ObservedLinks
 from xelink.topology.publication import Publication, UnusableError, UnwritableError, read, render
-from xelink.xpu_manager.classification import Rules, Seen, classify
+from xelink.topology.rules import Rules
+from xelink.xpu_manager.classification import classify
 from xelink.xpu_manager.exposition import Reader, Reading
 from xelink.xpu_manager.line_filter import Sieve
 from xelink.xpu_manager.rows import Matrix
@@ -53,7 +55,7 @@ def exposition(data: bytes) -> None:
     assert rows == [row for found, _ in each for row in found]
     assert unread == sum(count for _, count in each)
     outcome = classify(reading, Rules(allow_subdeviceless_links=True))
-    if isinstance(outcome, Seen):
+    if isinstance(outcome, ObservedLinks):
         _published(Publication(outcome.topology, NOW + timedelta(minutes=5)))
 
 

@@ -9,7 +9,7 @@ from sidecar.debounce import Belief, Kind, believe
 from tests.strategies import topologies
 from xelink.topology.labels import links_text, parse_links
 from xelink.topology.model import GPU_LIMIT, Gpu, Link, PortState, Tile, Topology
-from xelink.xpu_manager.classification import Seen
+from xelink.topology.observation import ObservedLinks
 
 
 def gpu(device: int, bus: int | None = None, **facts: object) -> Gpu:
@@ -17,12 +17,12 @@ def gpu(device: int, bus: int | None = None, **facts: object) -> Gpu:
     return Gpu(device, address, **facts)  # type: ignore[arg-type]  # facts of any type, by name
 
 
-def saw(topology: Topology, *silent: str) -> Seen:
+def saw(topology: Topology, *silent: str) -> ObservedLinks:
     """Make a scrape in which the rows of silent links could not be understood."""
     quiet = {link.ends for text in silent for link in parse_links(text)}
     quiet |= {(b, a) for a, b in quiet}
     pairs = frozenset((a, b) for a in topology.tiles for b in topology.tiles)
-    return Seen(topology, pairs - quiet, unread=len(quiet))
+    return ObservedLinks(topology, pairs - quiet, unread=len(quiet))
 
 
 def topology(links: str = "", gpus: Sequence[Gpu] = (), tiles: Sequence[Tile] = ()) -> Topology:
@@ -187,7 +187,9 @@ def test_a_cut_that_is_told_is_a_loss_whatever_else_could_not_be_understood(
     for links in ("0.0-1.0_0.0-2.0_1.0-2.0", "0.0-1.0_0.0-2.0"):
         scrape = saw(topology("0.0-2.0", tiles=TRIANGLE.tiles), "0.0-1.0")
         if directions != "both":
-            scrape = replace(scrape, told=scrape.told - {*pair.values()} | {pair[directions]})
+            scrape = replace(
+                scrape, reported=scrape.reported - {*pair.values()} | {pair[directions]}
+            )
         belief = believe(belief, scrape, 2)
         assert links_text(belief.topology.links) == links
 
@@ -197,7 +199,7 @@ def test_lanes_of_a_direction_that_is_told_are_lost_whatever_else_could_not_be_u
         return Topology((*parse_links("2.0-3.0"), Link(Tile(0, 0), Tile(1, 0), forth, back)))
 
     belief = Belief(lanes(16, 16))
-    scrape = replace(saw(lanes(8, 0), "2.0-3.0"), told=frozenset({(Tile(0, 0), Tile(1, 0))}))
+    scrape = replace(saw(lanes(8, 0), "2.0-3.0"), reported=frozenset({(Tile(0, 0), Tile(1, 0))}))
     for believed in (lanes(16, 16), lanes(8, 16)):
         belief = believe(belief, scrape, 2)
         assert belief.topology == believed

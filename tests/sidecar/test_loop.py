@@ -19,22 +19,26 @@ from sidecar.telemetry import Telemetry
 from tests.xpu_manager.bodies import body, both, read_body, row, self_rows
 from xelink.nfd.writer import HangingError, OnExit, Publisher, PublishError
 from xelink.topology import nfd_format
+from xelink.topology.observation import Observation
 from xelink.topology.publication import read
-from xelink.xpu_manager.classification import Outcome, Reason
+from xelink.xpu_manager.errors import ScrapeError
 from xelink.xpu_manager.exposition import Reading
-from xelink.xpu_manager.scrape import ScrapeError
+from xelink.xpu_manager.reasons import ScrapeReason
+from xelink.xpu_manager.source import XpuManager
 
 NS = "gpu.intel.com"
 START = datetime(2026, 11, 20, 10, 0, tzinfo=UTC)
 TILES = ("0.0", "1.0", "2.0")
 MESH = [*both("0.0", "1.0"), *both("0.0", "2.0"), *both("1.0", "2.0")]
 CUT = [*both("0.0", "1.0"), *both("0.0", "2.0")]
-DOWN = ScrapeError(Reason.REFUSED, "connection refused")
+DOWN = ScrapeError(ScrapeReason.REFUSED, "connection refused")
 FOREIGN = b"hw_status 1\n"
 
 
 class Scenario:
     """A sidecar with everything around it in the hands of the test."""
+
+    url = "http://here"
 
     def __init__(self, directory: Path, policy: Policy | None = None) -> None:
         self.path = directory / "labels.txt"
@@ -51,8 +55,9 @@ class Scenario:
     def restart(self) -> None:
         self.logs = LogCapture()
         log = structlog.wrap_logger(None, processors=[self.logs])
-        self.telemetry = Telemetry()
-        self.sidecar = Sidecar(self, self.publisher, self.policy, self.telemetry, log)
+        source = XpuManager(self, self.policy.rules)
+        self.telemetry = Telemetry(source.reasons)
+        self.sidecar = Sidecar(source, self.publisher, self.policy, self.telemetry, log)
         self.sidecar.resume(self.now)
 
     def break_source(self) -> None:
@@ -68,7 +73,7 @@ class Scenario:
             raise self._next
         return self._next
 
-    def tick(self, answer: Sequence[str] | bytes | ScrapeError, seconds: float = 10) -> Outcome:
+    def tick(self, answer: Sequence[str] | bytes | ScrapeError, seconds: float = 10) -> Observation:
         """Let time pass, then scrape links, a whole body, or a failure."""
         self.now += timedelta(seconds=seconds)
         if isinstance(answer, ScrapeError):
@@ -114,7 +119,7 @@ LESS = "0.0-1.0_0.0-2.0"
 
 
 def test_the_first_good_scrape_is_published_at_once(scene: Scenario) -> None:
-    assert scene.tick(MESH).kind == "links"
+    assert scene.tick(MESH).result.value == "links"
     assert scene.labels == {
         "xe-links": ALL,
         "xe-links.count": "3",
@@ -152,9 +157,9 @@ def test_what_proves_nothing_changes_nothing(scene: Scenario, answer: bytes | Sc
     scene.tick(MESH)
     content = scene.path.read_bytes()
     for _ in range(5):
-        assert scene.tick(answer).kind == "unknown"
+        assert scene.tick(answer).result.value not in {"links", "none"}
     assert scene.path.read_bytes() == content
-    assert "last scrape unknown" in str(scene.sidecar.not_ready())
+    assert "last scrape" in str(scene.sidecar.not_ready())
 
 
 def test_no_links_at_the_source_are_published_only_when_confirmed(scene: Scenario) -> None:
@@ -491,7 +496,7 @@ def test_what_is_written_may_change_while_somebody_waits_for_the_file(
 ) -> None:
     class Slow(Publisher):
         def read(self) -> bytes | None:
-            if scene.sidecar.outcome:
+            if scene.sidecar.observation:
                 scene.sidecar._file._written = None  # noqa: SLF001 - as the loop does when it stands by
             return super().read()
 
@@ -614,13 +619,13 @@ def test_quiet_ticks_say_nothing(scene: Scenario) -> None:
     said = len(scene.events("info", "warning", "error"))
     for _ in range(50):
         scene.tick(MESH)
-    scene.tick(ScrapeError(Reason.REFUSED, "another number 99"))
+    scene.tick(ScrapeError(ScrapeReason.REFUSED, "another number 99"))
     for _ in range(20):
-        scene.tick(ScrapeError(Reason.REFUSED, f"another number {_}"))
+        scene.tick(ScrapeError(ScrapeReason.REFUSED, f"another number {_}"))
     assert len(scene.events("info", "warning", "error")) == said + 1
 
 
-def test_trust_that_breaks_and_heals_is_said(scene: Scenario) -> None:
+def test_tls_files_that_break_and_recover_are_logged(scene: Scenario) -> None:
     scene.tick(MESH)
     scene.trust_problem = "half written"
     scene.certificate_expiry = 12345.0
@@ -628,9 +633,10 @@ def test_trust_that_breaks_and_heals_is_said(scene: Scenario) -> None:
     scene.tick(MESH)
     scene.trust_problem = None
     scene.tick(MESH)
-    assert [event for event in scene.events() if "trust" in event] == [
-        "the files of the trust cannot be used",
-        "the files of the trust can be used again",
+    found = [entry for entry in scene.logs.entries if "source warning" in entry["event"]]
+    assert [(entry["event"], entry.get("reason")) for entry in found] == [
+        ("source warning", "the TLS files cannot be used: half written"),
+        ("source warning resolved", None),
     ]
     assert scene.metric("certificate_expiry_timestamp_seconds") == 12345
 
@@ -648,7 +654,7 @@ def test_rows_that_are_not_understood_are_no_loss(scene: Scenario) -> None:
     scene.tick(MESH)
     unreadable = [line.replace("lane_count", "lanes") for line in MESH]
     for _ in range(5):
-        assert scene.tick(unreadable).kind == "unknown"
+        assert scene.tick(unreadable).result.value == "unknown"
         assert scene.links == ALL
     for _ in range(5):
         scene.tick([*CUT, *unreadable[-2:]])
@@ -709,10 +715,10 @@ def test_metrics_show_what_is_believed(scene: Scenario) -> None:
     assert {name: scene.metric(name) for name in expected} == expected
     assert scene.metric('port_state{pci_bdf="0000:10:00.0",state="degraded"}') == 1
     assert scene.metric('port_state{pci_bdf="0000:10:00.0",state="healthy"}') == 0
-    assert scene.metric('scrapes_total{class="links",reason=""}') == 1
+    assert scene.metric('scrapes_total{reason="",result="links"}') == 1
     assert scene.metric("last_good_scrape_timestamp_seconds") == scene.now.timestamp()
     scene.tick(DOWN)
-    assert scene.metric('scrapes_total{class="unknown",reason="refused"}') == 1
+    assert scene.metric('scrapes_total{reason="refused",result="unknown"}') == 1
 
 
 @pytest.mark.parametrize(

@@ -383,7 +383,7 @@ def test_logs_are_json_when_asked_for(xpum: Simulator, labels: Path) -> None:
         assert before <= datetime.fromisoformat(entry["timestamp"]) <= datetime.now(UTC)
     assert [entry["event"] for entry in entries if entry["level"] == "info"] == [
         "started",
-        "XPU Manager seen",
+        "scrape result changed",
         "labels published",
     ]
     assert entries[-1]["links"] == 6

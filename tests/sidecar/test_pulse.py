@@ -10,10 +10,11 @@ from sidecar.pulse import Pulse, ticks
 from sidecar.settings import SidecarSettings
 from xelink.daemon.flags import load
 from xelink.topology.model import Topology
-from xelink.xpu_manager.classification import Outcome, Reason, Seen, Unknown
+from xelink.topology.observation import Observation, ObservedLinks, Unknown
+from xelink.xpu_manager.reasons import ScrapeReason
 
-SEEN = Seen(Topology())
-UNKNOWN = Unknown(Reason.TIMEOUT, "no whole answer")
+SEEN = ObservedLinks(Topology())
+UNKNOWN = Unknown(ScrapeReason.TIMEOUT, "no whole answer")
 
 
 class Daemon:
@@ -26,7 +27,9 @@ class Daemon:
         self.logs = LogCapture()
         self.waited: list[float] = []
 
-    def run(self, answers: Sequence[Outcome | Exception], took: float = 0.0) -> Outcome | None:
+    def run(
+        self, answers: Sequence[Observation | Exception], took: float = 0.0
+    ) -> Observation | None:
         """Tick as often as there are answers; then the end is asked for."""
         left = list(answers)
 
@@ -35,7 +38,7 @@ class Daemon:
             self.now += seconds
             return not left
 
-        def tick() -> Outcome:
+        def tick() -> Observation:
             self.now += took
             answer = left.pop(0)
             if isinstance(answer, Exception):
@@ -111,7 +114,7 @@ def test_no_tick_begins_after_the_end_was_asked_for() -> None:
 
 
 @pytest.mark.parametrize("answer", [SEEN, UNKNOWN], ids=["seen", "unknown"])
-def test_one_tick_is_all_with_oneshot_and_nothing_is_waited_for(answer: Outcome) -> None:
+def test_one_tick_is_all_with_oneshot_and_nothing_is_waited_for(answer: Observation) -> None:
     daemon = Daemon("-oneshot", "-startup-delay=7")
     assert daemon.run([answer, answer]) is answer
     assert daemon.waited == [0]

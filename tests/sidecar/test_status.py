@@ -52,8 +52,8 @@ def test_links_labels_and_expiry_are_told_and_a_failure_beside_them(tmp_path: Pa
     assert found["published"]["labels"]["gpu.intel.com/xe-links"] == "0.0-1.0_0.0-2.0_1.0-2.0"
     assert found["published"]["expires"] == "2026-11-20T10:05:10+00:00"
     failed, good = found["scrapes"]
-    assert (failed["class"], failed["reason"], failed["links"]) == ("unknown", "refused", None)
-    assert (good["class"], good["reason"], good["links"]) == ("links", None, 3)
+    assert (failed["result"], failed["reason"], failed["links"]) == ("unknown", "refused", None)
+    assert (good["result"], good["reason"], good["links"]) == ("links", None, 3)
     assert found["not_ready"].startswith("last scrape unknown, refused")
 
 

@@ -79,14 +79,14 @@ def test_labels_outlive_every_kind_of_failure_and_go_when_the_outage_lasts(tmp_p
             process.wait_for(f"reason={reason}")  # a machine that takes its time, times out before
             assert published() == first
         xpum.heal()
-        assert "class=links" in process.wait_for("XPU Manager seen")
+        assert "result=links" in process.wait_for("scrape result changed")
         assert published() == first
         other = trustme.CA()
         issue(other, cert, key)
         process.wait_for("reason=tls")
         assert published() == first
         other.cert_pem.write_to_path(trust)
-        process.wait_for("XPU Manager seen")
+        process.wait_for("scrape result changed")
         xpum.misbehave("refuse")
         process.wait_for("no usable answer")
         expiry = nfd_format.parse(labels.read_bytes(), datetime.now(UTC)).expiry

@@ -17,8 +17,8 @@ from xelink.simulators.xpu_manager import Blueprint, SimulatedNode, render
 from xelink.simulators.xpu_manager.blueprint import WIRINGS
 from xelink.topology.groups import largest_group
 from xelink.topology.model import Gpu, Link, PortState, Tile, Topology
+from xelink.topology.rules import Rules
 from xelink.view.node_view import Mark, Node
-from xelink.xpu_manager.classification import Rules
 from xelink.xpu_manager.rows import Connection as Told
 
 _KINDS = {

@@ -3,7 +3,9 @@
 from collections.abc import Iterable
 
 from xelink.topology.model import Topology
-from xelink.xpu_manager.classification import Outcome, Rules, Seen, classify
+from xelink.topology.observation import Observation, ObservedLinks
+from xelink.topology.rules import Rules
+from xelink.xpu_manager.classification import classify
 from xelink.xpu_manager.exposition import Reader, Reading
 from xelink.xpu_manager.line_filter import Sieve
 
@@ -52,11 +54,11 @@ def read_body(content: bytes, chunk: int = 1 << 16) -> Reading:
     return Reader().read(sieve)
 
 
-def judge(rows: Iterable[str], rules: Rules | None = None) -> Outcome:
+def judge(rows: Iterable[str], rules: Rules | None = None) -> Observation:
     return classify(read_body(body(rows)), rules or Rules())
 
 
 def seen(rows: Iterable[str], rules: Rules | None = None) -> Topology:
     outcome = judge(rows, rules)
-    assert isinstance(outcome, Seen), outcome
+    assert isinstance(outcome, ObservedLinks), outcome
     return outcome.topology

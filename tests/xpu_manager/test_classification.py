@@ -9,14 +9,17 @@ from tests.xpu_manager.bodies import body, both, judge, read_body, row, seen, se
 from xelink.simulators.xpu_manager import Blueprint, render
 from xelink.topology.labels import decode, links_text
 from xelink.topology.model import Gpu, Link, PortState, Tile
-from xelink.xpu_manager.classification import Outcome, Reason, Rules, Seen, Unknown, classify
+from xelink.topology.observation import NoFabricData, Observation, ObservedLinks, Unknown
+from xelink.topology.rules import Rules
+from xelink.xpu_manager.classification import classify
+from xelink.xpu_manager.reasons import ScrapeReason
 
 TILES = ("0.0", "0.1", "1.0", "1.1")
 SUBDEVICELESS = Rules(allow_subdeviceless_links=True)
 
 
-def texts(outcome: Outcome) -> str:
-    assert isinstance(outcome, Seen)
+def texts(outcome: Observation) -> str:
+    assert isinstance(outcome, ObservedLinks)
     return links_text(outcome.topology.links)
 
 
@@ -68,26 +71,35 @@ def test_links_of_one_tile_gpus_count_when_asked_for() -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        pytest.param(b"", Reason.NOT_XPU_MANAGER, id="empty"),
-        pytest.param(b"#nodata: due to unexpected failure", Reason.NO_ROWS, id="no data"),
-        pytest.param(b"<html>hello</html>", Reason.NOT_XPU_MANAGER, id="a web page"),
-        pytest.param(b"\x00" * 100, Reason.NOT_XPU_MANAGER, id="NULs"),
-        pytest.param(body(["xpum_power_watts 1"]), Reason.NO_ROWS, id="no topology"),
-        pytest.param(body(both("0.0", "1.0")), Reason.NO_SELF_ROWS, id="links without self rows"),
-        pytest.param(body(["xpum_topology_link 1"]), Reason.NO_SELF_ROWS, id="only bad rows"),
-        pytest.param(b"hw_status 1\n", Reason.NO_FABRIC_DATA, id="XPU Manager 2"),
+        pytest.param(b"", ScrapeReason.NOT_XPU_MANAGER, id="empty"),
+        pytest.param(b"#nodata: due to unexpected failure", ScrapeReason.NO_ROWS, id="no data"),
+        pytest.param(b"<html>hello</html>", ScrapeReason.NOT_XPU_MANAGER, id="a web page"),
+        pytest.param(b"\x00" * 100, ScrapeReason.NOT_XPU_MANAGER, id="NULs"),
+        pytest.param(body(["xpum_power_watts 1"]), ScrapeReason.NO_ROWS, id="no topology"),
+        pytest.param(
+            body(both("0.0", "1.0")), ScrapeReason.NO_SELF_ROWS, id="links without self rows"
+        ),
+        pytest.param(body(["xpum_topology_link 1"]), ScrapeReason.NO_SELF_ROWS, id="only bad rows"),
     ],
 )
-def test_what_proves_nothing_is_unknown_with_its_reason(content: bytes, reason: Reason) -> None:
+def test_what_proves_nothing_is_unknown_with_its_reason(
+    content: bytes, reason: ScrapeReason
+) -> None:
     outcome = classify(read_body(content), Rules())
     assert isinstance(outcome, Unknown)
     assert outcome.reason is reason
-    assert outcome.kind == "unknown"
+    assert outcome.result.value == "unknown"
+
+
+def test_xpu_manager_2_has_no_fabric_data() -> None:
+    outcome = classify(read_body(b"hw_status 1\n"), Rules())
+    assert isinstance(outcome, NoFabricData)
+    assert outcome.result.value == "no-fabric-data"
 
 
 def test_no_links_needs_the_proof_of_self_rows() -> None:
-    assert judge(self_rows(*TILES)).kind == "no-links"
-    assert judge([*self_rows(*TILES), *both("0.0", "1.0")]).kind == "links"
+    assert judge(self_rows(*TILES)).result.value == "none"
+    assert judge([*self_rows(*TILES), *both("0.0", "1.0")]).result.value == "links"
 
 
 def test_the_id_map_has_every_gpu_with_the_state_of_its_ports() -> None:
@@ -124,7 +136,7 @@ def test_of_rows_that_tell_more_and_less_of_a_gpu_the_most_is_known() -> None:
 )
 def test_what_rows_disagree_on_is_left_out_of_the_id_map(rows: list[str]) -> None:
     outcome = judge([*self_rows("0.0", "1.0"), *rows])
-    assert isinstance(outcome, Seen)
+    assert isinstance(outcome, ObservedLinks)
     assert [gpu.id for gpu in outcome.topology.gpus] == [1]
     assert 0 in outcome.ambiguous
 
@@ -162,7 +174,7 @@ def test_a_real_body_gives_the_links_of_the_reference(key: str) -> None:
     labels = dict(line.split("=", 1) for line in reference()[key])
     for text in (content, b"\n".join(reversed(content.splitlines()))):
         outcome = classify(read_body(text), rules)
-        assert isinstance(outcome, Seen)
+        assert isinstance(outcome, ObservedLinks)
         ends = [link.ends for link in outcome.topology.links]
         assert ends == [link.ends for link in decode(labels, "gpu.intel.com")]
         assert outcome.unread == 0
@@ -173,20 +185,20 @@ def test_a_body_without_topology_proves_nothing() -> None:
     content = (BODIES / "u_8x2_topology_rpc_error_200_no_topology.prom").read_bytes()
     outcome = classify(read_body(content), Rules())
     assert isinstance(outcome, Unknown)
-    assert outcome.reason is Reason.NO_ROWS
+    assert outcome.reason is ScrapeReason.NO_ROWS
 
 
 @needs_data
 @pytest.mark.parametrize("path", sorted((BODIES / "errors").glob("*")), ids=lambda path: path.name)
 def test_the_body_of_an_error_proves_nothing(path: object) -> None:
     content = (BODIES / "errors" / str(path)).read_bytes()
-    assert classify(read_body(content), Rules()).kind == "unknown"
+    assert classify(read_body(content), Rules()).result.value == "unknown"
 
 
 @needs_data
 def test_cards_are_mapped_by_address_whatever_their_order() -> None:
     outcome = classify(read_body((BODIES / "h_6x2_aurora.prom").read_bytes()), Rules())
-    assert isinstance(outcome, Seen)
+    assert isinstance(outcome, ObservedLinks)
     assert {gpu.id: (gpu.bdf, gpu.card) for gpu in outcome.topology.gpus} == {
         0: ("0000:18:00.0", "card1"),
         1: ("0000:42:00.0", "card0"),
@@ -200,14 +212,14 @@ def test_cards_are_mapped_by_address_whatever_their_order() -> None:
 @needs_data
 def test_failed_ports_are_seen_on_the_degraded_node() -> None:
     outcome = classify(read_body((BODIES / "e_8x2_degraded.prom").read_bytes()), Rules())
-    assert isinstance(outcome, Seen)
+    assert isinstance(outcome, ObservedLinks)
     assert {gpu.ports for gpu in outcome.topology.gpus} == {PortState.FAILED}
 
 
 def test_a_body_with_one_gpus_rows_missing_still_gives_all_links() -> None:
     whole = Blueprint(gpus=4, tiles=2).build()
     thin = classify(read_body(render(whole.hide(2))), Rules())
-    assert isinstance(thin, Seen)
+    assert isinstance(thin, ObservedLinks)
     assert texts(thin) == links_text(whole.topology.links)
     assert [gpu.id for gpu in thin.topology.gpus] == [0, 1, 3]
     assert Tile(2, 0) in thin.topology.tiles

@@ -17,15 +17,10 @@ from tests.sidecar.test_loop import MESH, Scenario
 from tests.xpu_manager.bodies import body, both, judge, read_body, row, self_rows
 from tests.xpu_manager.test_scrape import Answering, scraping
 from xelink.topology.model import GPU_LIMIT, TILE_LIMIT
-from xelink.xpu_manager.classification import (
-    Outcome,
-    Reason,
-    Rules,
-    Seen,
-    Unknown,
-    answered,
-    classify,
-)
+from xelink.topology.observation import Observation, ObservedLinks, Unknown
+from xelink.topology.rules import Rules
+from xelink.xpu_manager.classification import answered, classify
+from xelink.xpu_manager.reasons import ScrapeReason
 from xelink.xpu_manager.scrape import Target
 
 FIELD = DATA / "field"
@@ -71,7 +66,7 @@ def field(name: str) -> bytes:
     return (FIELD / name).read_bytes()
 
 
-def said(content: bytes) -> Outcome:
+def said(content: bytes) -> Observation:
     return answered(classify(read_body(content), Rules()))
 
 
@@ -101,7 +96,7 @@ def test_what_is_no_body_of_xpu_manager_is_called_what_it_is(
 ) -> None:
     outcome = said(content)
     assert isinstance(outcome, Unknown)
-    assert outcome.reason is Reason.NOT_XPU_MANAGER
+    assert outcome.reason is ScrapeReason.NOT_XPU_MANAGER
     assert outcome.detail.startswith(f"something else answers here: {what}")
     assert line in outcome.detail
     assert outcome.detail.isprintable()
@@ -128,36 +123,39 @@ def test_what_was_no_body_in_the_field_is_called_what_it_is(
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        pytest.param(b"# HELP xpum_power_watts x\n", Reason.NO_ROWS, id="only comments"),
-        pytest.param(b"xpum_power_watts 1\n", Reason.NO_ROWS, id="only others"),
-        pytest.param(b"#nodata: due to unexpected failure", Reason.NO_ROWS, id="no data"),
-        pytest.param(TWO, Reason.NO_FABRIC_DATA, id="XPU Manager 2 that mentions xpum_"),
+        pytest.param(b"# HELP xpum_power_watts x\n", ScrapeReason.NO_ROWS, id="only comments"),
+        pytest.param(b"xpum_power_watts 1\n", ScrapeReason.NO_ROWS, id="only others"),
+        pytest.param(b"#nodata: due to unexpected failure", ScrapeReason.NO_ROWS, id="no data"),
+        pytest.param(TWO, None, id="XPU Manager 2 that mentions xpum_"),
     ],
 )
 def test_what_is_a_body_of_xpu_manager_is_not_called_something_else(
-    content: bytes, reason: Reason
+    content: bytes, reason: ScrapeReason | None
 ) -> None:
     outcome = said(content)
-    assert isinstance(outcome, Unknown)
-    assert outcome.reason is reason
+    if reason is None:
+        assert outcome.result.value == "no-fabric-data"
+    else:
+        assert isinstance(outcome, Unknown)
+        assert outcome.reason is reason
 
 
 @needs_data
 def test_the_second_xpu_manager_of_the_field_has_no_fabric_data() -> None:
     test_what_is_a_body_of_xpu_manager_is_not_called_something_else(
-        field("v2_with_xpum_in_a_label.prom"), Reason.NO_FABRIC_DATA
+        field("v2_with_xpum_in_a_label.prom"), None
     )
 
 
 def _links_until_they_are_cut(scene: Scenario, linked: bytes, cut: bytes) -> None:
     outcome = scene.tick(linked)
-    assert isinstance(outcome, Seen)
+    assert isinstance(outcome, ObservedLinks)
     assert outcome.unread == 0
     assert scene.labels["xe-links.count"] == "2"
     scene.tick(cut)
     assert scene.labels["xe-links.count"] == "2"
     outcome = scene.tick(cut)
-    assert outcome.kind == "no-links"
+    assert outcome.result.value == "none"
     assert (scene.links, scene.labels["xe-links.state"]) == ("", "none")
     assert scene.metric("rows_skipped_total") == 0
 
@@ -185,7 +183,7 @@ def test_the_sibling_of_the_field_keeps_no_cut_link(tmp_path: Path) -> None:
 
 def test_a_malformed_row_is_counted_and_spoils_no_other() -> None:
     outcome = judge([*self_rows(*TILES), *PAIR, "xpum_topology_link{" + "}" * 60_000 + " x y z"])
-    assert isinstance(outcome, Seen)
+    assert isinstance(outcome, ObservedLinks)
     assert (len(outcome.topology.links), outcome.unread) == (2, 1)
 
 
@@ -193,7 +191,7 @@ def test_a_malformed_row_is_counted_and_spoils_no_other() -> None:
 def test_the_row_of_braces_of_the_field_is_one_row_that_cannot_be_understood() -> None:
     reading = read_body(field("row_of_60000_braces.prom"))
     assert reading.unread == 1
-    assert classify(reading, Rules()).kind != "unknown"
+    assert classify(reading, Rules()).result.value != "unknown"
 
 
 @pytest.mark.parametrize(
@@ -219,13 +217,13 @@ def test_the_row_of_braces_of_the_field_is_one_row_that_cannot_be_understood() -
 def test_more_than_any_node_has_is_a_reason_of_its_own(rows: list[str], what: str) -> None:
     outcome = judge(rows)
     assert isinstance(outcome, Unknown)
-    assert outcome.reason is Reason.TOO_MANY_GPUS
+    assert outcome.reason is ScrapeReason.TOO_MANY_GPUS
     assert what in outcome.detail
 
 
 def test_as_many_as_four_of_the_largest_nodes_have_are_judged() -> None:
     tiles = (f"{gpu}.{tile}" for gpu in range(GPU_LIMIT) for tile in (0, 1))
-    assert judge(self_rows(*tiles)).kind == "no-links"
+    assert judge(self_rows(*tiles)).result.value == "none"
 
 
 def _stands_while_too_many_are_told(scene: Scenario, content: bytes) -> None:
@@ -233,10 +231,10 @@ def _stands_while_too_many_are_told(scene: Scenario, content: bytes) -> None:
     before = scene.path.read_bytes()
     outcome = scene.tick(content)
     assert isinstance(outcome, Unknown)
-    assert outcome.reason is Reason.TOO_MANY_GPUS
+    assert outcome.reason is ScrapeReason.TOO_MANY_GPUS
     assert scene.path.read_bytes() == before
     assert "70 GPUs are named" in str(scene.sidecar.not_ready())
-    assert scene.metric('scrapes_total{class="unknown",reason="too-many-gpus"}') == 1
+    assert scene.metric('scrapes_total{reason="too-many-gpus",result="unknown"}') == 1
     scene.tick(MESH)
     assert scene.sidecar.not_ready() is None
 
@@ -319,7 +317,7 @@ def test_rows_that_contradict_each_other_are_told_once_per_change(tmp_path: Path
     told = "rows contradict each other, and what was cut may still be told: XPU Manager before"
     for _ in range(3):
         outcome = scene.tick(body(stale))
-        assert isinstance(outcome, Seen)
+        assert isinstance(outcome, ObservedLinks)
         assert len(outcome.contradicting) == 1
     entries = [entry for entry in scene.logs.entries if entry["event"].startswith(told)]
     assert [entry["directions"] for entry in entries] == ["0.0-1.0"]
@@ -335,7 +333,7 @@ def test_rows_that_contradict_each_other_are_told_once_per_change(tmp_path: Path
 @pytest.mark.parametrize("path", sorted((DATA / "xpum").glob("[a-h]_*.prom")), ids=lambda p: p.name)
 def test_no_real_body_contradicts_itself(path: Path) -> None:
     outcome = classify(read_body(path.read_bytes()), Rules())
-    assert isinstance(outcome, Seen)
+    assert isinstance(outcome, ObservedLinks)
     assert not outcome.contradicting
 
 
@@ -357,7 +355,7 @@ def test_xpu_manager_2_is_one_line_in_the_log(tmp_path: Path) -> None:
         scene.tick(TWO)
     assert scene.labels == {"xe-links.state": "no-fabric-data"}
     assert scene.events("info", "warning") == [
-        "XPU Manager gave no usable answer: this state alone is published"
+        "XPU Manager has no fabric data: this state alone is published"
     ]
 
 
@@ -365,7 +363,7 @@ def test_that_only_the_state_is_left_is_told_when_the_links_have_expired(tmp_pat
     scene = Scenario(tmp_path)
     scene.tick(MESH)
     scene.tick(TWO)
-    assert "what is published stands" in scene.events("warning")[-1]
+    assert "the published labels stay" in scene.events("warning")[-1]
     scene.tick(TWO, seconds=301)
     assert scene.labels == {"xe-links.state": "no-fabric-data"}
     assert scene.events("info")[-1] == "labels published"

@@ -16,9 +16,12 @@ import pytest
 from tests.patience import NEVER, PATIENCE, Clock
 from xelink.daemon.stopping import Stop, Stopped
 from xelink.simulators.xpu_manager import Blueprint, Simulator
-from xelink.xpu_manager.classification import Reason, Rules, classify
-from xelink.xpu_manager.classification import Unknown as UnknownOutcome
-from xelink.xpu_manager.scrape import ScrapeError, Scraper, Target
+from xelink.topology.observation import Unknown as UnknownOutcome
+from xelink.topology.rules import Rules
+from xelink.xpu_manager.classification import classify
+from xelink.xpu_manager.errors import ScrapeError
+from xelink.xpu_manager.reasons import ScrapeReason
+from xelink.xpu_manager.scrape import Scraper, Target
 
 NODE = Blueprint(gpus=2).build()
 EMPTY = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
@@ -84,12 +87,12 @@ def time_is_up(clock: Clock, wait: Callable[[], object]) -> Iterator[None]:
 
 
 def outcome(scraper: Scraper) -> str:
-    """The class of a scrape, or its reason."""
+    """The result of a scrape, or its reason."""
     try:
         seen = classify(scraper.scrape(), Rules())
     except ScrapeError as error:
-        return error.reason.value
-    return seen.reason.value if isinstance(seen, UnknownOutcome) else seen.kind
+        return error.reason
+    return seen.reason if isinstance(seen, UnknownOutcome) else seen.result.value
 
 
 class Answering:
@@ -207,7 +210,7 @@ def test_a_refused_connection_is_tried_again_until_it_heals() -> None:
         slept: list[float] = []
         xpum.misbehave("refuse")
         with scraping(xpum.port, sleep=slept.append) as scraper:
-            assert refusal(scraper).reason is Reason.REFUSED
+            assert refusal(scraper).reason is ScrapeReason.REFUSED
         assert len(slept) == 2
 
 
@@ -243,7 +246,7 @@ def test_the_budget_holds_for_the_retries_and_their_sleeps_together() -> None:
             sleep=sleep,
             monotonic=time.monotonic,
         )
-        assert refusal(scraper).reason is Reason.TIMEOUT
+        assert refusal(scraper).reason is ScrapeReason.TIMEOUT
 
 
 def test_a_port_that_accepts_nobody_is_a_timeout() -> None:
@@ -331,7 +334,7 @@ def test_what_an_error_says_is_told_as_one_line_that_does_nothing(said: bytes, t
 def test_a_length_that_is_none_makes_no_body(length: bytes) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %s\r\n\r\n" % length
     with Answering([head, b"#" * 10]) as server, scraping(server.port) as scraper:
-        assert refusal(scraper).reason is Reason.PROTOCOL
+        assert refusal(scraper).reason is ScrapeReason.PROTOCOL
 
 
 def test_a_body_of_just_the_limit_is_read() -> None:
@@ -340,4 +343,4 @@ def test_a_body_of_just_the_limit_is_read() -> None:
         with scraping(Target(server.port, max_body=1000)) as scraper:
             assert scraper.scrape().total == 0
         with scraping(Target(server.port, max_body=999)) as scraper:
-            assert refusal(scraper).reason is Reason.TOO_LARGE
+            assert refusal(scraper).reason is ScrapeReason.TOO_LARGE

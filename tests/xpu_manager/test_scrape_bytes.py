@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from tests.patience import PATIENCE, Ticks
 from tests.xpu_manager.test_scrape import NODE, Answering, refusal, scraping
 from xelink.simulators.xpu_manager import render
-from xelink.xpu_manager.classification import Reason
-from xelink.xpu_manager.scrape import ScrapeError, Scraper, Target
+from xelink.xpu_manager.errors import ScrapeError
+from xelink.xpu_manager.reasons import ScrapeReason
+from xelink.xpu_manager.scrape import Scraper, Target
 
 ROWS = b"\n".join(line for line in render(NODE).split(b"\n") if b"topology" in line)
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -84,7 +85,7 @@ def test_an_answer_that_is_one_long_line_of_noise_is_told_in_a_short_one(
     server.pieces = [b"x" * 90_000 + b"\r\n\r\n"]
     with scraping(server.port) as scraper:
         error = refusal(scraper)
-    assert error.reason is Reason.PROTOCOL
+    assert error.reason is ScrapeReason.PROTOCOL
     assert len(error.detail) < 300
 
 
@@ -94,7 +95,7 @@ def test_an_endless_line_takes_a_few_megabytes_at_most(server: Answering, start:
     with scraping(Target(server.port, max_body=24 << 20)) as scraper:
         tracemalloc.start()
         try:
-            assert refusal(scraper).reason is Reason.TOO_LARGE
+            assert refusal(scraper).reason is ScrapeReason.TOO_LARGE
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -110,7 +111,7 @@ def test_endless_rows_end_at_the_limit_of_rows_before_that_of_the_body(server: A
     server.pieces = (OK + b"\r\n" if first else ROWS + b"\n" for first in _first_only())
     with scraping(server.port) as scraper:
         error = refusal(scraper)
-    assert error.reason is Reason.TOO_LARGE
+    assert error.reason is ScrapeReason.TOO_LARGE
     assert "topology rows" in error.detail
 
 
@@ -144,7 +145,7 @@ def test_a_status_counts_whatever_becomes_of_its_body(
     with scraping(Target(server.port, timeout=3.0), limit=Ticks()) as scraper:
         error = refusal(scraper)
         stuck.set()
-    assert error.reason is (Reason.UNAUTHORIZED if b"401" in status else Reason.STATUS)
+    assert error.reason is (ScrapeReason.UNAUTHORIZED if b"401" in status else ScrapeReason.STATUS)
     assert re.match(status[:3].decode(), error.detail)
     assert server.asked == asked + 1
 
@@ -154,7 +155,7 @@ def test_a_status_counts_where_its_body_is_no_http(server: Answering, status: by
     server.pieces = [b"HTTP/1.1 %s\r\nTransfer-Encoding: chunked\r\n\r\nlots\r\n" % status]
     with scraping(server.port) as scraper:
         error = refusal(scraper)
-    assert error.reason is (Reason.UNAUTHORIZED if b"401" in status else Reason.STATUS)
+    assert error.reason is (ScrapeReason.UNAUTHORIZED if b"401" in status else ScrapeReason.STATUS)
     assert error.detail.startswith(status[:3].decode())
 
 

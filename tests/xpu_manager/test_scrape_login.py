@@ -13,8 +13,9 @@ import trustme
 from tests.patience import NEVER, PATIENCE, Clock
 from tests.xpu_manager.test_scrape import NODE, outcome, refusal, scraping, time_is_up
 from xelink.simulators.xpu_manager import Serving, Simulator
-from xelink.xpu_manager.classification import Reason
-from xelink.xpu_manager.scrape import Credentials, ScrapeError, Target
+from xelink.xpu_manager.errors import ScrapeError
+from xelink.xpu_manager.reasons import ScrapeReason
+from xelink.xpu_manager.scrape import Credentials, Target
 from xelink.xpu_manager.tls import TrustFiles
 
 WORD = "s3cr3t-word"
@@ -55,7 +56,7 @@ def test_a_want_of_descriptors_is_not_told_of_the_password(xpum: Simulator, file
             error = refusal(scraper)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        assert error.reason is Reason.RESOURCES
+        assert error.reason is ScrapeReason.RESOURCES
         assert outcome(scraper) == "links"
 
 
@@ -102,7 +103,7 @@ def test_without_a_password_nothing_is_asked(xpum: Simulator, file: Path, what: 
         file.write_text("" if what == "empty" else "\n")
     with scraping(login(xpum, file)) as scraper:
         error = refusal(scraper)
-        assert error.reason is Reason.UNAUTHORIZED
+        assert error.reason is ScrapeReason.UNAUTHORIZED
         assert error.detail.startswith(f"-password-file {file}: ")
         assert xpum.connections == 0
         if what == "a directory":

@@ -22,7 +22,7 @@ from tests.xpu_manager.test_scrape import (
 from tests.xpu_manager.test_tls_servers import CA, HERE, Authority, https, written
 from xelink.simulators.xpu_manager import Serving, Simulator
 from xelink.simulators.xpu_manager import listener as door
-from xelink.xpu_manager.classification import Reason
+from xelink.xpu_manager.reasons import ScrapeReason
 
 
 def test_https_to_a_plain_port_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,7 +30,7 @@ def test_https_to_a_plain_port_is_told(tmp_path: Path, monkeypatch: pytest.Monke
     trust = written(tmp_path, "ca.crt", CA.pem)
     with Simulator(NODE) as xpum, scraping(https(xpum.port, trust)) as scraper:
         error = refusal(scraper)
-        assert error.reason is Reason.TLS
+        assert error.reason is ScrapeReason.TLS
         assert "HTTPS on this port" in error.detail
 
 
@@ -52,7 +52,7 @@ def test_a_server_that_answers_something_else_than_tls_is_told(
         with scraping(https(listener.getsockname()[1], trust)) as scraper:
             error = refusal(scraper)
         thread.join(PATIENCE)
-    assert error.reason is Reason.TLS
+    assert error.reason is ScrapeReason.TLS
     assert error.detail.endswith("; does XPU Manager speak HTTPS on this port?")
 
 
@@ -60,7 +60,7 @@ def test_plain_http_to_an_https_port_is_told(tmp_path: Path) -> None:
     cert = written(tmp_path, "tls.pem", CA.issue(HERE))
     with Simulator(NODE, Serving(cert=cert, key=cert)) as xpum, scraping(xpum.port) as scraper:
         error = refusal(scraper)
-    assert error.reason is Reason.RESET
+    assert error.reason is ScrapeReason.RESET
     assert error.detail.endswith("; XPU Manager restarts, or speaks HTTPS on this port (-cert)")
 
 
@@ -75,7 +75,7 @@ def test_a_handshake_that_hangs_ends_in_time(tmp_path: Path) -> None:
             time_is_up(limit, lambda: held.enter_context(deaf.accept()[0])),
         ):
             error = refusal(scraper)
-    assert error.reason is Reason.TLS
+    assert error.reason is ScrapeReason.TLS
     assert error.detail.startswith("no TLS handshake within 3600 s: XPU Manager hangs, or")
 
 
@@ -109,7 +109,7 @@ def test_a_server_that_knows_only_tls_1_1_is_refused(tmp_path: Path) -> None:
         trust = written(tmp_path, "ca.crt", CA.pem)
         with scraping(https(server.port, trust)) as scraper:
             error = refusal(scraper)
-    assert error.reason is Reason.TLS
+    assert error.reason is ScrapeReason.TLS
     assert error.detail.endswith("; XPU Manager must offer TLS 1.2 or later")
 
 
@@ -128,7 +128,7 @@ def test_a_server_that_asks_for_a_client_certificate_gets_ours(
         for client, advice in ((None, "-client-cert"), (foreign, "the CA of the -client-cert")):
             with scraping(https(server.port, trust, client)) as scraper:
                 error = refusal(scraper)
-            assert error.reason is Reason.TLS
+            assert error.reason is ScrapeReason.TLS
             assert advice in error.detail
         assert server.asked == 0
         with scraping(https(server.port, trust, ours)) as scraper:

@@ -11,7 +11,7 @@ from cryptography import x509
 from tests.xpu_manager.test_scrape import NODE, outcome, refusal, scraping
 from tests.xpu_manager.test_tls_servers import CA, DAY, HERE, NOW, Authority, https, written
 from xelink.simulators.xpu_manager import Serving, Simulator
-from xelink.xpu_manager.classification import Reason
+from xelink.xpu_manager.reasons import ScrapeReason
 from xelink.xpu_manager.scrape import Scraper
 
 OLD, NEW = Authority("CA of 2025"), Authority("CA of 2026")
@@ -137,7 +137,7 @@ def test_a_first_start_without_trust_asks_nothing_and_heals(
         site.trust.write_bytes(content)
     with site.simulator() as xpum, scraping(https(xpum.port, site.trust)) as scraper:
         error = refusal(scraper)
-        assert error.reason is Reason.TLS
+        assert error.reason is ScrapeReason.TLS
         assert error.detail.startswith(f"-cert {site.trust}: ")
         assert scraper.certificate_expiry is None
         assert xpum.connections == 0

@@ -16,7 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from tests.patience import PATIENCE
 from tests.xpu_manager.test_scrape import NODE, outcome, refusal, scraping
 from xelink.simulators.xpu_manager import Serving, Simulator
-from xelink.xpu_manager.classification import Reason
+from xelink.xpu_manager.reasons import ScrapeReason
 from xelink.xpu_manager.scrape import Target
 from xelink.xpu_manager.tls import TrustFiles
 
@@ -203,7 +203,7 @@ def test_trust_is_refused_once_with_its_cause_and_an_advice_to(tmp_path: Path, n
         scraping(https(xpum.port, trust)) as scraper,
     ):
         error = refusal(scraper)
-        assert error.reason is Reason.TLS
+        assert error.reason is ScrapeReason.TLS
         assert re.search(text, error.detail), error.detail
         assert xpum.connections == 1
         assert xpum.requests == 0

@@ -9,8 +9,9 @@ from urllib.parse import urlsplit
 from xelink.cli.exit_codes import WrongCallError
 from xelink.daemon.stopping import Stop, Stopped
 from xelink.daemon.version import VERSION
+from xelink.xpu_manager.errors import ScrapeError
 from xelink.xpu_manager.exposition import Reading
-from xelink.xpu_manager.scrape import HOST, Credentials, ScrapeError, Scraper, Target
+from xelink.xpu_manager.scrape import HOST, Credentials, Scraper, Target
 from xelink.xpu_manager.tls import TrustFiles
 
 __all__ = ["HOST", "PORT", "TIMEOUT", "NoAnswerError", "scrape", "target"]
@@ -75,7 +76,7 @@ def scrape(target: Target) -> Reading:
         return scraper.scrape()
     except ScrapeError as error:
         detail = _in_our_words(error.detail, target.host)
-        raise NoAnswerError(f"{error.reason.value}: {detail}") from error
+        raise NoAnswerError(f"{error.reason}: {detail}") from error
     except Stopped:
         raise KeyboardInterrupt from None
     finally:

@@ -9,9 +9,11 @@ from datetime import datetime
 
 from xelink.topology import labels, nfd_format, publication
 from xelink.topology.model import Link, excess
+from xelink.topology.observation import NoFabricData, ObservedLinks, Unknown
+from xelink.topology.rules import Rules
 from xelink.topology.text import printable
 from xelink.view.node_view import Node, State
-from xelink.xpu_manager.classification import Rules, Seen, Unknown, answered, classify
+from xelink.xpu_manager.classification import answered, classify
 from xelink.xpu_manager.exposition import Reading
 
 _REASON_LIMIT = 300
@@ -28,8 +30,10 @@ def of_rows(reading: Reading, rules: Rules, source: str, *, live: bool = False) 
     """
     seen = classify(reading, rules)
     seen = answered(seen) if live else seen
+    if isinstance(seen, NoFabricData):
+        return Node(source, reason=f"{seen.result.value}: {seen.detail}")
     if isinstance(seen, Unknown):
-        return Node(source, reason=f"{seen.reason.value}: {seen.detail}")
+        return Node(source, reason=f"{seen.reason}: {seen.detail}")
     remarks = []
     if seen.unread:
         remarks.append(f"{seen.unread} rows could not be understood: links may be missing here")
@@ -55,10 +59,10 @@ def _of_a_node(node: Node) -> Node:
     return Node(node.source, reason=problem) if problem else node
 
 
-def _held_back(reading: Reading, seen: Seen, rules: Rules) -> dict[Link, str]:
+def _held_back(reading: Reading, seen: ObservedLinks, rules: Rules) -> dict[Link, str]:
     every = classify(reading, Rules(min(1, rules.lane_count), allow_subdeviceless_links=True))
     # Gentler rules do not make a scrape worse.
-    found = every.topology.links if isinstance(every, Seen) else ()
+    found = every.topology.links if isinstance(every, ObservedLinks) else ()
     published = seen.topology.by_ends
     return {
         link: f"fewer than {rules.lane_count} lanes"

@@ -28,8 +28,8 @@ from xelink.daemon.hanging_work import HungError
 from xelink.nfd.reader import DEFAULT_PATH
 from xelink.topology import nfd_format
 from xelink.topology.publication import DEFAULT_NAMESPACE
+from xelink.topology.rules import Rules
 from xelink.view.node_view import Node
-from xelink.xpu_manager.classification import Rules
 from xelink.xpu_manager.exposition import Reader, Reading
 from xelink.xpu_manager.line_filter import TooManyRowsError
 

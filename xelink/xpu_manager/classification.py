@@ -1,146 +1,83 @@
-"""What a scrape says: links, no links, or unknown with a reason. Pure.
+"""What a scrape proves: links, none, no fabric data, or unknown with a reason. Pure.
 
 Failure is not absence: only self rows, which the exporter gives for every tile, prove that the
 matrix is there, and only then does the lack of an Xe Link mean that there is none.
 """
 
-from dataclasses import dataclass, field, replace
-from enum import Enum
-from typing import TypeAlias
+from dataclasses import replace
 
 from xelink.topology.model import Gpu, Link, Tile, Topology, excess
+from xelink.topology.observation import NoFabricData, Observation, ObservedLinks, Unknown
+from xelink.topology.rules import Rules
 from xelink.xpu_manager.exposition import Reading
+from xelink.xpu_manager.reasons import ScrapeReason
 from xelink.xpu_manager.rows import Connection
 
-
-class Reason(Enum):
-    """Why a scrape says nothing about the links."""
-
-    REFUSED = "refused"
-    RESET = "reset"
-    TIMEOUT = "timeout"
-    TLS = "tls"
-    UNAUTHORIZED = "unauthorized"
-    STATUS = "http-status"
-    PROTOCOL = "protocol"
-    TOO_LARGE = "too-large"
-    NOT_XPU_MANAGER = "not-xpu-manager"
-    RESOURCES = "resources"
-    NO_ROWS = "no-topology-rows"
-    NO_SELF_ROWS = "no-self-rows"
-    UNREADABLE_ROWS = "unreadable-rows"
-    NO_FABRIC_DATA = "no-fabric-data"
-    TOO_MANY_GPUS = "too-many-gpus"
+_HINT = (
+    "no Xe Link was observed: is XPU Manager's Pod on the host network (hostNetwork: true)?"
+    " GPUs without Xe Links, such as Flex, have none"
+)
 
 
-@dataclass(frozen=True)
-class Unknown:
-    """The scrape proves nothing: what is published still stands."""
-
-    reason: Reason
-    detail: str
-    kind: str = field(default="unknown", init=False)
-
-
-@dataclass(frozen=True)
-class Seen:
-    """The matrix was there: these are the links that pass, possibly none."""
-
-    topology: Topology
-    told: frozenset[tuple[Tile, Tile]] = frozenset()
-    """Directions, local to remote, of which there was a row, whatever it said."""
-    ambiguous: frozenset[int] = frozenset()
-    """Device ids that rows give to two PCI addresses, or addresses given to two ids."""
-    unread: int = 0
-    """Rows that could not be understood: of what they would have told nothing is known."""
-    contradicting: frozenset[tuple[Tile, Tile]] = frozenset()
-    """Directions of which two rows tell different things: one of them is out of date."""
-    narrow: int = 0
-    """Xe Links that are held back, as neither direction has the lanes."""
-    one_tile: int = 0
-    """Xe Links that have the lanes and are held back, as their GPUs have one tile."""
-
-    @property
-    def held_back(self) -> int:
-        """Xe Links that were seen and do not pass."""
-        return self.narrow + self.one_tile
-
-    @property
-    def kind(self) -> str:
-        """The class of the scrape: `links` or `no-links`."""
-        return "links" if self.topology.links else "no-links"
-
-
-Outcome: TypeAlias = Seen | Unknown
-
-
-@dataclass(frozen=True)
-class Rules:
-    """Which Xe Links are published."""
-
-    lane_count: int = 4
-    """Fewest lanes, in either direction."""
-    allow_subdeviceless_links: bool = False
-    """Whether links of one-tile GPUs, which are on no subdevice, count."""
-
-
-def classify(reading: Reading, rules: Rules) -> Outcome:
-    """Say what one exposition proves."""
+def classify(reading: Reading, rules: Rules) -> Observation:
+    """Return what one exposition proves."""
     if not reading.rows and (unknown := _without_rows(reading)):
         return unknown
-    told = frozenset((row.local, row.remote) for row in reading.rows)
-    tiles = {tile for direction in told for tile in direction}
+    reported = frozenset((row.local, row.remote) for row in reading.rows)
+    tiles = {tile for direction in reported for tile in direction}
     if problem := excess(tiles):
-        return Unknown(Reason.TOO_MANY_GPUS, problem)
+        return Unknown(ScrapeReason.TOO_MANY_GPUS, problem)
     self_rows = {row.local for row in reading.rows if row.connection is Connection.SELF}
     if not self_rows:
         return Unknown(
-            Reason.NO_SELF_ROWS,
+            ScrapeReason.NO_SELF_ROWS,
             f"no self row among {len(reading.rows)} xpum_topology_link rows, and {reading.unread}"
             " that could not be understood: the matrix is incomplete",
         )
     links, narrow, one_tile = _admit(reading, rules)
     if reading.unread and not links:
         return Unknown(
-            Reason.UNREADABLE_ROWS,
+            ScrapeReason.UNREADABLE_ROWS,
             f"no link among {len(reading.rows)} xpum_topology_link rows, but {reading.unread} more"
             " could not be understood",
         )
     gpus, ambiguous = _id_map(reading)
-    return Seen(
+    return ObservedLinks(
         Topology(links, gpus, tuple(tiles)),
-        told,
+        reported,
         ambiguous,
         reading.unread,
         _contradicting(reading),
         narrow,
         one_tile,
+        _HINT,
     )
 
 
-def _without_rows(reading: Reading) -> Unknown | None:
-    """Say what an answer is that has no row which could be understood."""
+def _without_rows(reading: Reading) -> Unknown | NoFabricData | None:
+    """Return what an answer proves that has no row which could be understood."""
     if reading.strange:
-        return Unknown(Reason.NOT_XPU_MANAGER, reading.strange)
+        return Unknown(ScrapeReason.NOT_XPU_MANAGER, reading.strange, quotes=True)
     if reading.unread:
         return None
     if reading.foreign:
-        return Unknown(
-            Reason.NO_FABRIC_DATA,
-            "XPU Manager 2.x has no Xe Link topology in its metrics; links need 1.2 or 1.3",
+        return NoFabricData(
+            "XPU Manager 2.x has no Xe Link topology in its metrics; links need 1.2 or 1.3"
         )
     return Unknown(
-        Reason.NO_ROWS,
+        ScrapeReason.NO_ROWS,
         "the answer has no xpum_topology_link rows: XPU Manager's topology call failed, or the"
         " node has more than 32 tiles",
     )
 
 
-def answered(outcome: Outcome) -> Outcome:
-    """Say the same of what a live port answered."""
-    if isinstance(outcome, Unknown) and outcome.reason is Reason.NOT_XPU_MANAGER:
-        return Unknown(outcome.reason, f"something else answers here: {outcome.detail}")
-    return outcome
+def answered(observation: Observation) -> Observation:
+    """Return the observation in the words for what a live port answered."""
+    match observation:
+        case Unknown(ScrapeReason.NOT_XPU_MANAGER):
+            detail = f"something else answers here: {observation.detail}"
+            return replace(observation, detail=detail)
+    return observation
 
 
 def _contradicting(reading: Reading) -> frozenset[tuple[Tile, Tile]]:

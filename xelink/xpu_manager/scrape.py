@@ -13,9 +13,10 @@ import tenacity
 from xelink.daemon.descriptors import is_shortage
 from xelink.daemon.files import PatientReader, Read
 from xelink.topology.text import printable
-from xelink.xpu_manager.classification import Reason
+from xelink.xpu_manager.errors import ScrapeError
 from xelink.xpu_manager.exposition import Reader, Reading
 from xelink.xpu_manager.line_filter import TooManyRowsError
+from xelink.xpu_manager.reasons import ScrapeReason
 from xelink.xpu_manager.tls import Trust, TrustError, TrustFiles
 from xelink.xpu_manager.transport import CERTIFICATE, HungUpError, Transport
 
@@ -35,16 +36,6 @@ _MOST_PASSWORD = 4096  # bytes
 # Of a scrape's time, for each of its four files; and no longer than this many seconds.
 _FILE_SHARE = 1 / 8
 _FILE_SECONDS = 2.0
-
-
-class ScrapeError(Exception):
-    """XPU Manager gave no usable answer: what is published still stands."""
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        detail = printable(detail)
-        super().__init__(f"{reason.value}: {detail}")
-        self.reason = reason
-        self.detail = detail
 
 
 @dataclass(frozen=True)
@@ -96,7 +87,7 @@ class _Login:
         left = self._not_before - self._monotonic()
         if self._refusals and left > 0 and password == self._refused:
             raise ScrapeError(
-                Reason.UNAUTHORIZED,
+                ScrapeReason.UNAUTHORIZED,
                 f"refused {self._refusals} times, or not answered; not asked again for"
                 f" {left:.0f} s, or until the password changes",
             )
@@ -136,10 +127,14 @@ class _Login:
         except OSError as error:
             detail = error.strerror or str(error)
             if is_shortage(error):
-                raise ScrapeError(Reason.RESOURCES, _shortage(error)) from error
-            raise ScrapeError(Reason.UNAUTHORIZED, f"-password-file {file}: {detail}") from error
+                raise ScrapeError(ScrapeReason.RESOURCES, _shortage(error)) from error
+            raise ScrapeError(
+                ScrapeReason.UNAUTHORIZED, f"-password-file {file}: {detail}"
+            ) from error
         if not password:
-            raise ScrapeError(Reason.UNAUTHORIZED, f"-password-file {file}: there is none in it")
+            raise ScrapeError(
+                ScrapeReason.UNAUTHORIZED, f"-password-file {file}: there is none in it"
+            )
         return password
 
 
@@ -219,11 +214,11 @@ class Scraper:
             within = f"within {self._target.timeout:g} s"
             if self._trust and isinstance(error.__cause__, httpx.ConnectTimeout):
                 raise ScrapeError(
-                    Reason.TLS,
+                    ScrapeReason.TLS,
                     f"no TLS handshake {within}: XPU Manager hangs, or speaks no HTTPS on this"
                     " port (-cert)",
                 ) from None
-            raise ScrapeError(Reason.TIMEOUT, f"no whole answer {within}") from None
+            raise ScrapeError(ScrapeReason.TIMEOUT, f"no whole answer {within}") from None
         except ScrapeError:
             self.hang_up()
             raise
@@ -244,25 +239,27 @@ class Scraper:
             for chunk in response.iter_raw():
                 size += len(chunk)
                 if size > self._target.max_body:
-                    raise ScrapeError(Reason.TOO_LARGE, self._too_large())
+                    raise ScrapeError(ScrapeReason.TOO_LARGE, self._too_large())
                 sieve.feed(chunk)
         return self._reader.read(sieve)
 
     def _check(self, response: httpx.Response) -> None:
         if response.status_code == _UNAUTHORIZED:
             advice = self._login.refused()  # before its body is read, which may fail
-            raise ScrapeError(Reason.UNAUTHORIZED, f"{_told(response)}; {advice}")
+            raise ScrapeError(ScrapeReason.UNAUTHORIZED, f"{_told(response)}; {advice}")
         if response.status_code != _OK:
-            raise ScrapeError(Reason.STATUS, _told(response))
+            raise ScrapeError(ScrapeReason.STATUS, _told(response))
         self._login.accepted()
         encoding = response.headers.get("Content-Encoding", "")
         if any(word.strip().lower() not in {"", "identity"} for word in encoding.split(",")):
-            raise ScrapeError(Reason.PROTOCOL, f"content encoding {encoding!r} was not asked for")
+            raise ScrapeError(
+                ScrapeReason.PROTOCOL, f"content encoding {encoding!r} was not asked for"
+            )
         length = response.headers.get("Content-Length", "0")
         if not (length.isascii() and length.isdigit()):
-            raise ScrapeError(Reason.PROTOCOL, f"content length {length!r} is none")
+            raise ScrapeError(ScrapeReason.PROTOCOL, f"content length {length!r} is none")
         if int(length) > self._target.max_body:
-            raise ScrapeError(Reason.TOO_LARGE, self._too_large())
+            raise ScrapeError(ScrapeReason.TOO_LARGE, self._too_large())
 
     def _too_large(self) -> str:
         return f"the body is longer than {self._target.max_body} bytes (-max-body)"
@@ -290,30 +287,30 @@ def _translated(*, plain: bool) -> Iterator[None]:
     try:
         yield
     except TrustError as error:
-        raise ScrapeError(Reason.TLS, str(error)) from error
+        raise ScrapeError(ScrapeReason.TLS, str(error)) from error
     except TooManyRowsError as error:
-        raise ScrapeError(Reason.TOO_LARGE, str(error)) from error
+        raise ScrapeError(ScrapeReason.TOO_LARGE, str(error)) from error
     except httpx.TimeoutException as error:
         raise TimeoutError from error
     except (HungUpError, httpx.HTTPError, ValueError) as error:
         causes = tuple(_causes(error))
         if shortage := next(filter(is_shortage, causes), None):
-            raise ScrapeError(Reason.RESOURCES, _shortage(shortage)) from error
+            raise ScrapeError(ScrapeReason.RESOURCES, _shortage(shortage)) from error
         for kind, reason in _REASONS:
             if cause := next((cause for cause in causes if isinstance(cause, kind)), None):
-                hint = _RESET_HINT if plain and reason is Reason.RESET else ""
+                hint = _RESET_HINT if plain and reason is ScrapeReason.RESET else ""
                 raise ScrapeError(reason, f"{_say(cause)}{hint}") from error
-        raise ScrapeError(Reason.PROTOCOL, _say(error)) from error
+        raise ScrapeError(ScrapeReason.PROTOCOL, _say(error)) from error
 
 
 # The first kind that is found among an error and its causes decides.
 _REASONS = (
-    (ssl.SSLError, Reason.TLS),
-    (ConnectionRefusedError, Reason.REFUSED),
-    (ConnectionResetError, Reason.RESET),
-    (httpx.ConnectError, Reason.REFUSED),
-    (httpx.NetworkError, Reason.RESET),
-    (HungUpError, Reason.RESET),
+    (ssl.SSLError, ScrapeReason.TLS),
+    (ConnectionRefusedError, ScrapeReason.REFUSED),
+    (ConnectionResetError, ScrapeReason.RESET),
+    (httpx.ConnectError, ScrapeReason.REFUSED),
+    (httpx.NetworkError, ScrapeReason.RESET),
+    (HungUpError, ScrapeReason.RESET),
 )
 
 # A server that expects TLS just drops who speaks plain HTTP.

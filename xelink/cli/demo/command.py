@@ -114,7 +114,7 @@ def _xpu_manager_breaks(say: Say, xpum: XpuManager, sidecar: Daemon, labels: Pat
         reason = sidecar.wait_for("no usable answer")["reason"]
         say(f"   XPU Manager {text:<22} -> unknown ({reason}), {_count(labels)} links stay")
         xpum.control("heal")
-        sidecar.wait_for("XPU Manager seen")
+        sidecar.wait_for("scrape result changed")
 
 
 def _all_is_healed(say: Say, xpum: XpuManager, sidecar: Daemon, labels: Path) -> None:

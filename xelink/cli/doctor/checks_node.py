@@ -11,9 +11,9 @@ from xelink.inventory.links import NodeLinks, join
 from xelink.kubelet.sockets import KUBELET
 from xelink.nfd.reader import Reading, State
 from xelink.topology.model import PortState, Topology
+from xelink.topology.observation import ObservedLinks
 from xelink.topology.publication import Publication
 from xelink.view.node_view import Mark, Node
-from xelink.xpu_manager.classification import Seen
 
 _READY = 200
 _ALL_IT_SAYS = "links "  # what the device plugin says first, unless something else is amiss
@@ -233,6 +233,6 @@ def _topology(visit: Visit) -> tuple[Topology | None, str]:
     """
     if visit.published is not None:
         return visit.published, "the feature file"
-    if isinstance(visit.answer.outcome, Seen):
+    if isinstance(visit.answer.outcome, ObservedLinks):
         return visit.answer.outcome.topology, "XPU Manager's answer"
     return None, ""

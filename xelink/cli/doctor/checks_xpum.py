@@ -6,8 +6,10 @@ from xelink.cli.doctor.finding import Finding, fail, ok, skip, span, warn
 from xelink.cli.doctor.probe import Answer, Visit
 from xelink.inventory.sysfs import MAX_SERIES
 from xelink.topology.model import Topology
-from xelink.xpu_manager.classification import Reason, Rules, Seen, Unknown, classify
-from xelink.xpu_manager.hints import no_links
+from xelink.topology.observation import NoFabricData, ObservedLinks, Unknown
+from xelink.topology.rules import Rules, sidecar_flag, why_no_links
+from xelink.xpu_manager.classification import classify
+from xelink.xpu_manager.reasons import ScrapeReason
 from xelink.xpu_manager.rows import Connection
 from xelink.xpu_manager.scrape import HOST
 
@@ -19,22 +21,21 @@ _VERSIONS: Mapping[str, str] = {"text/plain": "1.3.x", "text/html": "1.2.x"}
 
 _RESTART = "restart XPU Manager's Pod"
 _OTHER_PORT = "give XPU Manager's port with --xpum-port"
-_TODO: Mapping[Reason, str] = {
-    Reason.REFUSED: "start XPU Manager, give its port with --xpum-port, or ask from the host's"
-    " network",
-    Reason.RESOURCES: "close files, or allow more (ulimit -n)",
-    Reason.RESET: "wait while it restarts; where it speaks HTTPS, give --cert",
-    Reason.TIMEOUT: f"give it a minute after its start, then {_RESTART}",
-    Reason.UNAUTHORIZED: "give the right --username and --password-file",
-    Reason.STATUS: f"give it some minutes after its start, then {_RESTART}",
-    Reason.PROTOCOL: _OTHER_PORT,
-    Reason.TOO_LARGE: _OTHER_PORT,
-    Reason.NOT_XPU_MANAGER: f"{_OTHER_PORT}, or stop what answers on this one",
-    Reason.TOO_MANY_GPUS: f"see who answers on this port; if it is XPU Manager, {_RESTART}",
-    Reason.NO_ROWS: f"{_RESTART}; beyond 32 tiles it never tells them",
-    Reason.NO_SELF_ROWS: "ask again; if it stays, update XPU Manager",
-    Reason.UNREADABLE_ROWS: "ask again; if it stays, update XPU Manager",
-    Reason.NO_FABRIC_DATA: "run 1.2 or 1.3 on nodes whose links should be published",
+_TODO: Mapping[str, str] = {
+    ScrapeReason.REFUSED: "start XPU Manager, give its port with --xpum-port, or ask from the"
+    " host's network",
+    ScrapeReason.RESOURCES: "close files, or allow more (ulimit -n)",
+    ScrapeReason.RESET: "wait while it restarts; where it speaks HTTPS, give --cert",
+    ScrapeReason.TIMEOUT: f"give it a minute after its start, then {_RESTART}",
+    ScrapeReason.UNAUTHORIZED: "give the right --username and --password-file",
+    ScrapeReason.STATUS: f"give it some minutes after its start, then {_RESTART}",
+    ScrapeReason.PROTOCOL: _OTHER_PORT,
+    ScrapeReason.TOO_LARGE: _OTHER_PORT,
+    ScrapeReason.NOT_XPU_MANAGER: f"{_OTHER_PORT}, or stop what answers on this one",
+    ScrapeReason.TOO_MANY_GPUS: f"see who answers on this port; if it is XPU Manager, {_RESTART}",
+    ScrapeReason.NO_ROWS: f"{_RESTART}; beyond 32 tiles it never tells them",
+    ScrapeReason.NO_SELF_ROWS: "ask again; if it stays, update XPU Manager",
+    ScrapeReason.UNREADABLE_ROWS: "ask again; if it stays, update XPU Manager",
 }
 
 # Words of a refusal that names its cause, and what to do about that
@@ -55,11 +56,11 @@ def answers(visit: Visit) -> Finding:
     """Check that XPU Manager tells the topology."""
     answer, url = visit.answer, visit.target.url
     seen = answer.outcome
-    if isinstance(seen, Unknown):
-        return _no_topology(seen, url)
+    if not isinstance(seen, ObservedLinks):
+        return _no_topology(answer, seen, url)
     gpus = len({tile.device for tile in seen.topology.tiles})
     links = len(seen.topology.links)
-    said = f"{_version(answer)} at {url}: {seen.kind}, {gpus} GPUs, {links} Xe Links"
+    said = f"{_version(answer)} at {url}: {gpus} GPUs, {links} Xe Links"
     if seen.ambiguous:
         ids = " ".join(map(str, sorted(seen.ambiguous)))
         return warn(f"{said}, rows disagree on the PCI address of id {ids}", _RESTART)
@@ -73,32 +74,33 @@ def answers(visit: Visit) -> Finding:
             "update XPU Manager to 1.2.16 or later",
         )
     usual = classify(answer.reading, Rules()) if answer.reading else seen
-    if isinstance(usual, Seen) and usual.held_back and not usual.topology.links:
+    if isinstance(usual, ObservedLinks) and usual.filtered and not usual.topology.links:
         return warn(
-            f"{said}; with the sidecar's defaults, {no_links(usual, Rules())}",
+            f"{said}; with the sidecar's defaults, {why_no_links(usual, Rules(), sidecar_flag)}",
             "give xelink-sidecar that flag, if these links are to be published",
         )
     return ok(said)
 
 
-def _no_topology(seen: Unknown, url: str) -> Finding:
+def _no_topology(answer: Answer, seen: NoFabricData | Unknown, url: str) -> Finding:
+    if isinstance(seen, NoFabricData):
+        said = f"2.x at {url}: no Xe Link topology in its metrics"
+        return warn(said, "run 1.2 or 1.3 on nodes whose links should be published")
     match seen.reason:
-        case Reason.TLS:
+        case ScrapeReason.TLS:
             return skip(f"no answer at {url}", "tls")
-        case Reason.NO_FABRIC_DATA:
-            said = f"2.x at {url}: no Xe Link topology in its metrics"
-            return warn(said, _TODO[seen.reason])
-        case Reason.REFUSED:
+        case ScrapeReason.REFUSED:
             said = f"nothing listens at {url}"
-        case Reason.STATUS:
+        case ScrapeReason.STATUS:
             said = f"{url} answers {seen.detail}"
-        case Reason.NOT_XPU_MANAGER:
-            said = seen.detail.replace(" here:", f" at {url}:", 1)
-        case Reason.NO_ROWS:
+        case ScrapeReason.NOT_XPU_MANAGER:
+            strange = answer.reading.strange if answer.reading else seen.detail
+            said = f"something else answers at {url}: {strange}"
+        case ScrapeReason.NO_ROWS:
             said = f"{url} answers 200 without topology rows"
         case _:
             said = f"{url}: {seen.detail.partition('; ')[0]}"
-    return fail(f"{said} ({seen.reason.value})", _TODO[seen.reason])
+    return fail(f"{said} ({seen.reason})", _TODO[seen.reason])
 
 
 def _version(answer: Answer) -> str:
@@ -110,7 +112,7 @@ def tls(visit: Visit) -> Finding:
     answer = visit.answer
     if visit.target.trust is None:
         return skip("plain HTTP, as --cert is not given")
-    if isinstance(answer.outcome, Unknown) and answer.outcome.reason is Reason.TLS:
+    if isinstance(answer.outcome, Unknown) and answer.outcome.reason is ScrapeReason.TLS:
         return _unverified(answer.outcome.detail)
     if answer.certificate_expiry is None:
         return skip("no certificate was shown", "xpum")
@@ -134,7 +136,7 @@ def _unverified(detail: str) -> Finding:
 def host_network(visit: Visit) -> Finding:
     """Check that XPU Manager sees the fabric: without the host's network it sees GPUs alone."""
     answer = visit.answer
-    if isinstance(answer.outcome, Unknown) or answer.reading is None:
+    if not isinstance(answer.outcome, ObservedLinks) or answer.reading is None:
         return skip("not known without a topology", "xpum")
     if any(row.connection is Connection.XE_LINK for row in answer.reading.rows):
         return ok("XPU Manager sees Xe Links")

@@ -33,10 +33,13 @@ from xelink.kubelet.sockets import KUBELET
 from xelink.nfd import reader as labels
 from xelink.topology import nfd_format, publication
 from xelink.topology.model import Topology
+from xelink.topology.observation import Observation, Unknown
 from xelink.topology.publication import Publication, UnusableError
-from xelink.xpu_manager.classification import Outcome, Reason, Rules, Unknown, answered, classify
+from xelink.topology.rules import Rules
+from xelink.xpu_manager.classification import answered, classify
+from xelink.xpu_manager.errors import ScrapeError
 from xelink.xpu_manager.exposition import Reading
-from xelink.xpu_manager.scrape import ScrapeError, Scraper, Target
+from xelink.xpu_manager.scrape import Scraper, Target
 
 T = TypeVar("T")
 Bounded: TypeAlias = Callable[[float], AbstractContextManager[None]]
@@ -85,7 +88,7 @@ class Place:
 class Answer(NamedTuple):
     """What XPU Manager answered."""
 
-    outcome: Outcome
+    outcome: Observation
     reading: Reading | None
     content_type: str
     certificate_expiry: float | None
@@ -384,11 +387,6 @@ class Visit:
             },
             unseen=max(0, len(own) - _MOST_SOCKETS),
         )
-
-
-def unknown(outcome: Outcome) -> Reason | None:
-    """Give why a scrape proves nothing, None when it does."""
-    return outcome.reason if isinstance(outcome, Unknown) else None
 
 
 def _get(url: str, path: str) -> tuple[int, str]:

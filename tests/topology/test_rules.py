@@ -1,4 +1,4 @@
-"""Where no link passes, the rule that holds them back is named, with its flag and numbers."""
+"""Where no link passes, the rule that filters them is named, with its flag and numbers."""
 
 from pathlib import Path
 
@@ -8,18 +8,18 @@ from tests.sidecar.test_loop import Scenario
 from xelink.daemon.http_server import Verdict
 from xelink.simulators.xpu_manager import Blueprint, SimulatedNode, render
 from xelink.topology.model import Topology
-from xelink.xpu_manager.classification import Rules, Seen
-from xelink.xpu_manager.hints import no_links
+from xelink.topology.observation import ObservedLinks
+from xelink.topology.rules import Rules, sidecar_flag, why_no_links
 
 ONE_TILE = Blueprint(gpus=4, tiles=1, wiring="mesh").build()
 NARROW = Blueprint(gpus=2, tiles=2, lanes=2).build()
 NOTHING = Blueprint(gpus=4, wiring="none").build()
 ONE_TILE_HINT = (
-    "6 Xe Links were seen and none passes: 6 of one-tile GPUs (Max 1100), which need"
+    "6 Xe Links were observed and none passes: 6 of one-tile GPUs (Max 1100), which need"
     " -allow-subdeviceless-links"
 )
 NOTHING_HINT = (
-    "no Xe Link was seen: is XPU Manager's Pod on the host network (hostNetwork: true)?"
+    "no Xe Link was observed: is XPU Manager's Pod on the host network (hostNetwork: true)?"
     " GPUs without Xe Links, such as Flex, have none"
 )
 
@@ -33,7 +33,7 @@ NOTHING_HINT = (
         ),
         (
             NARROW,
-            "2 Xe Links were seen and none passes: 2 with fewer than 4 lanes (-lane-count)",
+            "2 Xe Links were observed and none passes: 2 with fewer than 4 lanes (-lane-count)",
         ),
         (
             NOTHING,
@@ -47,13 +47,15 @@ def test_log_readiness_and_metrics_name_the_rule(
 ) -> None:
     scenario = Scenario(tmp_path)
     scenario.tick(render(node))
-    (seen,) = [entry for entry in scenario.logs.entries if entry["event"] == "XPU Manager seen"]
-    held_back = node is not NOTHING
-    assert (seen["hint"], seen["log_level"]) == (hint, "warning" if held_back else "info")
+    (seen,) = [
+        entry for entry in scenario.logs.entries if entry["event"] == "scrape result changed"
+    ]
+    filtered = node is not NOTHING
+    assert (seen["hint"], seen["log_level"]) == (hint, "warning" if filtered else "info")
     assert scenario.sidecar.ready() == Verdict(fine=True, text=f"no links: {hint}")
     by_rule = {
         rule: scenario.telemetry.registry.get_sample_value(
-            "xelink_sidecar_links_held_back", {"rule": rule}
+            "xelink_sidecar_links_filtered", {"rule": rule}
         )
         for rule in ("lane-count", "allow-subdeviceless-links")
     }
@@ -63,10 +65,10 @@ def test_log_readiness_and_metrics_name_the_rule(
     }
 
 
-def test_both_rules_are_named_where_both_hold_links_back() -> None:
-    seen = Seen(Topology(), narrow=1, one_tile=2)
-    assert no_links(seen, Rules(lane_count=8)) == (
-        "3 Xe Links were seen and none passes: 2 of one-tile GPUs (Max 1100), which need"
+def test_both_rules_are_named_where_both_filter_links() -> None:
+    seen = ObservedLinks(Topology(), narrow=1, one_tile=2)
+    assert why_no_links(seen, Rules(lane_count=8), sidecar_flag) == (
+        "3 Xe Links were observed and none passes: 2 of one-tile GPUs (Max 1100), which need"
         " -allow-subdeviceless-links, 1 with fewer than 8 lanes (-lane-count)"
     )
 

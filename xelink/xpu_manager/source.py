@@ -1,0 +1,74 @@
+"""XPU Manager as a source: each observation is one scrape, read and classified.
+
+No HTTP here: the scraper, which brings it, is an argument.
+"""
+
+from typing import Protocol
+
+from xelink.topology.observation import Observation, SourceFacts, Unknown
+from xelink.topology.rules import Rules
+from xelink.xpu_manager.classification import answered, classify
+from xelink.xpu_manager.errors import ScrapeError
+from xelink.xpu_manager.exposition import Reading
+from xelink.xpu_manager.reasons import ScrapeReason
+
+
+class Scraping(Protocol):
+    """What a scraper does; `scrape.Scraper` is the one over HTTP."""
+
+    @property
+    def url(self) -> str:
+        """Where the metrics come from."""
+
+    @property
+    def trust_problem(self) -> str | None:
+        """Why the TLS files, as they are now, cannot be used."""
+
+    @property
+    def certificate_expiry(self) -> float | None:
+        """When the server's certificate ends, in seconds since 1970."""
+
+    def scrape(self) -> Reading:
+        """Scrape once; the same bytes give the very same reading. Raises `ScrapeError`."""
+
+
+class XpuManager:
+    """Observes by scraping XPU Manager; a `Source`."""
+
+    name = "XPU Manager"
+    reasons = tuple(map(str, ScrapeReason))
+
+    def __init__(self, scraper: Scraping, rules: Rules) -> None:
+        self._scraper = scraper
+        self._rules = rules
+        self._rows = self._rows_skipped = 0
+        self._classified: tuple[Reading, Observation] | None = None
+
+    @property
+    def address(self) -> str:
+        """Where the metrics come from."""
+        return self._scraper.url
+
+    @property
+    def facts(self) -> SourceFacts:
+        """What is known of it after the last scrape."""
+        warning = self._scraper.trust_problem
+        return SourceFacts(
+            self._rows,
+            self._rows_skipped,
+            warning and f"the TLS files cannot be used: {warning}",
+            self._scraper.certificate_expiry,
+        )
+
+    def observe(self) -> Observation:
+        """Scrape once and return what that proves."""
+        self._rows = self._rows_skipped = 0
+        try:
+            reading = self._scraper.scrape()
+        except ScrapeError as error:
+            return Unknown(error.reason, error.detail)
+        self._rows = reading.total
+        self._rows_skipped = reading.unread + reading.unread_ports
+        if self._classified is None or self._classified[0] is not reading:
+            self._classified = reading, answered(classify(reading, self._rules))
+        return self._classified[1]
