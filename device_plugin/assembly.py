@@ -4,12 +4,12 @@ What of it takes time, the tables of the preference, is kept from one snapshot t
 as the GPUs, their links and their ports are the same.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from device_plugin.resources import Device, Offer, devices
-from device_plugin.snapshot import Snapshot
-from xelink.inventory.gpus import Inventory
+from device_plugin.snapshot import DevicePreference, Resource, Snapshot
+from xelink.inventory.gpus import Card, Inventory
 from xelink.inventory.health import Health, complaints
 from xelink.inventory.links import UNREAD, NodeLinks, Pair
 from xelink.preference.criteria import GpuFacts
@@ -61,27 +61,43 @@ class Assembler:
         self._prepared: dict[str, tuple[_Ground, Preferences]] = {}
 
     def assemble(self, seen: Seen) -> Snapshot:
-        """Make the snapshot of what was seen; up to 40 ms where a preference must be prepared."""
-        resources = devices(seen.inventory, self._choosing.offer)
+        """Return the snapshot of what was seen; up to 40 ms where a preference must be prepared."""
+        offered = devices(
+            seen.inventory,
+            self._choosing.offer,
+            complaints(seen.health, seen.inventory.cards),
+            seen.cdi,
+        )
+        cards = {card.bdf: card for card in seen.inventory.cards}
         links = _known(seen.links)
-        prepared = {
-            resource: self._prepare(resource, _ground(offered, seen.links, links.lanes))
-            for resource, offered in resources.items()
-            if any(device.card for device in offered)
-        }
         return Snapshot(
-            resources=resources,
-            links=links,
-            unhealthy=complaints(seen.health, seen.inventory.cards),
-            prefer={resource: preferences.prefer for resource, preferences in prepared.items()},
-            decide={
-                resource: Decisions(preferences).decide
-                for resource, preferences in prepared.items()
-            },
-            quick=frozenset(
-                resource for resource, preferences in prepared.items() if preferences.is_quick
+            {
+                name: self._resource(name, every, cards, seen.links, links)
+                for name, every in offered.items()
+            }
+        )
+
+    def _resource(
+        self,
+        name: str,
+        every: tuple[Device, ...],
+        cards: Mapping[str, Card],
+        seen: NodeLinks,
+        links: NodeLinks,
+    ) -> Resource:
+        gpus = {device.unit: cards[device.unit] for device in every if device.unit}
+        if not gpus:
+            return Resource(name, every)
+        preferences = self._prepare(name, _ground(gpus, seen, links.lanes))
+        return Resource(
+            name,
+            every,
+            DevicePreference(
+                preferences.prefer,
+                Decisions(preferences).decide,
+                quick=preferences.is_quick,
             ),
-            cdi=seen.cdi,
+            links,
         )
 
     def _prepare(self, resource: str, ground: _Ground) -> Preferences:
@@ -106,12 +122,11 @@ def _known(links: NodeLinks) -> NodeLinks:
     return NodeLinks(links.state, lanes=dict(links.lanes), not_in_map=links.not_in_map)
 
 
-def _ground(offered: Iterable[Device], links: NodeLinks, every: Mapping[Pair, int]) -> _Ground:
-    cards = {device.card.bdf: device.card for device in offered if device.card}
+def _ground(gpus: Mapping[str, Card], links: NodeLinks, every: Mapping[Pair, int]) -> _Ground:
     return _Ground(
         tuple(
             GpuFacts(card.name, bdf, card.numa, links.ports_healthy(bdf), card.physfn)
-            for bdf, card in sorted(cards.items())
+            for bdf, card in sorted(gpus.items())
         ),
-        frozenset((pair, width) for pair, width in every.items() if cards.keys() >= set(pair)),
+        frozenset((pair, width) for pair, width in every.items() if gpus.keys() >= set(pair)),
     )

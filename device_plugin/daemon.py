@@ -16,10 +16,10 @@ from device_plugin.limits import Limits
 from device_plugin.node import Node, Sources
 from device_plugin.page import body
 from device_plugin.resources import Offer
-from device_plugin.servicer import Manners
+from device_plugin.servicer import ServingOptions
 from device_plugin.snapshot import Snapshot
 from device_plugin.status import Parts, status
-from device_plugin.telemetry import NodeTelemetry, Telemetry
+from device_plugin.telemetry import NodeTelemetry, ServingTelemetry
 from xelink.daemon.command import OK
 from xelink.daemon.descriptors import require_descriptors
 from xelink.daemon.html import pages
@@ -68,7 +68,7 @@ async def _serve(settings: "PluginSettings", log: FilteringBoundLogger) -> None:
         loop.add_signal_handler(number, stop.set)
     release_signals()
     metrics = Metrics("xelink_device_plugin")
-    telemetry = Telemetry(metrics)
+    telemetry = ServingTelemetry(metrics)
     watch = Watch(Snapshot())
     assembler = Assembler(_choosing(settings))
     node = Node(_sources(settings), assembler, watch, NodeTelemetry(metrics), log)
@@ -78,7 +78,7 @@ async def _serve(settings: "PluginSettings", log: FilteringBoundLogger) -> None:
         log,
         directory=settings.plugin_dir,
         suffix=sockets.unique_suffix() if settings.socket_name is SocketName.UNIQUE else "",
-        manners=manners(settings),
+        serving=serving_options(settings),
     )
 
     def alive() -> str | None:
@@ -126,13 +126,13 @@ def stalled(silence: float, look: float) -> str | None:
     return None
 
 
-def manners(settings: "PluginSettings") -> Manners:
-    """Return how the settings have requests of kubelet answered."""
-    return Manners(
+def serving_options(settings: "PluginSettings") -> ServingOptions:
+    """Return how the settings have kubelet's requests answered."""
+    return ServingOptions(
         allocate_env=settings.allocate_env,
         require_links=settings.require_links,
         # Later than the search's own limit: what it has found by then is worth more than none.
-        patience=settings.allocation_timeout / 1000 + _PREFERENCE_MARGIN,
+        timeout=settings.allocation_timeout / 1000 + _PREFERENCE_MARGIN,
         limits=Limits.of(settings.shared_dev_num),
     )
 

@@ -1,4 +1,4 @@
-"""What is written down after an answer: beside the loop, in order, and in nobody's way."""
+"""Runs log and metrics work after the RPC has returned, in order, in one background thread."""
 
 import asyncio
 import threading
@@ -8,8 +8,8 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import TypeAlias
 
-Work: TypeAlias = Callable[[], None]
-Queue: TypeAlias = "SimpleQueue[Work | None]"
+_Work: TypeAlias = Callable[[], None]
+_Queue: TypeAlias = "SimpleQueue[_Work | None]"
 
 _ROOM = 256
 # Until the answer is on its way, and kubelet's next request answered, which comes at once.
@@ -18,20 +18,20 @@ _LATER = 0.05
 _PAUSE = 0.0005
 
 
-class Journal:
-    """Does work in one daemon thread, in order, soon; `room` is how much of it may wait.
+class DeferredWork:
+    """A bounded queue of work and the daemon thread that does it; `room` is how much may wait.
 
-    Work handles its own faults. For one loop, where adding work costs next to nothing.
+    Work handles its own errors. For one event loop, where adding work costs next to nothing.
     """
 
     def __init__(self, room: int = _ROOM) -> None:
         self._room = room
-        self._fresh: list[Work] = []
-        self._queue: Queue = SimpleQueue()
+        self._fresh: list[_Work] = []
+        self._queue: _Queue = SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def add(self, work: Work) -> bool:
-        """Have work done soon; False when too much waits: then it never is."""
+    def add(self, work: _Work) -> bool:
+        """Queue work; return False, and drop it, when too much waits."""
         if len(self._fresh) + self._queue.qsize() >= self._room:
             return False
         if not self._fresh:
@@ -39,24 +39,24 @@ class Journal:
         self._fresh.append(work)
         return True
 
-    async def close(self, patience: float) -> None:
-        """Wait until all work is done, but no longer than so many seconds, and end the thread."""
+    async def close(self, grace: float) -> None:
+        """Wait until all work is done, but no longer than `grace` seconds, and end the thread."""
         self._hand_over()
         if self._thread is None:
             return
         loop = asyncio.get_running_loop()
         done = asyncio.Event()
 
-        def tell() -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody wants to know
+        def finish() -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(done.set)
 
-        self._queue.put(tell)
+        self._queue.put(finish)
         self._queue.put(None)
         # What comes later is for another thread.
         self._thread, self._queue = None, SimpleQueue()
         with suppress(TimeoutError):
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(grace):
                 await done.wait()
 
     def _hand_over(self) -> None:
@@ -68,7 +68,7 @@ class Journal:
             self._queue.put(work)
 
 
-def _run(queue: Queue) -> None:
+def _run(queue: _Queue) -> None:
     while work := queue.get():
         work()
         time.sleep(_PAUSE)

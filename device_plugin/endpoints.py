@@ -1,13 +1,14 @@
-"""kubelet's side: serve every resource on a socket, register it, and stay registered.
+"""Serves every resource on a socket, registers it with kubelet, and keeps it registered.
 
-Each resource has a server and a life of its own:
+Each resource has its own server and its own states:
 
     serve -> wait for kubelet.sock -> register -> watch -+-> register again (kubelet.sock is new,
-      ^                                                  |   or kubelet hung up, or never listened)
+      ^                                                  |   or kubelet closed its stream, or never
+      |                                                  |   opened one)
       +---------------- our socket is gone --------------+
 
-Sockets are looked at once in a while instead of being watched: two calls of `lstat` cost nothing,
-see every kind of mount, and cannot miss an event. The end of a stream is heard at once.
+Sockets are polled: two calls of `lstat` cost nothing, work on every kind of mount, and cannot miss
+an event. The end of a stream is noticed at once.
 """
 
 import asyncio
@@ -28,9 +29,9 @@ from device_plugin.registration import (
     register,
     until_accepted,
 )
-from device_plugin.servicer import Manners, Plugin
+from device_plugin.servicer import Plugin, ServingOptions
 from device_plugin.snapshot import Snapshot
-from device_plugin.telemetry import Telemetry
+from device_plugin.telemetry import ServingTelemetry
 from xelink.api import grpc
 from xelink.daemon.logs import Changes
 from xelink.daemon.polling import first_of, until
@@ -47,26 +48,27 @@ from xelink.kubelet.sockets import (
 
 
 @dataclass(frozen=True)
-class Pace:
-    """Seconds: how long what takes.
+class Timings:
+    """Seconds.
 
-    `look` lies between two looks at the sockets, `calm` while kubelet listens: where it ends or
-    begins anew, its streams end first. When a kubelet that lives hangs up, we register
-    again after `again`, and after twice as long each time, until a registration has held for
-    `lost`. After `lost` without a stream, since it ended or since we registered, we register again
-    in any case. `patience` is for one attempt, `longest` the longest pause between two. `grace` is
-    for RPCs that are under way when a server ends.
+    Sockets are polled every `poll` seconds, while a stream is open every `connected_poll`: where
+    kubelet ends or restarts, its streams end first. When a running kubelet closes its stream, we
+    register again after `reregister_delay`, and after twice as long each time, until a registration
+    has held for `stream_timeout`. After `stream_timeout` without a stream, since it closed or since
+    we registered, we register again in any case. `rpc_timeout` is for one attempt, `max_backoff`
+    the longest pause between two. `grace` is for RPCs under way when a server ends.
 
-    `again` is not 0: kubelet hangs up first and calls the resource's devices unhealthy next. Those
-    of a plugin that was back in between would stay unhealthy, though kubelet listens to it.
+    `reregister_delay` is not 0: kubelet closes the stream first and marks the resource's devices
+    unhealthy next. Those of a plugin that was back in between would stay unhealthy, though kubelet
+    has a new stream from it.
     """
 
-    look: float = 0.25
-    calm: float = 1.0
-    again: float = 0.1
-    lost: float = 10.0
-    patience: float = 15.0
-    longest: float = 30.0
+    poll: float = 0.25
+    connected_poll: float = 1.0
+    reregister_delay: float = 0.1
+    stream_timeout: float = 10.0
+    rpc_timeout: float = 15.0
+    max_backoff: float = 30.0
     grace: float = 0.5
 
 
@@ -75,7 +77,7 @@ class Endpoint:
 
     `path` is where its socket stands, beside kubelet's own. `known` says whether kubelet knows the
     resource, as far as we can tell, and `since` when that began, in seconds since 1970; 0 while it
-    does not. `trouble` is why it could not be served or registered last, empty once that is over.
+    does not. `error` is why it could not be served or registered last, empty once that is over.
     `served` says that sockets have worked here before: what goes wrong from then on may pass.
     """
 
@@ -83,26 +85,28 @@ class Endpoint:
         self,
         plugin: Plugin,
         path: Path,
-        telemetry: Telemetry,
+        telemetry: ServingTelemetry,
         log: FilteringBoundLogger,
-        pace: Pace,
+        timings: Timings,
         clock: Callable[[], float],
     ) -> None:
         self.plugin = plugin
         self.path = path
         self.known = False
         self.since = 0.0
-        self.trouble = ""
+        self.error = ""
         self.served = False
         self._kubelet = path.with_name(sockets.KUBELET)
         self._telemetry = telemetry
         self._log = log.bind(resource=plugin.resource)
-        self._pace = pace
+        self._timings = timings
         self._clock = clock
         self._own: Identity | None = None
         self._registered_at = 0.0
         self._begun_before = 0  # streams, when we registered
-        self._pause = pace.again  # before we register again, when kubelet hangs up soon
+        self._pause = (
+            timings.reregister_delay
+        )  # before we register again, when kubelet hangs up soon
         self._changes = Changes()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -114,25 +118,25 @@ class Endpoint:
         dead = sockets.remove_dead(self.path.parent, self.plugin.resource)
         if dead:
             self._log.info("removed sockets that were left behind", sockets=" ".join(dead))
-        pause = self._pace.look
+        pause = self._timings.poll
         while not stop.is_set():
             try:
                 async with self._serving():
                     self.served = True
-                    pause = self._pace.look
+                    pause = self._timings.poll
                     await self._stay_registered(stop)
             except SocketTakenError:
                 raise
             except SocketError as error:
                 if not (self.served or isinstance(error, SocketWipedError)):
                     raise
-                self.trouble = str(error)
+                self.error = str(error)
                 if self._changes.of("socket", str(error)):
                     self._log.error("cannot serve", reason=str(error), pause=round(pause, 1))
                 await first_of(stop.wait(), seconds=pause)
-                pause = min(2 * pause, self._pace.longest)
+                pause = min(2 * pause, self._timings.max_backoff)
             finally:
-                await self.plugin.close(self._pace.grace)
+                await self.plugin.close(self._timings.grace)
 
     @asynccontextmanager
     async def _serving(self) -> AsyncIterator[None]:
@@ -140,7 +144,7 @@ class Endpoint:
         born = sockets.birthplace(self.path)
         limits = self.plugin.limits
         server = grpc.aio.server(options=options(limits))
-        server.add_generic_rpc_handlers((handlers(self.plugin, self.plugin.refused, limits),))
+        server.add_generic_rpc_handlers((handlers(self.plugin, self.plugin.rejected, limits),))
         try:
             server.add_insecure_port(f"unix:{born}")
             await server.start()
@@ -162,7 +166,7 @@ class Endpoint:
             sockets.remove_own(self.path, self._own)
             self._own = None
             self.plugin.end_streams()
-            await server.stop(self._pace.grace)
+            await server.stop(self._timings.grace)
 
     async def _stay_registered(self, stop: asyncio.Event) -> None:
         """Register whenever there is reason to; return when our socket is gone, or at the end."""
@@ -171,31 +175,33 @@ class Endpoint:
             self.plugin.silent.clear()
             # kubelet's first: a new one has deleted our socket before its own appears.
             kubelet = sockets.identity(self._kubelet)
-            if not self._stands():
+            if not self._is_served():
                 return
             if kubelet is None:
                 self._set_known(known=False)
                 self._wait_for_kubelet(f"there is no {self._kubelet}")
-            elif kubelet != registered or self._is_lost() or self._is_hung_up():
-                self._pause = self._next_pause() if kubelet == registered else self._pace.again
+            elif kubelet != registered or self._is_without_stream() or self._is_closed():
+                self._pause = (
+                    self._next_pause() if kubelet == registered else self._timings.reregister_delay
+                )
                 self._set_known(known=False)
                 registered = await self._register(stop)
-            restless = partial(self._is_restless, kubelet, registered)
+            has_news = partial(self._has_news, kubelet, registered)
             await first_of(
-                stop.wait(), self.plugin.silent.wait(), until(restless, self._until_look)
+                stop.wait(), self.plugin.silent.wait(), until(has_news, self._until_poll)
             )
 
-    def _is_restless(self, kubelet: Identity | None, registered: Identity | None) -> bool:
-        """Tell whether there may be something to do, other than to wait for this kubelet."""
+    def _has_news(self, kubelet: Identity | None, registered: Identity | None) -> bool:
+        """Return whether there may be something to do, other than to wait for this kubelet."""
         due = self._due()
         return (
             sockets.identity(self._kubelet) != kubelet
             or sockets.identity(self.path) != self._own
-            or (kubelet is not None and (kubelet != registered or self._is_lost()))
+            or (kubelet is not None and (kubelet != registered or self._is_without_stream()))
             or (due is not None and self._clock() >= due)
         )
 
-    def _stands(self) -> bool:
+    def _is_served(self) -> bool:
         now = sockets.identity(self.path)
         if now == self._own:
             return True
@@ -208,17 +214,18 @@ class Endpoint:
         self._log.warning("our socket is gone: serving anew", socket=str(self.path))
         return False
 
-    def _is_lost(self) -> bool:
-        """Tell whether kubelet has not listened for too long."""
+    def _is_without_stream(self) -> bool:
+        """Return whether there has been no stream for too long."""
         if self.plugin.streams:
             return False
         since = max(self._registered_at, self.plugin.silent_since)
-        return self._clock() - since >= self._pace.lost
+        return self._clock() - since >= self._timings.stream_timeout
 
-    def _is_hung_up(self) -> bool:
-        """Tell whether kubelet has hung up, and we shall register again with it, as it lives.
+    def _is_closed(self) -> bool:
+        """Return whether kubelet has closed its stream, but runs: we register with it again.
 
-        When it ends, its streams end, too: then nobody answers at its socket, and a new one comes.
+        When kubelet ends, its streams end, too: then nobody answers at its socket, and a new one
+        appears.
         """
         due = self._due()
         if due is None or self._clock() < due:
@@ -230,36 +237,38 @@ class Endpoint:
             return False
 
     def _due(self) -> float | None:
-        """Tell when a hang-up makes us register again; None while kubelet listens or never did."""
+        """Return when a closed stream makes us register again; None: one is open, or never was."""
         if self.plugin.streams or self.plugin.begun <= self._begun_before:
             return None
         return self.plugin.silent_since + self._pause_now()
 
     def _pause_now(self) -> float:
         held = self.plugin.silent_since - self._registered_at
-        return self._pace.again if held >= self._pace.lost else self._pause
+        return (
+            self._timings.reregister_delay if held >= self._timings.stream_timeout else self._pause
+        )
 
     def _next_pause(self) -> float:
-        return min(2 * self._pause_now(), self._pace.lost)
+        return min(2 * self._pause_now(), self._timings.stream_timeout)
 
-    def _until_look(self) -> float:
+    def _until_poll(self) -> float:
         if self.plugin.streams:
-            return self._pace.calm
+            return self._timings.connected_poll
         left = (self._due() or 0.0) - self._clock()
-        return min(left, self._pace.look) if left > 0 else self._pace.look
+        return min(left, self._timings.poll) if left > 0 else self._timings.poll
 
     async def _register(self, stop: asyncio.Event) -> Identity | None:
-        """Register, and tell with which kubelet; None when sockets moved, or the end came, before.
+        """Register, and return with which kubelet; None when sockets moved, or at the end.
 
-        It is the socket that is dialed that tells kubelets apart, not the one that stands at the
+        It is the socket that is dialed that distinguishes kubelets, not the one that stands at the
         path before or after: a kubelet that appears meanwhile would be registered with twice.
         """
         try:
             with sockets.holding(self._kubelet) as kubelet:
                 if kubelet is None or sockets.identity(self.path) != self._own:
                     return None
-                if not sockets.is_answered(kubelet.path):  # it has gone, or does not listen yet
-                    self._wait_for_kubelet(f"nobody listens on {self._kubelet}")
+                if not sockets.is_answered(kubelet.path):  # it has ended, or is starting
+                    self._wait_for_kubelet(f"nobody answers on {self._kubelet}")
                     return None
                 return await self._register_with(kubelet, stop)
         except UncertainError as error:
@@ -267,9 +276,9 @@ class Endpoint:
             return None
 
     def _cannot_look(self, error: UncertainError) -> None:
-        self.trouble = str(error)
-        if self._changes.of("failure", self.trouble):
-            self._log.error("cannot look at sockets", reason=self.trouble)
+        self.error = str(error)
+        if self._changes.of("failure", self.error):
+            self._log.error("cannot look at sockets", reason=self.error)
 
     async def _register_with(self, kubelet: Held, stop: asyncio.Event) -> Identity | None:
         registration = Registration(self.plugin.resource, self.path.name, self.plugin.options)
@@ -278,41 +287,41 @@ class Endpoint:
         async def attempt() -> None:
             self._begun_before = self.plugin.begun
             try:
-                await register(kubelet.path, registration, self._pace.patience)
+                await register(kubelet.path, registration, self._timings.rpc_timeout)
             except ConnectedAlreadyError:
                 if not self.plugin.streams:
                     raise
-                self._begun_before -= self.plugin.streams  # it is these that kubelet hears
+                self._begun_before -= self.plugin.streams  # these are the ones that kubelet has
 
         def moved() -> bool:
             return (sockets.identity(self._kubelet), sockets.identity(self.path)) != before
 
         # Whoever dials back to a socket that is gone waits for it longer than we should.
         await first_of(
-            until_accepted(attempt, asyncio.sleep, self._failed, self._pace.longest),
+            until_accepted(attempt, asyncio.sleep, self._failed, self._timings.max_backoff),
             stop.wait(),
-            until(moved, lambda: self._pace.look),
+            until(moved, lambda: self._timings.poll),
         )
         if stop.is_set() or moved():
             return None
         self._registered_at = self._clock()
         self._telemetry.attempted(self.plugin.resource, accepted=True)
         self._set_known(known=True)
-        self.trouble = ""
+        self.error = ""
         self._changes.of("failure", None)
         self._log.info("registered", endpoint=self.path.name)
         return kubelet.identity
 
     def _failed(self, error: RegistrationError, pause: float) -> None:
         self._telemetry.attempted(self.plugin.resource, accepted=False)
-        self.trouble = str(error)
+        self.error = str(error)
         if self._changes.of("failure", str(error)):
             self._log.warning("cannot register", reason=str(error), pause=round(pause, 1))
 
     def _wait_for_kubelet(self, reason: str) -> None:
-        self.trouble = f"{reason}: kubelet is not up"
-        if self._changes.of("failure", self.trouble):
-            self._log.info("waiting for kubelet", reason=self.trouble)
+        self.error = f"{reason}: kubelet is not up"
+        if self._changes.of("failure", self.error):
+            self._log.info("waiting for kubelet", reason=self.error)
 
     def _set_known(self, *, known: bool) -> None:
         self.known = known
@@ -331,13 +340,13 @@ class Endpoints:
     def __init__(  # noqa: PLR0913 - what differs between two plugins on one node has names
         self,
         watch: Watch[Snapshot],
-        telemetry: Telemetry,
+        telemetry: ServingTelemetry,
         log: FilteringBoundLogger,
         *,
         directory: Path = sockets.DIRECTORY,
         suffix: str = "",
-        manners: Manners | None = None,
-        pace: Pace | None = None,
+        serving: ServingOptions | None = None,
+        timings: Timings | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._watch = watch
@@ -345,8 +354,8 @@ class Endpoints:
         self._log = log
         self._directory = directory
         self._suffix = suffix
-        self._manners = manners or Manners()
-        self._pace = pace or Pace()
+        self._options = serving or ServingOptions()
+        self._timings = timings or Timings()
         self._clock = clock
         self._endpoints: dict[str, Endpoint] = {}
 
@@ -374,7 +383,7 @@ class Endpoints:
         return tuple(self._endpoints.values())
 
     def not_ready(self) -> str | None:
-        """Say of which resource kubelet does not know or hear, None when of none.
+        """Return which resources kubelet does not know or has no stream of, None when none.
 
         From any thread. Without a resource there is nothing that could be missing.
         """
@@ -385,7 +394,7 @@ class Endpoints:
             f"{what}: {' '.join(sorted(names))}"
             for what, names in (
                 ("not registered with kubelet", unknown),
-                ("kubelet does not listen", unheard),
+                ("no ListAndWatch stream", unheard),
             )
             if names
         ]
@@ -393,9 +402,9 @@ class Endpoints:
 
     def _endpoint(self, resource: str) -> Endpoint:
         plugin = Plugin(
-            resource, self._watch, self._telemetry, self._log, self._manners, self._clock
+            resource, self._watch, self._telemetry, self._log, self._options, self._clock
         )
         path = self._directory / sockets.socket_name(resource, self._suffix)
-        endpoint = Endpoint(plugin, path, self._telemetry, self._log, self._pace, self._clock)
+        endpoint = Endpoint(plugin, path, self._telemetry, self._log, self._timings, self._clock)
         endpoint.served = any(other.served for other in self._endpoints.values())
         return endpoint

@@ -1,8 +1,8 @@
-"""The DevicePlugin service as gRPC is given it: what asks for too much is not even parsed.
+"""The gRPC handlers of the DevicePlugin service: a request that exceeds a bound is not parsed.
 
-To gRPC every RPC is one whose request is a stream, so that a message is read when it is its turn,
-and refused in our own words, and counted. On the wire there is no difference. An interceptor could
-not do that, and would run, and be waited for, at every call.
+gRPC sees every RPC as one with a stream of requests, so that a message is read when it is its turn,
+rejected with our own text, and counted. On the wire there is no difference. An interceptor could
+not do that, and would cost time at every call.
 """
 
 import asyncio
@@ -29,12 +29,12 @@ _READING = 8  # requests that are read at the same time
 _CONNECTIONS = 64
 _STREAMS = 32  # of one connection; its client waits with more
 
-Refused: TypeAlias = Callable[[str, str, str], None]
-"""Is told the RPC, the name of the code and the reason of each refusal."""
+Rejected: TypeAlias = Callable[[str, str, str], None]
+"""Called with the RPC, the name of the code and the reason of each rejected request."""
 
 
 def options(limits: Limits) -> tuple[tuple[str, int], ...]:
-    """Give gRPC's own bounds, without which it takes in what nobody can answer.
+    """Return gRPC's own bounds, without which it accepts more than can be answered.
 
     By itself it lets a thousand calls wait, and cancels some of those that come then.
     """
@@ -42,7 +42,8 @@ def options(limits: Limits) -> tuple[tuple[str, int], ...]:
         ("grpc.max_receive_message_length", limits.bytes),
         ("grpc.max_concurrent_streams", _STREAMS),
         ("grpc.max_allowed_incoming_connections", _CONNECTIONS),
-        # A stream that has ended counts until it is put away: who keeps to the bound is refused.
+        # A stream that has ended counts until it is deallocated: with a limit on these, a client
+        # within its bound would be rejected.
         ("grpc.http2.max_deallocating_streams", 1 << 20),
         ("grpc.server.max_pending_requests", 1 << 20),
         ("grpc.server.max_pending_requests_hard_limit", 1 << 20),
@@ -53,10 +54,10 @@ def options(limits: Limits) -> tuple[tuple[str, int], ...]:
 
 
 def handlers(
-    plugin: object, refused: Refused, limits: Limits | None = None
+    plugin: object, rejected: Rejected, limits: Limits | None = None
 ) -> "GenericRpcHandler[Any, Any]":
-    """Give the handlers of every RPC of a servicer."""
-    desk = _Desk(limits or Limits(), refused)
+    """Return the handlers of every RPC of a servicer."""
+    intake = _Intake(limits or Limits(), rejected)
     found: dict[str, Handler] = {}
     for rpc in _SERVICE.methods:
         parse = GetMessageClass(rpc.input_type).FromString
@@ -64,11 +65,11 @@ def handlers(
         serialize = GetMessageClass(rpc.output_type).SerializeToString
         if rpc.server_streaming:
             found[rpc.name] = grpc.stream_stream_rpc_method_handler(
-                desk.streaming(rpc.name, parse, method), response_serializer=serialize
+                intake.streaming(rpc.name, parse, method), response_serializer=serialize
             )
         else:
             found[rpc.name] = grpc.stream_unary_rpc_method_handler(
-                desk.answering(rpc.name, parse, method), response_serializer=serialize
+                intake.answering(rpc.name, parse, method), response_serializer=serialize
             )
     return grpc.method_handlers_generic_handler(_SERVICE.full_name, found)
 
@@ -97,12 +98,12 @@ class _Parse(Protocol):
     def __call__(self, message: bytes, /) -> Any: ...  # noqa: ANN401 - a message of any kind
 
 
-class _Desk:
+class _Intake:
     """Takes in requests, as many and as large as the limits say."""
 
-    def __init__(self, limits: Limits, refused: Refused) -> None:
+    def __init__(self, limits: Limits, rejected: Rejected) -> None:
         self._limits = limits
-        self._refused = refused
+        self._rejected = rejected
         self._calls = _Room(limits.calls, "calls")
         self._streams = _Room(limits.streams, "streams of ListAndWatch")
         self._reading = asyncio.Semaphore(_READING)
@@ -110,7 +111,7 @@ class _Desk:
     def answering(
         self, rpc: str, parse: _Parse, method: Callable[[Any, "Context"], Awaitable[object]]
     ) -> Callable[[object, "Context"], Awaitable[object]]:
-        """Give what answers an RPC once."""
+        """Return a handler that answers once."""
 
         async def answer(_requests: object, context: "Context") -> object:
             return await method(await self._take(self._calls, rpc, parse, context), context)
@@ -120,7 +121,7 @@ class _Desk:
     def streaming(
         self, rpc: str, parse: _Parse, method: Callable[[Any, "Context"], AsyncGenerator[object]]
     ) -> Callable[[object, "Context"], AsyncGenerator[object]]:
-        """Give what answers an RPC again and again."""
+        """Return a handler that answers with a stream."""
 
         async def answer(_requests: object, context: "Context") -> AsyncGenerator[object]:
             request = await self._take(self._streams, rpc, parse, context)
@@ -131,7 +132,7 @@ class _Desk:
         return answer
 
     async def _take(self, room: _Room, rpc: str, parse: _Parse, context: "Context") -> object:
-        """Read a request, or end the call with what is wrong with it."""
+        """Return the parsed request, or end the call with what is wrong with it."""
         try:
             room.enter(context)
             message = await self._read(context)
@@ -140,21 +141,21 @@ class _Desk:
             request = parse(message)
             self._require_few_ids(request)
         except ExceededError as error:
-            await self._refuse(rpc, context, StatusCode.RESOURCE_EXHAUSTED, str(error))
+            await self._reject(rpc, context, StatusCode.RESOURCE_EXHAUSTED, str(error))
         except DecodeError:
             reason = "the request is no message of this RPC"
-            await self._refuse(rpc, context, StatusCode.UNKNOWN, reason)
+            await self._reject(rpc, context, StatusCode.UNKNOWN, reason)
         return request
 
     async def _read(self, context: "Context") -> bytes:
         try:
-            async with asyncio.timeout(self._limits.patience), self._reading:
+            async with asyncio.timeout(self._limits.read_timeout), self._reading:
                 message = await context.read()
         except TimeoutError:
-            reason = f"the request was not there within {self._limits.patience:g} s"
+            reason = f"the request was not there within {self._limits.read_timeout:g} s"
             raise ExceededError(reason) from None
         if not isinstance(message, bytes):
-            # gRPC has dropped it, and has said so to who sent it, or none was sent.
+            # gRPC has dropped it and told its sender, or none was sent.
             raise ExceededError(f"a request of more than {self._limits.bytes} bytes, or none")
         return message
 
@@ -172,8 +173,8 @@ class _Desk:
         if ids > self._limits.ids:
             raise ExceededError(f"{ids} device ids in one request: at most {self._limits.ids}")
 
-    async def _refuse(
+    async def _reject(
         self, rpc: str, context: "Context", code: StatusCode, reason: str
     ) -> NoReturn:
-        self._refused(rpc, code.name, reason)
+        self._rejected(rpc, code.name, reason)
         await context.abort(code, reason)

@@ -1,15 +1,15 @@
-"""What was preferred and allocated last, for people to look at: bounded, and as far as we know.
+"""The last preferences and allocations, for people to look at: bounded.
 
-kubelet tells of every allocation and never of its end: what is remembered of a device is who got it
-last, since this process began.
+The device plugin API reports every allocation and never its end: of each device the last container
+that got it since this process started is remembered.
 """
 
 import threading
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from itertools import islice
 from typing import NamedTuple
 
-from device_plugin.responses import Choice
 from xelink.inventory.workload_facts import Linked
 from xelink.preference.decision import Decision
 
@@ -19,14 +19,21 @@ MOST_DEVICES = 1024
 # kubelet may ask with any ids; of those that a node really has, all are kept.
 _MOST_IDS = 64
 _LONGEST_ID = 64
-_LONGEST_FAULT = 300
+_LONGEST_ERROR = 300
 
 
-class Preferred(NamedTuple):
-    """A preference that was given: asked for `size` of so many `available` ids, with `must`.
+class Followed(Enum):
+    """Whether kubelet followed our preference when it allocated."""
 
-    `at` is in seconds since 1970. `proven` says that no set is better, `fault` why it was a plain
-    choice instead.
+    YES = "followed"
+    NO = "not_followed"
+    NOT_REQUESTED = "not_requested"
+
+
+class PreferenceRecord(NamedTuple):
+    """A preference that was given: `size` of so many `available` ids, with all of `must`.
+
+    `at` is in seconds since 1970. `proven`: no set is better. `error` is why it was a fallback.
     """
 
     at: float
@@ -36,18 +43,18 @@ class Preferred(NamedTuple):
     chosen: Sequence[str]
     decision: Decision
     proven: bool
-    fault: str | None
+    error: str | None
     seconds: float
 
 
-class Allocated(NamedTuple):
+class AllocationRecord(NamedTuple):
     """What one container got; `gpus` are PCI addresses, `at` is in seconds since 1970."""
 
     at: float
     ids: tuple[str, ...]
     gpus: tuple[str, ...]
     linked: Linked
-    choice: Choice
+    followed: Followed
 
 
 class History:
@@ -57,18 +64,18 @@ class History:
     """
 
     def __init__(self) -> None:
-        self.preferences: tuple[Preferred, ...] = ()
-        self.allocations: Mapping[str, Allocated] = {}
+        self.preferences: tuple[PreferenceRecord, ...] = ()
+        self.allocations: Mapping[str, AllocationRecord] = {}
         self._writing = threading.Lock()
 
-    def prefer(self, one: Preferred) -> None:
-        """Remember a preference; takes the place of the oldest."""
-        fault = one.fault and one.fault[:_LONGEST_FAULT]
-        kept = one._replace(must=_kept(one.must), chosen=_kept(one.chosen), fault=fault)
+    def prefer(self, one: PreferenceRecord) -> None:
+        """Remember a preference in place of the oldest."""
+        error = one.error and one.error[:_LONGEST_ERROR]
+        kept = one._replace(must=_kept(one.must), chosen=_kept(one.chosen), error=error)
         with self._writing:
             self.preferences = (kept, *self.preferences[: MOST_PREFERENCES - 1])
 
-    def allocate(self, one: Allocated) -> None:
+    def allocate(self, one: AllocationRecord) -> None:
         """Remember who got these devices last."""
         with self._writing:
             # Once for its place in front, once to outdo what was there before.

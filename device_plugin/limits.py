@@ -1,8 +1,8 @@
-"""How much one request, and all requests together, may ask of the plugin: pure.
+"""Bounds of one request, and of all requests together. Pure.
 
 kubelet's largest requests are far below: it asks for one container at a time, names each of its
-devices at most twice, and has one connection with one stream and one call that waits. Whoever
-exceeds a bound hears RESOURCE_EXHAUSTED, and kubelet's own requests are answered meanwhile.
+devices at most twice, and has one connection with one stream and one waiting call. Whoever exceeds
+a bound gets RESOURCE_EXHAUSTED, and kubelet's own requests are answered meanwhile.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _IDS_UNDER_WAY = _MOST_CALLS * _LEAST_IDS  # of all calls together
 
 
 class ExceededError(Exception):
-    """A request, or all of them together, ask for more than is answered: RESOURCE_EXHAUSTED."""
+    """A request, or all of them together, exceed a bound: RESOURCE_EXHAUSTED."""
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,18 @@ class Limits:
     """Bounds of one resource's server.
 
     `ids` and `containers` are those of one request, `calls` those under way, until the answer is
-    sent. `streams` are those of ListAndWatch. A request must be there within `patience` seconds.
+    sent. `streams` are those of ListAndWatch. A request must arrive within `read_timeout` seconds.
     """
 
     ids: int = _LEAST_IDS
     containers: int = 32
     calls: int = _MOST_CALLS
     streams: int = 64
-    patience: float = 5.0
+    read_timeout: float = 5.0
 
     @classmethod
     def of(cls, shares: int) -> "Limits":
-        """Give the bounds where each card is as many devices, which a request may name twice.
+        """Return the bounds where each card is as many devices, which a request may name twice.
 
         The larger a request may be, the fewer are under way, so that all of them take no more.
         """
@@ -81,7 +81,7 @@ _LENGTH = 2
 
 
 def _end(message: bytes, at: int) -> int | None:
-    """Say where the field that begins at `at` ends, None where there is none."""
+    """Return where the field that begins at `at` ends, None where there is none."""
     tag = _varint(message, at)
     if tag is None:
         return None

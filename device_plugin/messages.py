@@ -1,8 +1,8 @@
-"""kubelet's messages, made from answers; with `servicer` all that knows them."""
+"""kubelet's protobuf messages, made from responses."""
 
 from collections.abc import Sequence
 
-from device_plugin.responses import Container, Told
+from device_plugin.responses import AdvertisedDevice, Container
 from xelink.api import deviceplugin_pb2 as pb
 from xelink.inventory.workload_facts import Facts
 
@@ -12,16 +12,16 @@ MESSAGE_LIMIT = 4 << 20
 _HEALTH = {True: "Healthy", False: "Unhealthy"}
 
 
-def device_list(listing: Sequence[Told]) -> pb.ListAndWatchResponse:
-    """Tell of devices: all of them, or as many as kubelet can receive."""
-    message = pb.ListAndWatchResponse(devices=map(_device, listing))
+def device_list(devices: Sequence[AdvertisedDevice]) -> pb.ListAndWatchResponse:
+    """Return the message that advertises devices: all, or as many as kubelet can receive."""
+    message = pb.ListAndWatchResponse(devices=map(_device, devices))
     while message.ByteSize() > MESSAGE_LIMIT:
         del message.devices[-(len(message.devices) // 8 + 1) :]
     return message
 
 
 def allocation(given: Container) -> pb.ContainerAllocateResponse:
-    """Tell what a container gets."""
+    """Return the message that gives a container its devices."""
     return pb.ContainerAllocateResponse(
         mounts=[
             pb.Mount(
@@ -43,14 +43,14 @@ def allocation(given: Container) -> pb.ContainerAllocateResponse:
     )
 
 
-def account(facts: Facts, *, with_env: bool) -> pb.ContainerAllocateResponse:
-    """Tell a container about what it gets; to be merged into its `allocation`."""
+def workload_environment(facts: Facts, *, with_env: bool) -> pb.ContainerAllocateResponse:
+    """Return the message that describes a container's GPUs; to be merged into its `allocation`."""
     return pb.ContainerAllocateResponse(
         envs=facts.environment if with_env else {}, annotations=facts.annotations
     )
 
 
-def _device(told: Told) -> pb.Device:
+def _device(device: AdvertisedDevice) -> pb.Device:
     # TopologyInfo that is there and empty makes admissions fail.
-    topology = None if told.numa is None else pb.TopologyInfo(nodes=[pb.NUMANode(ID=told.numa)])
-    return pb.Device(ID=told.id, health=_HEALTH[told.healthy], topology=topology)
+    topology = None if device.numa is None else pb.TopologyInfo(nodes=[pb.NUMANode(ID=device.numa)])
+    return pb.Device(ID=device.id, health=_HEALTH[device.healthy], topology=topology)

@@ -1,10 +1,10 @@
-"""The plugin's page for people: what `status` tells, in sections and tables."""
+"""The plugin's page for people: its status in sections and tables."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from device_plugin.history import MOST_PREFERENCES
-from device_plugin.status import Told
+from device_plugin.status import Facts
 from xelink.daemon.html import Html, Status, badge, code, instant, section, table, tag, words
 from xelink.nfd.reader import State
 from xelink.preference.criteria import WISHES
@@ -17,7 +17,7 @@ _MOST_ROWS = 64
 
 
 def body(told: Status) -> Sequence[Html]:
-    """Write the parts of the page."""
+    """Return the sections of the page."""
     return (
         _summary(told),
         _picture(told),
@@ -40,7 +40,7 @@ def _summary(told: Status) -> Html:
             data_news="",
         ),
         tag("p", f"Preferences by the policy {told['policy']}; health {told['health']}."),
-        _items("To be looked at", told["doubts"]),
+        _items("Warnings", told["warnings"]),
     )
 
 
@@ -97,15 +97,15 @@ def _resources(told: Status) -> Html:
     return section(
         "devices",
         "Devices",
-        table("resources that are offered to kubelet", columns, rows),
+        table("resources that are advertised to kubelet", columns, rows),
         *(unhealthy if bad else ()),
     )
 
 
-def _registration(one: Told) -> Html:
+def _registration(one: Facts) -> Html:
     if one["registered"]:
         return tag("span", badge("registered", good=True), " ", instant(one["since"]))
-    why = f": {one['trouble']}" if one["trouble"] else ""
+    why = f": {one['error']}" if one["error"] else ""
     return tag("span", badge("not registered", good=False), why)
 
 
@@ -128,8 +128,8 @@ def _gpus(told: Status) -> Html:
     return section(
         "gpus",
         "GPUs",
-        table("GPUs that are offered", columns, rows),
-        _items("Not offered", told["withheld"]),
+        table("GPUs that are advertised", columns, rows),
+        _items("Not advertised", told["excluded"]),
     )
 
 
@@ -137,7 +137,7 @@ def _or_unknown(value: object) -> str:
     return "unknown" if value is None else str(value)
 
 
-def _health(gpu: Told) -> Html:
+def _health(gpu: Facts) -> Html:
     if gpu["unhealthy"]:
         return tag("span", badge("unhealthy", good=False), f": {gpu['unhealthy']}")
     told = badge("healthy", good=True)
@@ -145,7 +145,7 @@ def _health(gpu: Told) -> Html:
     return tag("span", told, silent)
 
 
-def _linked(gpu: Told, cards: Mapping[str, str], *, guess: bool) -> str:
+def _linked(gpu: Facts, cards: Mapping[str, str], *, guess: bool) -> str:
     linked = gpu["linked_to"]
     if linked is None:
         return "unknown"
@@ -162,10 +162,10 @@ _LINKED = {
     "single": "one GPU",
     "unknown": "unknown",
 }
-_CHOICES = {
-    "preferred": "our preference",
-    "other": "kubelet's, not our preference",
-    "unasked": "kubelet's, we were not asked",
+_FOLLOWED = {
+    "followed": "our preference",
+    "not_followed": "kubelet's, not our preference",
+    "not_requested": "kubelet's, no preference requested",
 }
 
 
@@ -176,19 +176,19 @@ def _holders(told: Status) -> Html:
             words(one["devices"]),
             one["resource"],
             _LINKED[one["linked"]] if one["gpus"] else "no GPU of its own",
-            _CHOICES[one["choice"]],
-            Html(f"{words(one['given_again'])} given again") if one["given_again"] else "nothing",
+            _FOLLOWED[one["preference"]],
+            Html(f"{words(one['reallocated'])} reallocated") if one["reallocated"] else "nothing",
         )
         for one in told["allocations"]
     ]
-    columns = ("when", "devices", "resource", "linked", "choice", "since then")
+    columns = ("when", "devices", "resource", "linked", "preference", "since then")
     return section(
         "holders",
-        "Who holds what, as far as it knows",
+        "Current holders, best effort",
         tag(
             "p",
-            "kubelet never tells when a Pod ends, nor which Pod it is: these containers got their"
-            " devices last, since this plugin started. Where some of them were given again since,"
+            "The device plugin API reports neither the Pod nor its end: these containers got their"
+            " devices last, since this plugin started. Where some devices were reallocated since,"
             " that container has ended, or was an init container.",
         ),
         _long_table("last allocation of each device", columns, rows),
@@ -227,9 +227,9 @@ def _preferences(told: Status) -> Html:
     )
 
 
-def _proof(one: Told) -> Html:
-    if one["fault"]:
-        return tag("span", badge("plain", good=False), f": {one['fault']}")
+def _proof(one: Facts) -> Html:
+    if one["error"]:
+        return tag("span", badge("plain", good=False), f": {one['error']}")
     return tag("span", "proven" if one["proven"] else "not proven")
 
 

@@ -20,11 +20,11 @@ _CONNECTED_ALREADY = "already connected"
 
 
 class RegistrationError(Exception):
-    """kubelet does not know the resource: the next attempt may do better."""
+    """kubelet did not accept the registration: the next attempt may succeed."""
 
 
 class ConnectedAlreadyError(RegistrationError):
-    """kubelet thinks that it is connected to this socket: right if it listens, else late news."""
+    """kubelet says that it is connected to this socket: true if a stream is open, else stale."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ class Registration:
         )
 
 
-async def register(kubelet: Path, registration: Registration, patience: float) -> None:
-    """Register once within `patience` seconds; kubelet dials back before it answers.
+async def register(kubelet: Path, registration: Registration, rpc_timeout: float) -> None:
+    """Register once within `rpc_timeout` seconds; kubelet dials back before it answers.
 
     Raises `RegistrationError`, and as one of them `ConnectedAlreadyError`.
     """
     try:
         async with grpc.aio.insecure_channel(f"unix:{kubelet}", options=_OPTIONS) as channel:
-            await RegistrationStub(channel).Register(registration.request, timeout=patience)
+            await RegistrationStub(channel).Register(registration.request, timeout=rpc_timeout)
     except grpc.aio.AioRpcError as error:
         details = error.details() or ""
         kind = ConnectedAlreadyError if _CONNECTED_ALREADY in details else RegistrationError
@@ -66,13 +66,14 @@ async def until_accepted(
     failed: Callable[[RegistrationError, float], None],
     longest: float,
 ) -> None:
-    """Attempt until one is accepted: for ever, with pauses of up to `longest` seconds.
+    """Attempt until one is accepted, without end, with pauses of up to `longest` seconds.
 
-    Pauses are random, so that the resources of a node, and the nodes of a cluster, do not come all
-    at once. `failed` hears of each failure and the pause that follows. What `pause` raises ends it.
+    Pauses are random, so that the resources of a node, and the nodes of a cluster, do not register
+    all at once. `failed` is called with each error and the pause that follows. An exception of
+    `pause` ends it.
     """
 
-    def tell(state: RetryCallState) -> None:
+    def report(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         if isinstance(error, RegistrationError):
             failed(error, state.upcoming_sleep)
@@ -81,7 +82,7 @@ async def until_accepted(
         retry=retry_if_exception_type(RegistrationError),
         wait=wait_random_exponential(multiplier=1, max=longest),
         sleep=pause,
-        before_sleep=tell,
+        before_sleep=report,
         reraise=True,
     ):
         with trial:

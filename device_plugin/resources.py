@@ -4,10 +4,13 @@ Ids, resources, monitoring and by-path are those of Intel's GPU plugin, so that 
 still find what they ask for. Pure.
 """
 
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import Enum
 
 from xelink.inventory.by_path import ByPath, mounts
+from xelink.inventory.cdi import qualified_name
 from xelink.inventory.devfs import DeviceNode, Mount
 from xelink.inventory.gpus import DRIVERS, Card, Inventory
 
@@ -40,24 +43,39 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What kubelet counts: a share of a card, or all GPUs together for monitoring (no `card`).
+    """What kubelet counts: a share of one unit of hardware, or several units together.
 
-    `numa` None means that no TopologyInfo may be sent: an empty one fails admissions.
+    `unit` is the identity of that one (the PCI address of a GPU), empty for several. `numa` None
+    means that no TopologyInfo may be sent: an empty one fails admissions. `cdi` is its qualified
+    CDI name, empty where it must not be named so. `complaint` says why it cannot be used, None when
+    it can.
     """
 
     id: str
-    card: Card | None
-    healthy: bool
-    numa: int | None
     nodes: tuple[DeviceNode, ...]
     mounts: tuple[Mount, ...] = ()
+    numa: int | None = None
+    unit: str = ""
+    cdi: str = ""
+    complaint: str | None = None
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it can be used."""
+        return self.complaint is None
 
 
-def devices(inventory: Inventory, offer: Offer) -> dict[str, tuple[Device, ...]]:
-    """Give the devices of each resource, by its full name (`gpu.intel.com/i915`).
+def devices(
+    inventory: Inventory,
+    offer: Offer,
+    complaints: Mapping[str, str] | None = None,
+    cdi: AbstractSet[str] = frozenset(),
+) -> dict[str, tuple[Device, ...]]:
+    """Return the devices of each resource, by its full name (`gpu.intel.com/i915`).
 
     In the order of PCI addresses, then of shares. A resource without devices is not there: whoever
-    has registered it before goes on with an empty list.
+    has registered it before goes on with an empty list. `complaints` are those of health monitoring
+    by PCI address, `cdi` the DRM names of the cards that may be named as CDI devices.
     """
     found: dict[str, tuple[Device, ...]] = {}
     for driver in DRIVERS:
@@ -65,12 +83,13 @@ def devices(inventory: Inventory, offer: Offer) -> dict[str, tuple[Device, ...]]
         if cards:
             found[f"{NAMESPACE}/{driver}"] = tuple(
                 Device(
-                    f"{card.name}-{share}",
-                    card,
-                    card.healthy,
-                    card.numa,
-                    card.nodes,
-                    mounts(card, inventory, offer.by_path),
+                    id=f"{card.name}-{share}",
+                    nodes=card.nodes,
+                    mounts=mounts(card, inventory, offer.by_path),
+                    numa=card.numa,
+                    unit=card.bdf,
+                    cdi=qualified_name(card) if card.name in cdi else "",
+                    complaint=(complaints or {}).get(card.bdf) or card.complaint,
                 )
                 for card in cards
                 for share in range(offer.shared)
@@ -97,5 +116,6 @@ def _monitoring(
 def _all_of(cards: tuple[Card, ...]) -> Device:
     # No by-path mounts: a monitor often mounts the host's /dev/dri, where they cannot be made.
     nodes = {node: None for card in cards for node in (*card.present_nodes, *card.mei)}
-    healthy = any(card.present_nodes for card in cards)  # engines alone are no GPU to monitor
-    return Device(MONITORING_ID, None, healthy, None, tuple(nodes))
+    # Engines alone are no GPU to monitor.
+    complaint = None if any(card.present_nodes for card in cards) else "it has no device node"
+    return Device(MONITORING_ID, tuple(nodes), complaint=complaint)

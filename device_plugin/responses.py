@@ -1,19 +1,17 @@
-"""What kubelet is answered: pure functions of a snapshot and a request.
+"""What kubelet is answered: functions of a resource and a request. Pure.
 
-No protobuf here: `messages` translates. What is refused raises one of two exceptions, which are
-the two ways in which kubelet's request can be wrong.
+No protobuf here: `messages` translates. A rejected request raises one of two exceptions, which are
+the two ways in which it can be wrong.
 """
 
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from enum import Enum
 from itertools import combinations
 from typing import NamedTuple
 
 from device_plugin.resources import Device
-from device_plugin.snapshot import Snapshot
-from xelink.inventory.cdi import qualified_name
+from device_plugin.snapshot import Resource
 from xelink.inventory.devfs import DeviceNode, Mount
 from xelink.inventory.links import NodeLinks
 from xelink.inventory.workload_facts import Linked, how_linked
@@ -24,100 +22,87 @@ _LONGEST_ID = 40
 _LONGEST_REASON = 200
 
 
-class MalformedError(Exception):
-    """No node could meet this request: kubelet hears INVALID_ARGUMENT and the Pod fails."""
+class InvalidRequestError(Exception):
+    """No node could meet this request: kubelet gets INVALID_ARGUMENT and the Pod fails."""
 
 
-class UnusableError(Exception):
+class UnusableDeviceError(Exception):
     """A device of this request cannot be used now: FAILED_PRECONDITION, and the Pod fails.
 
-    Better so than a container that cannot open its GPU; kubelet has the news already.
+    Failing the Pod is better than starting it without a working GPU; kubelet already has the new
+    health.
     """
 
 
-class NotLinkedError(UnusableError):
+class NotLinkedError(UnusableDeviceError):
     """The GPUs of this request are not all linked, and the node gives several only if they are."""
 
 
 class WrongPreferenceError(Exception):
-    """The preference does not answer the request: a plain choice does instead."""
+    """The preference does not answer the request: a fallback does instead."""
 
 
-class Told(NamedTuple):
-    """One device as ListAndWatch tells it; `numa` None tells nothing of NUMA."""
+class AdvertisedDevice(NamedTuple):
+    """One device as ListAndWatch reports it; without `numa`, no TopologyInfo is sent."""
 
     id: str
     healthy: bool
     numa: int | None
 
 
-class Choice(Enum):
-    """What became of our preference when kubelet allocated."""
-
-    PREFERRED = "preferred"
-    OTHER = "other"
-    UNASKED = "unasked"
-
-
 @dataclass(frozen=True)
 class Container:
-    """What one container gets; `gpus` are PCI addresses in their order."""
+    """What one container gets; `units` are the hardware units of its devices (PCI addresses)."""
 
     ids: tuple[str, ...] = ()
-    gpus: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
     nodes: tuple[DeviceNode, ...] = ()
     mounts: tuple[Mount, ...] = ()
     cdi: tuple[str, ...] = ()
 
 
-def listing(snapshot: Snapshot, resource: str) -> tuple[Told, ...]:
-    """Give what ListAndWatch tells of a resource, in the order of PCI addresses and shares."""
+def advertised(resource: Resource) -> tuple[AdvertisedDevice, ...]:
+    """Return what ListAndWatch reports of a resource, in the order of its devices."""
     return tuple(
-        Told(device.id, snapshot.complaint(device) is None, device.numa)
-        for device in snapshot.devices(resource)
+        AdvertisedDevice(device.id, device.healthy, device.numa) for device in resource.devices
     )
 
 
-def farewell(before: Iterable[Told], now: Iterable[Told]) -> tuple[Told, ...]:
-    """Give those of `before` that have vanished, as unhealthy: kubelet hears so once."""
-    ids = {told.id for told in now}
-    return tuple(told._replace(healthy=False) for told in before if told.id not in ids)
+def removed(
+    before: Iterable[AdvertisedDevice], now: Iterable[AdvertisedDevice]
+) -> tuple[AdvertisedDevice, ...]:
+    """Return those of `before` that have vanished, as unhealthy: kubelet is told so once."""
+    ids = {device.id for device in now}
+    return tuple(device._replace(healthy=False) for device in before if device.id not in ids)
 
 
-def container(
-    snapshot: Snapshot, resource: str, ids: Sequence[str], known: AbstractSet[str]
-) -> Container:
-    """Give what a container gets with these ids; kubelet's order of them means nothing.
+def container(resource: Resource, ids: Sequence[str], known: AbstractSet[str]) -> Container:
+    """Return what a container gets with these ids, whose order means nothing.
 
-    `known` are ids that kubelet was ever told of. Raises `MalformedError` for others and
-    `UnusableError` for those that are gone or unhealthy.
+    `known` are ids that were ever advertised. Raises `InvalidRequestError` for others and
+    `UnusableDeviceError` for those that are gone or unhealthy.
     """
-    places, every = snapshot.places(resource), snapshot.devices(resource)
+    positions, every = resource.positions, resource.devices
     wanted = set(ids)
-    gone = sorted(wanted - places.keys())
-    _require_known(gone, known, resource)
-    devices = [every[place] for place in sorted(places[id_] for id_ in wanted.difference(gone))]
+    gone = sorted(wanted - positions.keys())
+    _require_known(gone, known, resource.name)
+    devices = [every[place] for place in sorted(positions[id_] for id_ in wanted.difference(gone))]
     complaints = dict.fromkeys(gone, "it is gone")
-    for device in devices:
-        if complaint := snapshot.complaint(device):
-            complaints[device.id] = complaint
+    complaints |= {device.id: device.complaint for device in devices if device.complaint}
     if complaints:
-        raise UnusableError(
+        raise UnusableDeviceError(
             _some(f"{id_}: {why[:_LONGEST_REASON]}" for id_, why in complaints.items())
         )
-    return _container(snapshot, devices)
+    return _container(devices)
 
 
-def offered(
-    snapshot: Snapshot, resource: str, ids: Sequence[str], must: Sequence[str], size: int
-) -> Sequence[str]:
-    """Give those of the offered ids that can be used, all of them when these are too few.
+def usable(resource: Resource, ids: Sequence[str], must: Sequence[str], size: int) -> Sequence[str]:
+    """Return those of the available ids that can be used, all of them when these are too few.
 
-    kubelet may not have heard yet of what has just become unhealthy or gone, and remembers what an
-    instance before us told: ids that nobody here knows are no reason to fail a Pod.
+    kubelet may not know yet what has just become unhealthy or gone, and remembers what an earlier
+    instance advertised: ids that are unknown here are no reason to fail a Pod.
     """
-    usable = snapshot.usable(resource)
-    good = [id_ for id_ in ids if id_ in usable]
+    good = [id_ for id_ in ids if id_ in resource.usable]
     return good if len({*good, *must}) >= size else ids
 
 
@@ -137,7 +122,7 @@ def require_answer(
 def require_links(links: NodeLinks, gpus: Sequence[str]) -> None:
     """Raise `NotLinkedError`, with the first pair, for GPUs that are known not to be all linked.
 
-    What is not known refuses nobody: an outage would fail every Pod of the node.
+    Unknown links reject no container: an outage would fail every Pod of the node.
     """
     if how_linked(links, gpus) not in {Linked.SOME, Linked.NONE}:
         return
@@ -149,21 +134,20 @@ def require_links(links: NodeLinks, gpus: Sequence[str]) -> None:
     )
 
 
-def _container(snapshot: Snapshot, devices: Sequence[Device]) -> Container:
-    # Two shares of one GPU bring the same nodes and mounts: each is given once.
-    cards = tuple({device.card.bdf: device.card for device in devices if device.card}.values())
+def _container(devices: Sequence[Device]) -> Container:
+    # Two shares of one GPU bring the same nodes, mounts and CDI name: each is given once.
     return Container(
         ids=tuple(device.id for device in devices),
-        gpus=tuple(card.bdf for card in cards),
+        units=tuple(dict.fromkeys(device.unit for device in devices if device.unit)),
         nodes=tuple(dict.fromkeys(node for device in devices for node in device.nodes)),
         mounts=tuple(dict.fromkeys(mount for device in devices for mount in device.mounts)),
-        cdi=tuple(qualified_name(card) for card in cards if card.name in snapshot.cdi),
+        cdi=tuple(dict.fromkeys(device.cdi for device in devices if device.cdi)),
     )
 
 
 def _require_known(ids: Iterable[str], known: AbstractSet[str], resource: str) -> None:
     if unknown := [id_ for id_ in ids if id_ not in known]:
-        raise MalformedError(f"{resource} has no device {_some(map(_quoted, unknown))}")
+        raise InvalidRequestError(f"{resource} has no device {_some(map(_quoted, unknown))}")
 
 
 def _quoted(id_: str) -> str:

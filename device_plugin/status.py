@@ -1,10 +1,10 @@
-"""What the plugin tells of itself, ready for JSON; `page` shows it to people.
+"""The status of the plugin as JSON values; `page` shows it to people.
 
 Made in a thread of the `-listen` server while the loop goes on: whatever is read here is replaced
 there, never changed.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -13,17 +13,16 @@ from typing import Any, TypeAlias
 from device_plugin.endpoints import Endpoint, Endpoints
 from device_plugin.history import MOST_PREFERENCES
 from device_plugin.node import Node
-from device_plugin.resources import Device
 from device_plugin.snapshot import Snapshot
 from xelink.daemon.html import Status, iso
 from xelink.daemon.http_server import Verdict
 from xelink.daemon.watch import Watch
-from xelink.inventory.gpus import Card, Inventory, by_address
+from xelink.inventory.gpus import Card, Inventory
 from xelink.inventory.links import NodeLinks
 from xelink.topology.model import Gpu, Topology
 from xelink.topology.publication import id_map, shape
 
-Told: TypeAlias = dict[str, Any]
+Facts: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,9 @@ class Parts:
 
 
 def status(parts: Parts, now: datetime) -> Status:
-    """Tell all there is, ready for JSON; nothing of it is secret."""
+    """Return the status; nothing of it is secret."""
     ready, snapshot, seen = parts.ready(), parts.watch.current, parts.node.seen
-    silent = parts.node.health_unknown
+    silent, complaints = parts.node.health_unknown, _complaints(snapshot)
     every = sorted(parts.endpoints.every, key=lambda one: one.plugin.resource)
     allocations = [told for one in every for told in _allocations(one)]
     preferences = [told for one in every for told in _preferences_of(one)]
@@ -55,15 +54,15 @@ def status(parts: Parts, now: datetime) -> Status:
         "health": parts.node.health_state,
         "links": _links(seen.links, seen.inventory, parts.file, now),
         "resources": [_resource(one, snapshot) for one in every],
-        "gpus": [_gpu(snapshot, card, device, silent) for card, device in _cards(snapshot)],
-        "withheld": [str(gpu) for gpu in seen.inventory.withheld],
-        "doubts": list(parts.node.doubts),
+        "gpus": [_gpu(card, complaints, seen.links, silent) for card in seen.inventory.cards],
+        "excluded": [str(gpu) for gpu in seen.inventory.withheld],
+        "warnings": list(parts.node.doubts),
         "allocations": _newest_first(allocations),
         "preferences": _newest_first(preferences)[:MOST_PREFERENCES],
     }
 
 
-def _links(links: NodeLinks, inventory: Inventory, file: Path, now: datetime) -> Told:
+def _links(links: NodeLinks, inventory: Inventory, file: Path, now: datetime) -> Facts:
     age = links.age(now)
     topology = _mapped(links, inventory) if links.usable and links.topology else None
     return {
@@ -92,35 +91,35 @@ def _on_bus(gpu: Gpu, card: Card | None) -> Gpu:
     return replace(gpu, card=card.name, numa=gpu.numa if card.numa is None else card.numa)
 
 
-def _resource(endpoint: Endpoint, snapshot: Snapshot) -> Told:
-    devices = snapshot.devices(endpoint.plugin.resource)
-    complaints = {device.id: snapshot.complaint(device) for device in devices}
-    unhealthy = {id_: why for id_, why in complaints.items() if why}
+def _resource(endpoint: Endpoint, snapshot: Snapshot) -> Facts:
+    devices = snapshot.resource(endpoint.plugin.resource).devices
     return {
         "resource": endpoint.plugin.resource,
         "registered": endpoint.known,
         "since": iso(endpoint.since),
-        "trouble": endpoint.trouble or None,
+        "error": endpoint.error or None,
         "streams": endpoint.plugin.streams,
         "socket": str(endpoint.path),
         "devices": len(devices),
-        "unhealthy": unhealthy,
+        "unhealthy": {device.id: device.complaint for device in devices if device.complaint},
     }
 
 
-def _cards(snapshot: Snapshot) -> Sequence[tuple[Card, Device]]:
-    """Give each GPU, and one device of it, by PCI address."""
-    found: dict[str, tuple[Card, Device]] = {}
-    for devices in snapshot.resources.values():
-        for device in devices:
-            if device.card:
-                found[device.card.bdf] = device.card, device
-    return sorted(found.values(), key=lambda pair: by_address(pair[0]))
+def _complaints(snapshot: Snapshot) -> Mapping[str, str | None]:
+    """Return why units of hardware cannot be used, None where they can."""
+    return {
+        device.unit: device.complaint
+        for resource in snapshot.resources.values()
+        for device in resource.devices
+        if device.unit
+    }
 
 
-def _gpu(snapshot: Snapshot, card: Card, device: Device, silent: Sequence[str]) -> Told:
-    linked = {bdf for pair in snapshot.links.lanes if card.bdf in pair for bdf in pair} - {card.bdf}
-    known = linked or snapshot.links.knows(card.bdf)
+def _gpu(
+    card: Card, complaints: Mapping[str, str | None], links: NodeLinks, silent: Sequence[str]
+) -> Facts:
+    linked = {bdf for pair in links.lanes if card.bdf in pair for bdf in pair} - {card.bdf}
+    known = linked or links.knows(card.bdf)
     return {
         "card": card.name,
         "pci": card.bdf,
@@ -130,23 +129,23 @@ def _gpu(snapshot: Snapshot, card: Card, device: Device, silent: Sequence[str]) 
         "driver": card.driver,
         "tiles": card.tiles,
         "vf_of": card.physfn,
-        "unhealthy": snapshot.complaint(device),
+        "unhealthy": complaints.get(card.bdf),
         "health_known": card.bdf not in silent,
         "linked_to": sorted(linked) if known else None,
     }
 
 
-Dated: TypeAlias = tuple[float, Told]
+Dated: TypeAlias = tuple[float, Facts]
 
 
-def _newest_first(dated: Iterable[Dated]) -> list[Told]:
+def _newest_first(dated: Iterable[Dated]) -> list[Facts]:
     return [told for _, told in sorted(dated, key=lambda item: -item[0])]
 
 
 def _allocations(endpoint: Endpoint) -> Iterator[Dated]:
     """Tell of each container that got a device which was not given again since.
 
-    `devices` are these; some of the same container may have been `given_again`.
+    `devices` are these; some of the same container may have been `reallocated`.
     """
     last = endpoint.plugin.history.allocations
     for one in {id(one): one for one in last.values()}.values():
@@ -157,10 +156,10 @@ def _allocations(endpoint: Endpoint) -> Iterator[Dated]:
                 "at": iso(one.at),
                 "resource": endpoint.plugin.resource,
                 "devices": [id_ for id_ in one.ids if id_ not in again],
-                "given_again": again,
+                "reallocated": again,
                 "gpus": list(one.gpus),
                 "linked": one.linked.value,
-                "choice": one.choice.value,
+                "preference": one.followed.value,
             },
         )
 
@@ -179,7 +178,7 @@ def _preferences_of(endpoint: Endpoint) -> Iterator[Dated]:
                 "decided": one.decision.wish,
                 "runner_up": list(one.decision.runner_up),
                 "proven": one.proven,
-                "fault": one.fault,
+                "error": one.error,
                 "seconds": round(one.seconds, 6),
             },
         )

@@ -1,10 +1,11 @@
-"""What kubelet asked and got, as Prometheus metrics."""
+"""The Prometheus metrics of the plugin: what kubelet asked for and got, and what it was made of."""
 
 import time
 from datetime import datetime
 
 from device_plugin.assembly import Seen
-from device_plugin.responses import Choice, Told
+from device_plugin.history import Followed
+from device_plugin.responses import AdvertisedDevice
 from xelink.daemon.metrics import Metrics
 from xelink.inventory.health import Health
 from xelink.inventory.workload_facts import Linked
@@ -15,12 +16,12 @@ from xelink.preference.shares import Preference
 _BUCKETS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5)
 
 
-class Telemetry:
-    """The metrics of kubelet's side."""
+class ServingTelemetry:
+    """The metrics of what kubelet asked for and got."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._devices = metrics.gauge(
-            "devices", "devices as kubelet was told last", "resource", "health"
+            "devices", "devices as last advertised to kubelet", "resource", "health"
         )
         self._streams = metrics.gauge("streams", "ListAndWatch streams that are open", "resource")
         self._registrations = metrics.counter(
@@ -47,20 +48,21 @@ class Telemetry:
         )
         self._allocations = metrics.counter(
             "allocations",
-            "containers by how much of their set is linked, and whether we preferred it",
+            "containers by how much of their set is linked, and whether kubelet followed our"
+            " preference",
             "resource",
             "linked",
-            "choice",
+            "preference",
         )
-        self._refusals = metrics.counter(
-            "refusals", "requests that were refused", "resource", "rpc", "code"
+        self._request_errors = metrics.counter(
+            "request_errors", "requests that were rejected", "resource", "rpc", "code"
         )
-        self._faults = metrics.counter(
-            "allocation_faults",
-            "containers that got their devices without facts, account or decision: a fault, or too"
+        self._record_errors = metrics.counter(
+            "allocation_record_errors",
+            "containers that got their devices without workload facts or records: an error, or too"
             " much to do",
             "resource",
-            "lost",
+            "record",
         )
 
     def begin(self, resource: str) -> None:
@@ -72,18 +74,18 @@ class Telemetry:
         for outcome in ("proven", "unproven", "plain"):
             self._preferences.labels(resource, outcome)
         for linked in Linked:
-            for choice in Choice:
-                self._allocations.labels(resource, linked.value, choice.value)
+            for followed in Followed:
+                self._allocations.labels(resource, linked.value, followed.value)
         for word in WORDS:
             self._decisions.labels(resource, word)
-        for what in ("facts", "account", "decision"):
-            self._faults.labels(resource, what)
+        for record in ("workload_facts", "allocation", "decision"):
+            self._record_errors.labels(resource, record)
 
-    def told(self, resource: str, listing: tuple[Told, ...]) -> None:
-        """Show the devices that kubelet was told of."""
-        healthy = sum(told.healthy for told in listing)
+    def advertised(self, resource: str, devices: tuple[AdvertisedDevice, ...]) -> None:
+        """Show the devices that were advertised to kubelet."""
+        healthy = sum(device.healthy for device in devices)
         self._devices.labels(resource, "healthy").set(healthy)
-        self._devices.labels(resource, "unhealthy").set(len(listing) - healthy)
+        self._devices.labels(resource, "unhealthy").set(len(devices) - healthy)
 
     def streaming(self, resource: str, streams: int) -> None:
         """Show how many streams are open."""
@@ -107,17 +109,17 @@ class Telemetry:
         """Count one preference by what decided it."""
         self._decisions.labels(resource, wish).inc()
 
-    def allocated(self, resource: str, linked: Linked, choice: Choice) -> None:
+    def allocated(self, resource: str, linked: Linked, followed: Followed) -> None:
         """Count one container that got devices."""
-        self._allocations.labels(resource, linked.value, choice.value).inc()
+        self._allocations.labels(resource, linked.value, followed.value).inc()
 
-    def refused(self, resource: str, rpc: str, code: str) -> None:
-        """Count one refusal."""
-        self._refusals.labels(resource, rpc, code).inc()
+    def rejected(self, resource: str, rpc: str, code: str) -> None:
+        """Count one rejected request."""
+        self._request_errors.labels(resource, rpc, code).inc()
 
-    def lost(self, resource: str, what: str) -> None:
-        """Count one container that lost facts, account or decision."""
-        self._faults.labels(resource, what).inc()
+    def record_error(self, resource: str, record: str) -> None:
+        """Count one container without a record."""
+        self._record_errors.labels(resource, record).inc()
 
 
 class NodeTelemetry:

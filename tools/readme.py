@@ -8,8 +8,7 @@ from io import StringIO
 from pathlib import Path
 
 from device_plugin.settings import PluginSettings
-from device_plugin.telemetry import NodeTelemetry
-from device_plugin.telemetry import Telemetry as PluginTelemetry
+from device_plugin.telemetry import NodeTelemetry, ServingTelemetry
 from sidecar.settings import SidecarSettings
 from sidecar.telemetry import Telemetry as SidecarTelemetry
 from xelink.cli.demo import command as demo
@@ -25,7 +24,7 @@ class BlockError(Exception):
 def tables(root: Path) -> Mapping[Path, bytes]:
     """Give the pages of the daemons with their tables of flags and metrics. Raises `BlockError`."""
     plugin = Metrics("xelink_device_plugin")
-    PluginTelemetry(plugin)
+    ServingTelemetry(plugin)
     NodeTelemetry(plugin)
     return _pages(
         root,

@@ -86,7 +86,9 @@ def test_it_prefers_what_the_plugin_prefers(
     free = [device for device in every if device not in used]
     have = choice_of(st.lists(st.sampled_from(free), unique=True, max_size=3))
     size = choice_of(st.integers(max(1, len(have)), len(free)))
-    preference = snapshot.prefer["gpu.intel.com/i915"](free, have, size)
+    plugin = snapshot.resource("gpu.intel.com/i915").preference
+    assert plugin
+    preference = plugin.prefer(free, have, size)
     # The tool
     wanted = Wanted(size, tuple(have), tuple(used), shares, policy)
     choice = choose(Node.of(shape), wanted, time.monotonic)

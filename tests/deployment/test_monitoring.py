@@ -17,8 +17,7 @@ import yaml
 
 from device_plugin.assembly import Seen as Sights
 from device_plugin.settings import PluginSettings
-from device_plugin.telemetry import NodeTelemetry
-from device_plugin.telemetry import Telemetry as PluginTelemetry
+from device_plugin.telemetry import NodeTelemetry, ServingTelemetry
 from sidecar.debounce import Belief
 from sidecar.settings import SidecarSettings
 from sidecar.telemetry import Telemetry as SidecarTelemetry
@@ -94,7 +93,7 @@ def drawn() -> list[tuple[str, str, str]]:
 def metrics() -> dict[str, tuple[str, ...]]:
     """Give the labels of each metric that our daemons tell, histograms by each of their series."""
     node = Metrics("xelink_device_plugin")
-    PluginTelemetry(node)
+    ServingTelemetry(node)
     NodeTelemetry(node)
     rows = (*SidecarTelemetry(XpuManager.reasons).rows, *node.rows)
     found = {name: labels for name, labels, _ in rows}
@@ -109,9 +108,9 @@ def values() -> dict[tuple[str, str], set[str]]:
     """Give the values that a label of a metric has been seen with, once everything was told."""
     sidecar, node = SidecarTelemetry(XpuManager.reasons), Metrics("xelink_device_plugin")
     sidecar.believed(Belief(Blueprint(gpus=2).build().topology))
-    plugin = PluginTelemetry(node)
+    plugin = ServingTelemetry(node)
     plugin.begin("any")
-    plugin.told("any", ())
+    plugin.advertised("any", ())
     NodeTelemetry(node).sees(Sights(), health_unknown=0)
     found: dict[tuple[str, str], set[str]] = {}
     for registry in (sidecar.registry, node.registry):

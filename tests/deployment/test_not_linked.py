@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from device_plugin.responses import Choice
+from device_plugin.history import Followed
 from tests.deployment import api
 from tests.deployment.guide import Shell, administrator, masked, needs_kubectl
 from tests.deployment.pipeline import I915
@@ -118,7 +118,7 @@ def test_the_tables_name_every_word_that_the_plugin_may_say() -> None:
     told = {each.value for each in Linked}
     assert {*re.findall(r"`(\w+)`", first_column("1. What did it get"))} == told
     allocated = first_column("2. Was there a better set")
-    assert {*re.findall(r"choice=(\w+)", allocated)} == {each.value for each in Choice}
+    assert {*re.findall(r"preference=(\w+)", allocated)} == {each.value for each in Followed}
     assert {*re.findall(r"decided=(\w+)", allocated)} == {NOTHING, POLICY, PLAIN}
     states = {each.value for each in State}
     assert {*re.findall(r"`links ([a-z -]+)`", first_column("4. Does the plugin"))} == states

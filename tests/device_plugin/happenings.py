@@ -14,7 +14,7 @@ import pytest
 from structlog.testing import LogCapture
 from structlog.typing import EventDict
 
-from device_plugin.telemetry import NodeTelemetry, Telemetry
+from device_plugin.telemetry import NodeTelemetry, ServingTelemetry
 from tests.patience import PATIENCE
 
 _waiting: set[Callable[[], object]] = set()
@@ -71,7 +71,7 @@ class HeardLogs(LogCapture):
             happened()
 
 
-class HeardTelemetry(Telemetry):
+class HeardTelemetry(ServingTelemetry):
     """The metrics of kubelet's side."""
 
     def streaming(self, resource: str, streams: int) -> None:

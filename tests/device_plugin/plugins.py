@@ -3,9 +3,9 @@
 import asyncio
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,21 +13,24 @@ import grpc
 import structlog
 from structlog.typing import FilteringBoundLogger, Processor
 
-from device_plugin.endpoints import Endpoints, Pace
+from device_plugin.endpoints import Endpoints, Timings
 from device_plugin.grpc_handlers import handlers, options
 from device_plugin.resources import Device
-from device_plugin.servicer import Manners, Plugin
-from device_plugin.snapshot import Prefer, Snapshot
-from device_plugin.telemetry import Telemetry
+from device_plugin.servicer import Plugin, ServingOptions
+from device_plugin.snapshot import DevicePreference, Prefer, Resource, Snapshot
+from device_plugin.telemetry import ServingTelemetry
 from tests.device_plugin.happenings import HeardLogs, HeardTelemetry
 from tests.patience import PATIENCE
 from xelink.api.deviceplugin_pb2_grpc import DevicePluginStub
 from xelink.daemon.metrics import Metrics
 from xelink.daemon.watch import Watch
+from xelink.inventory.cdi import qualified_name
 from xelink.inventory.devfs import DeviceNode, Mount
 from xelink.inventory.gpus import Card
 from xelink.inventory.links import UNREAD, NodeLinks, pair
 from xelink.nfd.reader import State
+from xelink.preference.decision import PLAIN, Decision
+from xelink.preference.shares import Preference, plain
 
 if TYPE_CHECKING:
     from xelink.api.deviceplugin_pb2_grpc import DevicePluginAsyncStub
@@ -35,13 +38,20 @@ if TYPE_CHECKING:
 I915 = "gpu.intel.com/i915"
 MONITORING = "gpu.intel.com/monitoring"
 # A look is soon over; whatever else has a time is told apart from what takes long by never coming.
-FAST = Pace(look=0.02, calm=0.02, lost=3600.0, patience=PATIENCE, longest=0.1, grace=0.5)
+FAST = Timings(
+    poll=0.02,
+    connected_poll=0.02,
+    stream_timeout=3600.0,
+    rpc_timeout=PATIENCE,
+    max_backoff=0.1,
+    grace=0.5,
+)
 
 
-def quicken(pace: Pace | Manners, **changes: float) -> None:
-    """Let a plugin that runs at this pace go on at another."""
+def quicken(timings: Timings | ServingOptions, **changes: float) -> None:
+    """Let a plugin that runs with these times go on with others."""
     for name, seconds in changes.items():
-        object.__setattr__(pace, name, seconds)  # frozen, and read anew each time
+        object.__setattr__(timings, name, seconds)  # frozen, and read anew each time
 
 
 def bdf(number: int) -> str:
@@ -65,9 +75,19 @@ def card(number: int, numa: int | None = None, missing: tuple[str, ...] = ()) ->
     )
 
 
-def shares(one: Card, shared: int = 1) -> tuple[Device, ...]:
+def shares(
+    one: Card, shared: int = 1, complaint: str | None = None, *, cdi: bool = False
+) -> tuple[Device, ...]:
     return tuple(
-        Device(f"{one.name}-{share}", one, one.healthy, one.numa, one.nodes, one.by_path)
+        Device(
+            f"{one.name}-{share}",
+            one.nodes,
+            one.by_path,
+            one.numa,
+            one.bdf,
+            qualified_name(one) if cdi else "",
+            complaint or one.complaint,
+        )
         for share in range(shared)
     )
 
@@ -81,20 +101,39 @@ def node(
     prefer: Prefer | None = None,
     cdi: bool = False,
 ) -> Snapshot:
-    """Give a snapshot of one resource; `lanes` by the numbers of the cards."""
+    """Return a snapshot of one resource; `lanes` by the numbers of the cards."""
     every = [card(number) for number in range(1, cards + 1)] if isinstance(cards, int) else [*cards]
-    return Snapshot(
-        resources={I915: tuple(device for one in every for device in shares(one, shared))},
-        links=UNREAD
-        if lanes is None
-        else NodeLinks(
-            State.IN_USE,
-            lanes={pair(bdf(one), bdf(other)): width for (one, other), width in lanes.items()},
-        ),
-        unhealthy=unhealthy or {},
-        prefer={} if prefer is None else {I915: prefer},
-        cdi=frozenset(one.name for one in every) if cdi else frozenset(),
+    links = UNREAD
+    if lanes is not None:
+        widths = {pair(bdf(one), bdf(other)): width for (one, other), width in lanes.items()}
+        links = NodeLinks(State.IN_USE, lanes=widths)
+    devices = tuple(
+        device
+        for one in every
+        for device in shares(one, shared, (unhealthy or {}).get(one.bdf), cdi=cdi)
     )
+    preference = DevicePreference(prefer or fallback, no_decision) if devices else None
+    return Snapshot({I915: Resource(I915, devices, preference, links)})
+
+
+def fallback(available: Sequence[str], must: Sequence[str], size: int) -> Preference:
+    return plain(available, must, size)
+
+
+def no_decision(*_: object) -> Decision:
+    return Decision(PLAIN)
+
+
+def changed(snapshot: Snapshot, **changes: Any) -> Snapshot:  # noqa: ANN401 - fields of `Resource`
+    """Return the snapshot with its one resource changed."""
+    return Snapshot({I915: replace(snapshot.resource(I915), **changes)})
+
+
+def preferring(snapshot: Snapshot, **changes: Any) -> Snapshot:  # noqa: ANN401 - fields of `DevicePreference`
+    """Return the snapshot with the preference of its one resource changed."""
+    preference = snapshot.resource(I915).preference
+    assert preference
+    return changed(snapshot, preference=replace(preference, **changes))
 
 
 @contextmanager
@@ -111,9 +150,9 @@ class Account:
     logs: HeardLogs = field(default_factory=HeardLogs)
     processors: list[Processor] = field(default_factory=list)
     metrics: Metrics = field(default_factory=lambda: Metrics("xelink_device_plugin"))
-    telemetry_type: type[Telemetry] = HeardTelemetry
+    telemetry_type: type[ServingTelemetry] = HeardTelemetry
     log: FilteringBoundLogger = field(init=False)
-    telemetry: Telemetry = field(init=False)
+    telemetry: ServingTelemetry = field(init=False)
 
     def __post_init__(self) -> None:
         self.processors.append(self.logs)
@@ -149,9 +188,9 @@ async def running(  # noqa: PLR0913 - what differs between two plugins has names
     snapshot: Snapshot | None = None,
     *,
     suffix: str = "",
-    manners: Manners | None = None,
-    pace: Pace = FAST,
-    telemetry: type[Telemetry] = HeardTelemetry,
+    serving: ServingOptions | None = None,
+    timings: Timings = FAST,
+    telemetry: type[ServingTelemetry] = HeardTelemetry,
     clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Running]:
     """Run the endpoints of a snapshot until the block ends."""
@@ -162,8 +201,8 @@ async def running(  # noqa: PLR0913 - what differs between two plugins has names
         run.log,
         directory=path,
         suffix=suffix,
-        manners=manners,
-        pace=pace,
+        serving=serving,
+        timings=timings,
         clock=clock,
     )
     run.task = asyncio.create_task(run.endpoints.run(run.stop))
@@ -181,22 +220,24 @@ class Served(Account):
     watch: Watch[Snapshot] = field(default_factory=lambda: Watch(Snapshot()))
     stub: "DevicePluginAsyncStub" = field(init=False)
     address: str = ""
-    manners: Manners = field(default_factory=Manners)
+    serving: ServingOptions = field(default_factory=ServingOptions)
 
 
 @asynccontextmanager
-async def served(snapshot: Snapshot, manners: Manners | None = None) -> AsyncIterator[Served]:
+async def served(
+    snapshot: Snapshot, serving: ServingOptions | None = None
+) -> AsyncIterator[Served]:
     """Serve one resource of a snapshot on a socket, and dial it."""
     with directory() as path:
         given = Served(
             watch=Watch(snapshot),
             address=f"unix:{path}/plugin.sock",
-            manners=manners or Manners(),
+            serving=serving or ServingOptions(),
         )
-        given.plugin = Plugin(I915, given.watch, given.telemetry, given.log, given.manners)
+        given.plugin = Plugin(I915, given.watch, given.telemetry, given.log, given.serving)
         limits = given.plugin.limits
         server = grpc.aio.server(options=options(limits))
-        server.add_generic_rpc_handlers((handlers(given.plugin, given.plugin.refused, limits),))
+        server.add_generic_rpc_handlers((handlers(given.plugin, given.plugin.rejected, limits),))
         server.add_insecure_port(given.address)
         await server.start()
         try:

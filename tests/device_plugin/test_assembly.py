@@ -12,6 +12,7 @@ from device_plugin.resources import Monitoring, Offer
 from device_plugin.snapshot import Snapshot
 from tests.device_plugin.plugins import I915, MONITORING, bdf, card
 from xelink.inventory.by_path import ByPath
+from xelink.inventory.cdi import KIND
 from xelink.inventory.gpus import Card, Inventory, Problem
 from xelink.inventory.health import GpuHealth, Health
 from xelink.inventory.links import UNREAD, NodeLinks, Pair
@@ -40,7 +41,9 @@ def wired(*pairs: tuple[int, int], lanes: int = 8, state: State = State.IN_USE) 
 
 def prepared(snapshot: Snapshot, resource: str = I915) -> Preferences:
     """Give what a resource's preference was prepared from."""
-    prefer = snapshot.prefer[resource]
+    preference = snapshot.resource(resource).preference
+    assert preference
+    prefer = preference.prefer
     assert isinstance(prefer, MethodType)
     preferences = prefer.__self__
     assert isinstance(preferences, Preferences)
@@ -48,8 +51,16 @@ def prepared(snapshot: Snapshot, resource: str = I915) -> Preferences:
 
 
 def preferred(snapshot: Snapshot, size: int, resource: str = I915) -> tuple[str, ...]:
-    ids = [device.id for device in snapshot.devices(resource)]
-    return snapshot.prefer[resource](ids, [], size).ids
+    ids = [device.id for device in snapshot.resource(resource).devices]
+    preference = snapshot.resource(resource).preference
+    assert preference
+    return preference.prefer(ids, [], size).ids
+
+
+def links_of(snapshot: Snapshot) -> NodeLinks:
+    links = snapshot.resource(I915).links
+    assert links
+    return links
 
 
 def with_cards(change: Callable[[Card], Card]) -> Callable[[Seen], Seen]:
@@ -138,7 +149,9 @@ def test_i915_and_xe_are_apart() -> None:
     others = tuple(replace(card(number), driver="xe") for number in (5, 6))
     seen = node(card(1), card(2), *others, links=wired((1, 2), (2, 5), (5, 6)))
     before = ours.assemble(seen)
-    assert {name: [device.id for device in told] for name, told in before.resources.items()} == {
+    assert {
+        name: [device.id for device in one.devices] for name, one in before.resources.items()
+    } == {
         I915: ["card1-0", "card2-0"],
         XE: ["card5-0", "card6-0"],
     }
@@ -163,12 +176,13 @@ def test_monitoring_is_offered_and_has_no_preference(mode: Monitoring, names: se
     seen = node(card(1), replace(card(2), driver="xe"))
     snapshot = assembler(Offer(1, ByPath.SINGLE, mode)).assemble(seen)
     assert snapshot.resources.keys() == names | {I915, XE}
-    assert snapshot.prefer.keys() == {I915, XE}
+    preferring = {name for name, one in snapshot.resources.items() if one.preference}
+    assert preferring == {I915, XE}
 
 
 def test_shares_are_offered_and_preferred_by_gpu() -> None:
     snapshot = assembler(Offer(2)).assemble(node(links=wired((2, 4))))
-    assert [device.id for device in snapshot.devices(I915)][:4] == [
+    assert [device.id for device in snapshot.resource(I915).devices][:4] == [
         "card1-0",
         "card1-1",
         "card2-0",
@@ -182,7 +196,7 @@ def test_lanes_are_known_where_links_are_usable_and_none_otherwise(state: State)
     snapshot = assembler().assemble(node(links=wired((2, 4), state=state)))
     usable = state in {State.IN_USE, State.GUESS}
     pair: Pair = (bdf(2), bdf(4))
-    assert snapshot.links == (NodeLinks(state, lanes={pair: 8}) if usable else UNREAD)
+    assert links_of(snapshot) == (NodeLinks(state, lanes={pair: 8}) if usable else UNREAD)
     best = ("card2-0", "card4-0") if usable else ("card1-0", "card2-0")
     assert preferred(snapshot, 2) == best
 
@@ -204,14 +218,14 @@ def test_what_changes_no_answer_is_no_news_to_kubelet(before: NodeLinks, after: 
 
 def test_before_the_first_look_no_lanes_are_known() -> None:
     snapshot = assembler().assemble(Seen(inventory=Inventory((card(1), card(2)))))
-    assert snapshot.links == UNREAD
+    assert links_of(snapshot) == UNREAD
     assert preferred(snapshot, 1) == ("card1-0",)
 
 
 def test_of_a_gpu_that_the_id_map_lacks_no_links_are_known() -> None:
     links = replace(wired((1, 2)), not_in_map=(bdf(3),))
     snapshot = assembler().assemble(node(links=links))
-    assert [snapshot.links.knows(bdf(number)) for number in (1, 2, 3, 4)] == [
+    assert [links_of(snapshot).knows(bdf(number)) for number in (1, 2, 3, 4)] == [
         True,
         True,
         False,
@@ -220,7 +234,7 @@ def test_of_a_gpu_that_the_id_map_lacks_no_links_are_known() -> None:
 
 
 def test_a_node_without_links_is_known_to_have_none() -> None:
-    links = assembler().assemble(node(links=NodeLinks(State.IN_USE))).links
+    links = links_of(assembler().assemble(node(links=NodeLinks(State.IN_USE))))
     assert links.knows(bdf(1))
     assert links.lanes == {}
 
@@ -229,14 +243,14 @@ def test_without_gpus_there_is_nothing_to_offer_and_what_was_known_comes_back() 
     ours = assembler()
     before = ours.assemble(node())
     empty = ours.assemble(Seen())
-    assert (empty.resources, empty.prefer, empty.unhealthy) == ({}, {}, {})
+    assert empty == Snapshot()
     assert prepared(ours.assemble(node())) is prepared(before)
 
 
 def test_a_complaint_makes_a_device_unhealthy_and_gives_the_reason() -> None:
     hot = Health({bdf(2): GpuHealth(healthy=False, reason="core is critical (hot)")}, trouble="")
     snapshot = assembler().assemble(replace(node(), health=hot))
-    told = {device.id: snapshot.complaint(device) for device in snapshot.devices(I915)}
+    told = {device.id: device.complaint for device in snapshot.resource(I915).devices}
     assert told == {
         "card1-0": None,
         "card2-0": "core is critical (hot)",
@@ -249,16 +263,18 @@ def test_a_virtual_function_is_as_ill_as_its_physical_function() -> None:
     hot = Health({bdf(9): GpuHealth(healthy=False, reason="hot")}, trouble="")
     seen = replace(node(replace(card(1), physfn=bdf(9)), card(2)), health=hot)
     snapshot = assembler().assemble(seen)
-    assert snapshot.unhealthy == {bdf(1): f"its physical function {bdf(9)}: hot"}
+    ill = [(one.unit, one.complaint) for one in snapshot.resource(I915).devices if not one.healthy]
+    assert ill == [(bdf(1), f"its physical function {bdf(9)}: hot")]
 
 
 @pytest.mark.parametrize("cdi", [frozenset(), frozenset({"card1"})], ids=["none", "one"])
 def test_the_cdi_names_that_may_be_handed_out_are_those_that_stand(cdi: frozenset[str]) -> None:
-    assert assembler().assemble(replace(node(), cdi=cdi)).cdi == cdi
+    devices = assembler().assemble(replace(node(), cdi=cdi)).resource(I915).devices
+    assert {one.cdi for one in devices if one.cdi} == {f"{KIND}={name}" for name in cdi}
 
 
 def test_a_snapshot_is_not_changed_by_what_comes_after_it() -> None:
     lanes = {(bdf(1), bdf(2)): 8}
     snapshot = assembler().assemble(node(links=NodeLinks(State.IN_USE, lanes=lanes)))
     lanes.clear()
-    assert snapshot.links.lanes == {(bdf(1), bdf(2)): 8}
+    assert links_of(snapshot).lanes == {(bdf(1), bdf(2)): 8}

@@ -18,7 +18,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from device_plugin.daemon import manners, stalled
+from device_plugin.daemon import serving_options, stalled
 from device_plugin.settings import PluginSettings
 from tests.patience import PATIENCE
 from tests.processes import Running, address, children, get, mapped, running
@@ -168,7 +168,7 @@ def test_what_hangs_for_a_minute_makes_kubelet_restart_us(
 @pytest.mark.parametrize("milliseconds", [1, 50, 5000])
 def test_a_request_is_waited_for_after_the_search_has_had_its_time(milliseconds: int) -> None:
     settings = load(PluginSettings, [f"-allocation-timeout={milliseconds}"]).settings
-    assert manners(settings).patience >= milliseconds / 1000 + 0.5
+    assert serving_options(settings).timeout >= milliseconds / 1000 + 0.5
 
 
 # The plugin, but that what looks at sockets beside the loop hangs while a file is there, and that
@@ -228,7 +228,7 @@ def test_it_is_ready_from_registration_on_and_says_what_the_links_are(scene: Sce
             scene.publish()
             process.wait_for('event=links state="in use"')
             assert get(f"{url}/readyz") == (200, "links in use\n")
-        process.wait_for('event="kubelet listens no longer"')
+        process.wait_for('event="ListAndWatch stream closed"')
         assert get(f"{url}/healthz") == (200, "ok\n")
         assert get(f"{url}/nothing") == (404, "try /metrics /healthz /readyz / /status.json\n")
         assert process.stop() == 0
@@ -244,7 +244,7 @@ def test_without_an_address_nobody_listens(scene: Scene) -> None:
 OURS = {
     *("devices", "streams", "registrations_total", "registered", "preferences_total"),
     *("preference_seconds_count", "preference_seconds_sum", "preference_seconds_bucket"),
-    *("allocations_total", "refusals_total", "scans_total", "gpus", "gpu_problems"),
+    *("allocations_total", "request_errors_total", "scans_total", "gpus", "gpu_problems"),
     *("linked_pairs", "feature_file_state", "feature_file_timestamp_seconds"),
     *("feature_file_expiry_timestamp_seconds", "unhealthy_gpus", "health_known"),
     "gpus_health_unknown",
@@ -279,12 +279,12 @@ def test_the_metrics_have_their_names_and_tell_what_was_done(scene: Scene) -> No
         f'registrations_total{{outcome="accepted",resource="{I915}"}} 1.0',
         f'preferences_total{{outcome="proven",resource="{I915}"}} 1.0',
         f'preference_seconds_count{{resource="{I915}"}} 1.0',
-        f'allocations_total{{choice="preferred",linked="all",resource="{I915}"}} 1.0',
+        f'allocations_total{{linked="all",preference="followed",resource="{I915}"}} 1.0',
         "gpus 8.0",
         "linked_pairs 28.0",
         'feature_file_state{state="in use"} 1.0',
         "health_known 0.0",
-        f'refusals_total{{code="INVALID_ARGUMENT",resource="{I915}",rpc="Allocate"}} 1.0',
+        f'request_errors_total{{code="INVALID_ARGUMENT",resource="{I915}",rpc="Allocate"}} 1.0',
     }
     assert expected - {line.removeprefix(prefix) for line in lines} == set()
 
@@ -374,7 +374,7 @@ def test_json_logs_parse_line_by_line_whatever_kubelet_and_others_do(scene: Scen
     events = [entry["event"] for entry in entries]
     assert events[0] == "started"
     assert events[-1] == "stopped"
-    assert {"registered", "kubelet listens", "links", "allocated"} <= {*events}
+    assert {"registered", "ListAndWatch stream opened", "links", "allocated"} <= {*events}
 
 
 def test_while_nothing_happens_it_says_nothing(scene: Scene) -> None:
@@ -389,7 +389,7 @@ def test_while_nothing_happens_it_says_nothing(scene: Scene) -> None:
     ):
         assert process.stderr
         try:
-            awaited = {b"event=registered", b'event="kubelet listens"', b"event=links"}
+            awaited = {b"event=registered", b'event="ListAndWatch stream opened"', b"event=links"}
             while awaited:
                 assert select.select([process.stderr], [], [], PATIENCE)[0], awaited
                 line = process.stderr.readline()
@@ -456,7 +456,7 @@ def test_beside_what_intels_plugin_left_it_is_ready_and_says_what_to_remove(scen
         assert (code, f"then rm {rival}; links in use" in text) == (200, True)
         assert "xelink_device_plugin_cdi_devices 7.0" in get(f"{url}/metrics")[1]
         told = json.loads(get(f"{url}/status.json")[1])
-        assert any(doubt.endswith(f"then rm {rival}") for doubt in told["doubts"])
+        assert any(doubt.endswith(f"then rm {rival}") for doubt in told["warnings"])
         assert {path.name for path in (scene.directory / "cdi").iterdir()} == {
             FILE_NAME,
             rival.name,

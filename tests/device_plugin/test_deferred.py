@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from device_plugin.deferred import Journal
+from device_plugin.deferred import DeferredWork
 from tests.patience import PATIENCE
 from xelink.daemon.worker_threads import Asides, NoRoomError
 
@@ -25,7 +25,7 @@ def tell(story: Callable[[], Coroutine[None, None, None]]) -> None:
 def test_work_is_done_in_order_and_a_close_waits_for_it() -> None:
     async def story() -> None:
         done: list[int] = []
-        journal = Journal()
+        journal = DeferredWork()
         for round_ in (0, 50):
             for number in range(round_, round_ + 50):
                 assert journal.add(partial(done.append, number))
@@ -37,7 +37,7 @@ def test_work_is_done_in_order_and_a_close_waits_for_it() -> None:
 
 def test_nothing_to_do_needs_no_thread_and_no_wait() -> None:
     async def story() -> None:
-        journal = Journal()
+        journal = DeferredWork()
         await journal.close(PATIENCE)
 
     tell(story)
@@ -51,7 +51,7 @@ def test_what_is_too_much_is_refused_and_a_close_waits_no_longer_than_it_may() -
         go_on.wait(PATIENCE)
 
     async def story() -> None:
-        journal = Journal(room=2)
+        journal = DeferredWork(room=2)
         assert journal.add(hold)
         assert await asyncio.to_thread(held.wait, PATIENCE)
         assert [journal.add(done.set) for _ in range(3)] == [True, True, False]

@@ -15,10 +15,10 @@ from typing import Any, ClassVar, ParamSpec, TypeVar
 import grpc
 import pytest
 
-from device_plugin.endpoints import Pace
+from device_plugin.endpoints import Timings
 from device_plugin.registration import Registration, RegistrationError, register
 from device_plugin.resources import Device
-from device_plugin.snapshot import Snapshot
+from device_plugin.snapshot import Resource, Snapshot
 from tests.device_plugin.happenings import HeardTelemetry, never, until
 from tests.device_plugin.plugins import (
     FAST,
@@ -49,7 +49,7 @@ from xelink.simulators.kubelet.admission import AdmissionError, Devices
 from xelink.simulators.kubelet.kubelet import Kubelet
 
 # Whatever happens in time comes of being told, not of a look.
-NEVER_LOOKS = replace(FAST, look=NEVER, calm=NEVER)
+NEVER_LOOKS = replace(FAST, poll=NEVER, connected_poll=NEVER)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -123,11 +123,11 @@ def test_a_kubelet_that_comes_late_is_registered_with(path: Path) -> None:
             assert plugin.endpoints.not_ready() == f"not registered with kubelet: {I915}"
             await until(lambda: plugin.events("waiting for kubelet"))
             (endpoint,) = plugin.endpoints.every
-            assert endpoint.trouble == f"there is no {path / 'kubelet.sock'}: kubelet is not up"
+            assert endpoint.error == f"there is no {path / 'kubelet.sock'}: kubelet is not up"
             with Kubelet(path) as kubelet:
                 await off(kubelet.wait_for_allocatable, I915, 4)
                 assert len(plugin.events("waiting for kubelet")) == 1, "said once"
-                await until(lambda: not endpoint.trouble)
+                await until(lambda: not endpoint.error)
 
     asyncio.run(story())
 
@@ -174,7 +174,7 @@ def deaf(path: Path) -> Iterator[socket.socket]:
 def test_a_kubelet_that_never_answers_is_given_up_and_asked_again(path: Path) -> None:
     async def story() -> None:
         with deaf(path):
-            async with running(path, pace=replace(FAST, patience=0.05)) as plugin:
+            async with running(path, timings=replace(FAST, rpc_timeout=0.05)) as plugin:
                 await until(lambda: plugin.count("registrations_total", outcome="failed") >= 3)
                 (entry,) = plugin.events("cannot register")
                 assert entry["reason"].startswith("DEADLINE_EXCEEDED")
@@ -188,7 +188,7 @@ def test_a_registration_that_was_not_answered_before_a_socket_moved_is_none(
 ) -> None:
     async def story() -> None:
         with deaf(path) as kubelet, ExitStack() as connections:
-            async with running(path, pace=replace(FAST, patience=NEVER)) as plugin:
+            async with running(path, timings=replace(FAST, rpc_timeout=NEVER)) as plugin:
                 look, _ = await off(kubelet.accept)  # whether anybody is there
                 look.close()
                 connection, _ = await off(kubelet.accept)
@@ -208,7 +208,7 @@ def test_the_end_does_not_wait_for_a_backoff(path: Path) -> None:
     async def story() -> None:
         with Kubelet(path) as kubelet:
             kubelet.behavior.refuse("never")
-            async with running(path, pace=Pace()) as plugin:
+            async with running(path, timings=Timings()) as plugin:
                 await until(lambda: plugin.count("registrations_total", outcome="failed") >= 1)
                 await plugin.ended()  # attempts alone would go on for ever
 
@@ -219,7 +219,7 @@ def test_the_end_does_not_wait_for_an_answer_of_kubelet(path: Path) -> None:
     async def story() -> None:
         with Kubelet(path) as kubelet:
             kubelet.behavior.delay(NEVER)
-            async with running(path, pace=replace(FAST, patience=NEVER)) as plugin:
+            async with running(path, timings=replace(FAST, rpc_timeout=NEVER)) as plugin:
                 await until(lambda: plugin.events("serving"))
                 await plugin.ended()
                 assert plugin.count("registrations_total", outcome="accepted") == 0
@@ -243,10 +243,12 @@ def test_a_plugin_that_ends_never_registers_again(path: Path) -> None:
 def test_nothing_is_registered_twice_while_nothing_happens(path: Path) -> None:
     async def story() -> None:
         with Kubelet(path) as kubelet:
-            pace = replace(FAST)
-            async with running(path, pace=pace) as plugin:
+            timings = replace(FAST)
+            async with running(path, timings=timings) as plugin:
                 await settled(plugin, kubelet)
-                quicken(pace, lost=0.1)  # a kubelet that did not listen would be missed at once
+                quicken(
+                    timings, stream_timeout=0.1
+                )  # a kubelet that did not listen would be missed at once
                 await never(lambda: len(plugin.events("registered")) > 1, 0.5)
                 assert len(kubelet.registrations) == 1
 
@@ -259,14 +261,14 @@ def test_a_resource_is_ready_when_kubelet_knows_it_and_listens(path: Path) -> No
             kubelet.behavior.ignore()
             async with running(path) as plugin:
                 await until(lambda: plugin.events("registered"))
-                assert plugin.endpoints.not_ready() == f"kubelet does not listen: {I915}"
+                assert plugin.endpoints.not_ready() == f"no ListAndWatch stream: {I915}"
             kubelet.behavior.heal()
             async with running(path) as plugin:
                 await settled(plugin, kubelet)
                 kubelet.behavior.ignore()
                 kubelet.lose_streams()
                 await until(lambda: len(plugin.events("registered")) >= 2)
-                assert plugin.endpoints.not_ready() == f"kubelet does not listen: {I915}"
+                assert plugin.endpoints.not_ready() == f"no ListAndWatch stream: {I915}"
 
     asyncio.run(story())
 
@@ -286,7 +288,7 @@ def test_without_a_resource_nothing_is_missing(path: Path) -> None:
 def test_a_restart_of_kubelet_is_heard_and_need_not_be_seen(path: Path) -> None:
     async def story() -> None:
         with Kubelet(path) as kubelet:
-            async with running(path, pace=replace(FAST, calm=1e6)) as plugin:
+            async with running(path, timings=replace(FAST, connected_poll=1e6)) as plugin:
                 for restart in range(1, 4):
                     await settled(plugin, kubelet)
                     await off(kubelet.restart)
@@ -424,7 +426,7 @@ def test_a_socket_that_is_wiped_while_kubelet_takes_its_time_is_served_anew(path
     async def story() -> None:
         with Kubelet(path) as kubelet:
             kubelet.behavior.delay(NEVER)
-            async with running(path, pace=replace(FAST, patience=NEVER)) as plugin:
+            async with running(path, timings=replace(FAST, rpc_timeout=NEVER)) as plugin:
                 for times in range(1, 4):
                     await said(plugin, "serving", times)
                     kubelet.wipe_sockets()
@@ -439,10 +441,10 @@ def test_a_kubelet_that_hangs_up_is_registered_with_in_a_moment(
 ) -> None:
     async def story() -> None:
         with Kubelet(path, keyed_by_name=keyed_by_name) as kubelet:
-            async with running(path, pace=NEVER_LOOKS) as plugin:
+            async with running(path, timings=NEVER_LOOKS) as plugin:
                 await settled(plugin, kubelet)
                 kubelet.lose_streams()
-                await said(plugin, "kubelet listens no longer", 1)
+                await said(plugin, "ListAndWatch stream closed", 1)
                 await until(lambda: len(plugin.events("registered")) >= 2)
                 await settled(plugin, kubelet)
 
@@ -450,12 +452,12 @@ def test_a_kubelet_that_hangs_up_is_registered_with_in_a_moment(
 
 
 def test_a_kubelet_that_hangs_up_again_and_again_is_given_ever_more_time(path: Path) -> None:
-    pace = replace(FAST, again=1.0, lost=4.0)
+    timings = replace(FAST, reregister_delay=1.0, stream_timeout=4.0)
     clock = Clock()
 
     async def story() -> None:
         with Kubelet(path) as kubelet:
-            async with running(path, pace=pace, clock=clock) as plugin:
+            async with running(path, timings=timings, clock=clock) as plugin:
 
                 def registered_more(times: int) -> bool:
                     return len(plugin.events("registered")) > times
@@ -463,9 +465,9 @@ def test_a_kubelet_that_hangs_up_again_and_again_is_given_ever_more_time(path: P
                 for times, pause in enumerate((1.0, 2.0, 4.0, 4.0, 4.0), 1):
                     await settled(plugin, kubelet)
                     kubelet.lose_streams()
-                    await said(plugin, "kubelet listens no longer", times)
+                    await said(plugin, "ListAndWatch stream closed", times)
                     clock.now += pause - 0.125
-                    await never(partial(registered_more, times), 4 * pace.look)
+                    await never(partial(registered_more, times), 4 * timings.poll)
                     clock.now += 0.125
                     await said(plugin, "registered", times + 1)
                 await settled(plugin, kubelet)
@@ -476,26 +478,26 @@ def test_a_kubelet_that_hangs_up_again_and_again_is_given_ever_more_time(path: P
 
 
 def test_a_registration_that_held_makes_up_for_earlier_hang_ups(path: Path) -> None:
-    pace = replace(FAST, again=1.0, lost=4.0)
+    timings = replace(FAST, reregister_delay=1.0, stream_timeout=4.0)
     clock = Clock()
 
     async def story() -> None:
         with Kubelet(path) as kubelet:
-            async with running(path, pace=pace, clock=clock) as plugin:
+            async with running(path, timings=timings, clock=clock) as plugin:
                 for times in range(1, 3):
                     await settled(plugin, kubelet)
                     kubelet.lose_streams()
-                    await said(plugin, "kubelet listens no longer", times)
+                    await said(plugin, "ListAndWatch stream closed", times)
                     clock.now += 2.0
                     await said(plugin, "registered", times + 1)
                 await settled(plugin, kubelet)
-                clock.now += pace.lost
+                clock.now += timings.stream_timeout
                 kubelet.lose_streams()
-                await said(plugin, "kubelet listens no longer", 3)
+                await said(plugin, "ListAndWatch stream closed", 3)
                 # Not at once, though it is long ago that we registered; nor after 4.0, as it would
                 # be by now.
-                clock.now += pace.again - 0.125
-                await never(lambda: len(plugin.events("registered")) > 3, 4 * pace.look)
+                clock.now += timings.reregister_delay - 0.125
+                await never(lambda: len(plugin.events("registered")) > 3, 4 * timings.poll)
                 clock.now += 0.125
                 await said(plugin, "registered", 4)
 
@@ -508,8 +510,8 @@ def test_when_kubelet_ends_nothing_is_registered_with_what_it_leaves(path: Path)
             async with running(path) as plugin:
                 await settled(plugin, kubelet)
                 await off(kubelet.stop)
-                await said(plugin, "kubelet listens no longer", 1)
-                await never(lambda: plugin.events("cannot register"), 10 * FAST.look)
+                await said(plugin, "ListAndWatch stream closed", 1)
+                await never(lambda: plugin.events("cannot register"), 10 * FAST.poll)
                 await off(kubelet.start)
                 await settled(plugin, kubelet)
                 assert len(kubelet.registrations) == 2
@@ -552,17 +554,17 @@ def test_a_new_kubelet_sock_is_registered_with_though_the_stream_lives_on(path: 
 def test_a_kubelet_that_was_killed_is_waited_for(path: Path) -> None:
     async def story() -> None:
         with Kubelet(path) as kubelet:
-            pace = replace(FAST)
-            async with running(path, pace=pace) as plugin:
+            timings = replace(FAST)
+            async with running(path, timings=timings) as plugin:
                 await settled(plugin, kubelet)
-                quicken(pace, lost=0.1)
+                quicken(timings, stream_timeout=0.1)
                 await off(kubelet.stop)
                 assert "kubelet.sock" in sockets(path), "nobody answers there"
                 await until(lambda: plugin.events("waiting for kubelet"))
                 (entry,) = plugin.events("waiting for kubelet")
-                assert entry["reason"].startswith("nobody listens on ")
+                assert entry["reason"].startswith("nobody answers on ")
                 assert plugin.endpoints.not_ready()
-                quicken(pace, lost=FAST.lost)
+                quicken(timings, stream_timeout=FAST.stream_timeout)
                 await off(kubelet.start)
                 await off(kubelet.wait_for_allocatable, I915, 4)
                 assert plugin.count("registrations_total", outcome="failed") == 0
@@ -574,7 +576,7 @@ def test_a_kubelet_that_accepts_and_does_not_listen_is_asked_again(path: Path) -
     async def story() -> None:
         with Kubelet(path) as kubelet:
             kubelet.behavior.ignore()
-            async with running(path, pace=replace(FAST, lost=0.1)):
+            async with running(path, timings=replace(FAST, stream_timeout=0.1)):
                 await off(kubelet.wait_for_registrations, 2)
                 kubelet.behavior.heal()
                 await off(kubelet.wait_for_allocatable, I915, 4)
@@ -614,11 +616,9 @@ def test_a_resource_that_appears_later_is_registered_then(path: Path) -> None:
 def test_every_resource_has_a_socket_and_monitoring_has_no_preference(path: Path) -> None:
     async def story() -> None:
         both = node(2)
-        nodes = tuple(node for device in both.devices(I915) for node in device.nodes)
-        every = Device("all", None, healthy=True, numa=None, nodes=nodes)
-        snapshot = replace(
-            both, resources={**both.resources, MONITORING: (every,)}, cdi=frozenset({"card1"})
-        )
+        nodes = tuple(node for device in both.resource(I915).devices for node in device.nodes)
+        monitoring = Resource(MONITORING, (Device("all", nodes),))
+        snapshot = Snapshot({**both.resources, MONITORING: monitoring})
         with Kubelet(path) as kubelet:
             async with running(path, snapshot):
                 await off(kubelet.wait_for_allocatable, I915, 2)
@@ -700,13 +700,15 @@ def test_a_successor_that_is_hung_up_on_with_its_predecessor_is_back_in_a_moment
 ) -> None:
     async def story() -> None:
         with Kubelet(path, keyed_by_name=True) as kubelet:
-            async with AsyncExitStack() as news, running(path, suffix="old", pace=FAST) as old:
+            async with AsyncExitStack() as news, running(path, suffix="old", timings=FAST) as old:
                 await settled(old, kubelet)
-                new = await news.enter_async_context(running(path, suffix="new", pace=NEVER_LOOKS))
-                await until(lambda: new.events("kubelet listens"))
+                new = await news.enter_async_context(
+                    running(path, suffix="new", timings=NEVER_LOOKS)
+                )
+                await until(lambda: new.events("ListAndWatch stream opened"))
                 await settled(new, kubelet)
                 await old.ended()
-                await said(new, "kubelet listens no longer", 1)
+                await said(new, "ListAndWatch stream closed", 1)
                 await until(lambda: len(new.events("registered")) > 1)
                 await settled(new, kubelet)
                 assert (await off(kubelet.run_pod, "train", I915, 4)).ids
@@ -721,11 +723,11 @@ def test_two_instances_overlap_under_unique_sockets(path: Path, keyed_by_name: b
         with Kubelet(path, keyed_by_name=keyed_by_name) as kubelet:
             async with AsyncExitStack() as news, running(path, suffix="old") as old:
                 await off(kubelet.wait_for_allocatable, I915, 4)
-                pace = replace(FAST)
-                await news.enter_async_context(running(path, suffix="new", pace=pace))
+                timings = replace(FAST)
+                await news.enter_async_context(running(path, suffix="new", timings=timings))
                 await off(kubelet.wait_for_streams, 2)
                 # By name it is hung up on, too, perhaps before it has heard that it is listened to.
-                quicken(pace, lost=0.1)
+                quicken(timings, stream_timeout=0.1)
                 await old.ended()
                 assert sockets(path) == ["gpu.intel.com-i915-new.sock", "kubelet.sock"]
                 await off(kubelet.wait_for_streams, 1)
@@ -765,7 +767,7 @@ def test_a_socket_that_answers_belongs_to_someone_else(path: Path) -> None:
 def test_only_our_own_socket_is_removed_at_the_end(path: Path) -> None:
     async def story() -> None:
         ours = path / "gpu.intel.com-i915.sock"
-        async with running(path, pace=NEVER_LOOKS) as plugin:
+        async with running(path, timings=NEVER_LOOKS) as plugin:
             await until(lambda: plugin.events("serving"))
             ours.unlink()
             with socket.socket(socket.AF_UNIX) as theirs:
@@ -932,7 +934,7 @@ def test_a_directory_that_goes_for_a_while_is_waited_for_and_that_is_said_once(p
                 await settled(plugin, kubelet)
                 there.rename(away)
                 await until(lambda: plugin.events("cannot serve"))
-                await never(plugin.task.done, 3 * FAST.longest)
+                await never(plugin.task.done, 3 * FAST.max_backoff)
                 assert plugin.endpoints.not_ready() == f"not registered with kubelet: {I915}"
                 away.rename(there)
                 await until(lambda: len(plugin.events("registered")) >= 2)
@@ -971,13 +973,12 @@ def test_a_later_resource_that_cannot_be_served_ends_nothing(path: Path) -> None
         blocker = path / "gpu.intel.com-monitoring.sock"
         blocker.write_text("precious")
         first = node(2)
-        every = Device("all", None, healthy=True, numa=None, nodes=first.devices(I915)[0].nodes)
+        nodes = first.resource(I915).devices[0].nodes
+        monitoring = Resource(MONITORING, (Device("all", nodes),))
         with Kubelet(path) as kubelet:
             async with running(path, first) as plugin:
                 await settled(plugin, kubelet, 2)
-                plugin.watch.replace(
-                    replace(first, resources={**first.resources, MONITORING: (every,)})
-                )
+                plugin.watch.replace(Snapshot({**first.resources, MONITORING: monitoring}))
                 await until(lambda: plugin.events("cannot serve"))
                 blocker.unlink()
                 await off(kubelet.wait_for_allocatable, MONITORING, 1)

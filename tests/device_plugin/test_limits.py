@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_plugin.limits import ExceededError, Limits, require_few
-from device_plugin.servicer import Manners
+from device_plugin.servicer import ServingOptions
 from tests.device_plugin.plugins import I915, Served, node, served
 from tests.device_plugin.test_daemon import SOCKET, Scene
 from tests.faults.rig import footprint
@@ -53,7 +53,9 @@ def meet(
     hangs: Callable[..., Preference] | None = None,
 ) -> None:
     async def play() -> None:
-        async with served(node(4, prefer=hangs), Manners(limits=limits, patience=LONG)) as plugin:
+        async with served(
+            node(4, prefer=hangs), ServingOptions(limits=limits, timeout=LONG)
+        ) as plugin:
             await story(plugin)
 
     asyncio.run(play())
@@ -157,8 +159,8 @@ def test_a_request_that_asks_for_too_much_is_refused_and_counted(
             said = await refusal(getattr(plugin.stub, rpc)(request_, timeout=LONG))
             assert said.startswith("RESOURCE_EXHAUSTED: ")
             assert why in said
-            assert plugin.count("refusals_total", rpc=rpc, code="RESOURCE_EXHAUSTED") == count
-        assert len(plugin.events("refused")) == 1  # of a flood, the first
+            assert plugin.count("request_errors_total", rpc=rpc, code="RESOURCE_EXHAUSTED") == count
+        assert len(plugin.events("request rejected")) == 1  # of a flood, the first
         (given_,) = (await plugin.stub.Allocate(allocate("card1-0"))).container_responses
         assert given_.devices
 
@@ -173,8 +175,8 @@ def test_a_flood_is_told_again_only_after_a_time_without_any(
         with monkeypatch.context() as patch:
             patch.setattr(asyncio.get_running_loop(), "time", lambda: now)
             for now in (0.0, 6.0, 12.0, 18.0, 29.0):  # noqa: B007 - what the loop tells
-                plugin.plugin.refused("Allocate", "RESOURCE_EXHAUSTED", "too much")
-                told.append(len(plugin.events("refused")))
+                plugin.plugin.rejected("Allocate", "RESOURCE_EXHAUSTED", "too much")
+                told.append(len(plugin.events("request rejected")))
         assert told == [1, 1, 1, 1, 2]
 
     meet(Limits(), story)
@@ -186,7 +188,7 @@ def test_what_is_just_within_the_bounds_is_answered() -> None:
         assert len(answer.container_responses) == 3
         await plugin.stub.Allocate(allocate(*["card1-0"] * 10), timeout=LONG)
         await plugin.stub.GetPreferredAllocation(prefer(["card1-0"] * 5, ["card1-0"] * 5))
-        assert plugin.count("refusals_total", rpc="Allocate", code="RESOURCE_EXHAUSTED") == 0
+        assert plugin.count("request_errors_total", rpc="Allocate", code="RESOURCE_EXHAUSTED") == 0
 
     meet(Limits(ids=10, containers=3), story)
 
@@ -204,9 +206,9 @@ def test_a_request_that_never_comes_is_refused() -> None:
             said = await refusal(call)
             silent.set()
         assert said == "RESOURCE_EXHAUSTED: the request was not there within 0.05 s"
-        assert plugin.count("refusals_total", rpc="Allocate", code="RESOURCE_EXHAUSTED") == 1
+        assert plugin.count("request_errors_total", rpc="Allocate", code="RESOURCE_EXHAUSTED") == 1
 
-    meet(Limits(patience=0.05), story)
+    meet(Limits(read_timeout=0.05), story)
 
 
 # All requests together
@@ -231,7 +233,9 @@ def test_calls_beyond_those_that_may_be_under_way_are_refused_until_one_ends() -
                 assert await asyncio.to_thread(begun.acquire, timeout=PATIENCE)
             said = await refusal(plugin.stub.Allocate(allocate("card1-0"), timeout=LONG))
             assert said == "RESOURCE_EXHAUSTED: more than 3 calls at the same time"
-            assert plugin.count("refusals_total", rpc="Allocate", code="RESOURCE_EXHAUSTED") == 1
+            assert (
+                plugin.count("request_errors_total", rpc="Allocate", code="RESOURCE_EXHAUSTED") == 1
+            )
         finally:
             freed.set()
         for call in calls:
@@ -340,7 +344,9 @@ def test_a_flood_ends_with_answers_or_a_named_error_within_the_memory_of_the_ove
                 assert peak < memory_limit(), (what, peak)
             assert asyncio.run(flood(socket, allocate("card1-0"), 1)) == {"OK": 1}
             told = get(f"{url}/metrics")[1]
-            counted = re.findall(r'_refusals_total\{code="RESOURCE_EXHAUSTED",\S+\} (\S+)', told)
+            counted = re.findall(
+                r'_request_errors_total\{code="RESOURCE_EXHAUSTED",\S+\} (\S+)', told
+            )
             assert float(counted[0]) >= 80
             kubelet.wait_for_allocatable(I915, 8)
             assert plugin.stop() == 0

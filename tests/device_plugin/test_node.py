@@ -6,7 +6,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -28,6 +28,8 @@ from xelink.daemon.watch import Watch
 from xelink.inventory import xpumd
 from xelink.inventory.devfs import Roots
 from xelink.inventory.health import Severity
+from xelink.inventory.links import Pair
+from xelink.preference.shares import Preference
 from xelink.simulators.node.sysfs import Damage, SimulatedGpu
 from xelink.simulators.node.sysfs import Node as Tree
 from xelink.simulators.xpu_manager import Blueprint
@@ -105,6 +107,22 @@ class SlowAssembler(Assembler):
         return super().assemble(seen)
 
 
+def complaints(snapshot: Snapshot) -> dict[str, str]:
+    devices = snapshot.resource(I915).devices
+    return {device.id: device.complaint for device in devices if device.complaint}
+
+
+def lanes(snapshot: Snapshot) -> Mapping[Pair, int]:
+    links = snapshot.resource(I915).links
+    return links.lanes if links else {}
+
+
+def preferred(snapshot: Snapshot, ids: list[str], size: int) -> Preference:
+    preference = snapshot.resource(I915).preference
+    assert preference
+    return preference.prefer(ids, [], size)
+
+
 @dataclass
 class Scene:
     """A node in a directory, and what the plugin saw and said of it."""
@@ -149,7 +167,7 @@ class Scene:
         return seen
 
     def ids(self) -> list[str]:
-        return [device.id for device in self.watch.current.devices(I915)]
+        return [device.id for device in self.watch.current.resource(I915).devices]
 
 
 @asynccontextmanager
@@ -295,7 +313,7 @@ def test_without_a_good_scan_nothing_is_offered() -> None:
             await scene.scanned("failed")
             assert scene.watch.current.resources == {}
             (scene.path / "away").rename(scene.tree.root / "sys")
-            await scene.until(lambda snapshot: len(snapshot.devices(I915)) == 8)
+            await scene.until(lambda snapshot: len(snapshot.resource(I915).devices) == 8)
 
     tell(story)
 
@@ -303,11 +321,11 @@ def test_without_a_good_scan_nothing_is_offered() -> None:
 def test_a_card_that_comes_is_seen_before_the_next_scan_is_due() -> None:
     async def story(scene: Scene) -> None:
         async with following(scene):
-            await scene.until(lambda snapshot: len(snapshot.devices(I915)) == 2)
+            await scene.until(lambda snapshot: len(snapshot.resource(I915).devices) == 2)
             await hold_a_look()
             scene.tree.add(SimulatedGpu("0000:9a:00.0", 5, numa=1, render=140))
             SlowSysfs.go_on.set()
-            await scene.until(lambda snapshot: len(snapshot.devices(I915)) == 3)
+            await scene.until(lambda snapshot: len(snapshot.resource(I915).devices) == 3)
             assert [entry["cards"].count("=") for entry in scene.said("GPUs of this node")][-1] == 3
 
     tell(story, gpus=2, scan_seconds=NEVER)
@@ -329,16 +347,20 @@ def test_while_nothing_changes_nothing_is_said_and_the_snapshot_stays_equal() ->
 def test_a_card_that_breaks_stays_as_unhealthy() -> None:
     async def story(scene: Scene) -> None:
         async with following(scene):
-            await scene.until(lambda snapshot: len(snapshot.devices(I915)) == 2)
+            await scene.until(lambda snapshot: len(snapshot.resource(I915).devices) == 2)
             async with between_scans():
                 scene.tree.damage(FIRST, "device", Damage.NONSENSE)
             broken = await scene.until(
-                lambda snapshot: not all(device.healthy for device in snapshot.devices(I915))
+                lambda snapshot: (
+                    not all(device.healthy for device in snapshot.resource(I915).devices)
+                )
             )
-            assert [device.healthy for device in broken.devices(I915)] == [False, True]
+            assert [device.healthy for device in broken.resource(I915).devices] == [False, True]
             scene.tree.mend(FIRST)
             await scene.until(
-                lambda snapshot: [one.healthy for one in snapshot.devices(I915)] == [True, True]
+                lambda snapshot: (
+                    [one.healthy for one in snapshot.resource(I915).devices] == [True, True]
+                )
             )
 
     tell(story, gpus=2)
@@ -359,7 +381,7 @@ def test_a_loop_that_hangs_is_not_covered_by_scans_that_go_on() -> None:
 def test_no_scan_begins_after_the_end() -> None:
     async def story(scene: Scene) -> None:
         async with following(scene):
-            await scene.until(lambda snapshot: len(snapshot.devices(I915)) == 2)
+            await scene.until(lambda snapshot: len(snapshot.resource(I915).devices) == 2)
             scans = scene.scans("good")
             await hold_a_look()
             scene.tree.remove(FIRST)  # a sign for the look that is under way when the end comes
@@ -382,18 +404,18 @@ def test_health_that_arrives_during_a_slow_scan_is_not_lost() -> None:
             scene.tree.remove("0000:da:00.0")
             health.say(SECOND, "core", Severity.CRITICAL, "hot")
             health.push()
-            held = await scene.until(lambda snapshot: snapshot.unhealthy)
-            assert len(held.devices(I915)) == 8
+            held = await scene.until(complaints)
+            assert len(held.resource(I915).devices) == 8
             SlowSysfs.go_on.set()
-            after = await scene.until(lambda snapshot: len(snapshot.devices(I915)) == 7)
-            assert after.unhealthy == held.unhealthy == {SECOND: "core is critical (hot)"}
+            after = await scene.until(lambda snapshot: len(snapshot.resource(I915).devices) == 7)
+            assert complaints(after) == complaints(held) == {"card2-0": "core is critical (hot)"}
             await scene.scanned("good")
-            assert scene.watch.current.unhealthy == held.unhealthy
+            assert complaints(scene.watch.current) == complaints(held)
             (entry,) = scene.said("GPU is unhealthy")
             assert (entry["gpu"], entry["reason"]) == (SECOND, "core is critical (hot)")
             health.heal(SECOND)
             health.push()
-            await scene.until(lambda snapshot: not snapshot.unhealthy)
+            await scene.until(lambda snapshot: not complaints(snapshot))
             assert len(scene.said("GPU is healthy again")) == 1
 
     tell(story, rule=xpumd.Rule(confirmations=1))
@@ -406,13 +428,13 @@ def test_labels_that_arrive_during_a_slow_scan_are_not_lost() -> None:
             await hold_a_scan()
             scene.tree.remove("0000:da:00.0")
             scene.publish()
-            held = await scene.until(lambda snapshot: snapshot.links.lanes)
-            assert len(held.devices(I915)) == 8
+            held = await scene.until(lanes)
+            assert len(held.resource(I915).devices) == 8
             SlowSysfs.go_on.set()
-            after = await scene.until(lambda snapshot: len(snapshot.devices(I915)) == 7)
-            assert len(after.links.lanes) == 7 * 6 // 2
+            after = await scene.until(lambda snapshot: len(snapshot.resource(I915).devices) == 7)
+            assert len(lanes(after)) == 7 * 6 // 2
             await scene.scanned("good")
-            assert scene.watch.current.links == after.links
+            assert lanes(scene.watch.current) == lanes(after)
 
     tell(story)
 
@@ -426,7 +448,7 @@ def test_links_are_said_to_be_in_use_when_they_are_and_not_when_they_are_read() 
             await asyncio.to_thread(scene.assembler.held.wait, PATIENCE)
             assert node.label_state.startswith("links missing")
             scene.assembler.go_on.set()
-            await scene.until(lambda snapshot: snapshot.links.lanes)
+            await scene.until(lanes)
             assert node.label_state == "links in use"
 
     tell(story)
@@ -446,7 +468,7 @@ def test_half_of_the_first_look_is_told_to_nobody() -> None:
             assert {entry["event"] for entry in scene.logs.entries} == {"health is known"}
             SlowSysfs.go_on.set()
             snapshot = await scene.until(lambda snapshot: snapshot.resources)
-            assert len(snapshot.links.lanes) == 28
+            assert len(lanes(snapshot)) == 28
             assert node.label_state == "links in use"
             assert not [entry for entry in scene.logs.entries if entry["log_level"] == "warning"]
 
@@ -466,7 +488,7 @@ def test_no_gpu_is_told_before_the_links_have_been_looked_at() -> None:
                 assert scene.watch.current == Snapshot()
                 SlowFile.go_on.set()
                 snapshot = await scene.until(lambda snapshot: snapshot.resources)
-                assert len(snapshot.links.lanes) == 28
+                assert len(lanes(snapshot)) == 28
         finally:
             SlowFile.go_on.set()
 
@@ -483,7 +505,7 @@ def test_doubts_are_said_once() -> None:
         scene.tree.add(SimulatedGpu("0000:db:00.0", 8, numa=1, render=135))
         scene.tree.damage(FIRST, "numa_node", Damage.NONSENSE)
         async with following(scene):
-            await scene.until(lambda snapshot: snapshot.links.lanes)
+            await scene.until(lanes)
             await scene.scanned("good", 5)
             said = len(scene.said("links"))
             scene.publish("0.0-1.0")  # other news do not repeat them
@@ -504,12 +526,12 @@ def test_gpus_that_are_withheld_are_told_with_the_reason() -> None:
     async def story(scene: Scene) -> None:
         scene.tree.rebind(FIRST, "vfio-pci")
         async with following(scene):
-            await scene.until(lambda snapshot: len(snapshot.devices(I915)) == 7)
+            await scene.until(lambda snapshot: len(snapshot.resource(I915).devices) == 7)
             (entry,) = scene.said("GPUs that are not offered")
             assert FIRST in entry["gpus"]
             assert "vfio-pci" in entry["gpus"]
             scene.tree.rebind(FIRST, "i915")
-            await scene.until(lambda snapshot: len(snapshot.devices(I915)) == 8)
+            await scene.until(lambda snapshot: len(snapshot.resource(I915).devices) == 8)
             assert scene.said("GPUs that are not offered")[-1]["gpus"] == "none"
 
     tell(story)
@@ -580,9 +602,9 @@ def test_a_card_without_a_render_node_is_not_offered_as_healthy_without_a_word()
         scene.tree.renumber(FIRST, 1, render=None)
         async with following(scene):
             snapshot = await scene.until(lambda snapshot: snapshot.resources)
-            (device,) = snapshot.devices(I915)
+            (device,) = snapshot.resource(I915).devices
             why = "it has no render node, which is what computes"
-            assert snapshot.complaint(device) == why
+            assert device.complaint == why
             await until(lambda: warnings(scene) == [f"card1 at {FIRST} is unhealthy: {why}"])
 
     tell(story, gpus=1)
@@ -625,7 +647,7 @@ def test_a_directory_of_before_a_reload_of_the_driver_asks_for_a_restart() -> No
         scene.sources = replace(scene.sources, roots=replace(scene.sources.roots, devfs=mounted))
         try:
             async with following(scene):
-                await scene.until(lambda snapshot: snapshot.usable(I915))
+                await scene.until(lambda snapshot: snapshot.resource(I915).usable)
                 assert scene.node.must_restart is None
                 async with between_scans():
                     scene.tree.reload_driver()
@@ -656,12 +678,11 @@ def test_vfs_of_different_gpus_are_preferred_to_two_of_one() -> None:
     async def story(scene: Scene) -> None:
         for bdf in (FIRST, SECOND):
             scene.tree.enable_vfs(bdf, 2)
-        async with following(scene):
+        async with following(scene) as node:
             snapshot = await scene.until(lambda snapshot: snapshot.resources)
-            homes = {
-                device.id: device.card.physfn for device in snapshot.devices(I915) if device.card
-            }
-            answer = snapshot.prefer[I915](list(homes), [], 2)
+            functions = {card.bdf: card.physfn for card in node.seen.inventory.cards}
+            homes = {one.id: functions[one.unit] for one in snapshot.resource(I915).devices}
+            answer = preferred(snapshot, list(homes), 2)
             assert {homes[id_] for id_ in answer.ids} == {FIRST, SECOND}
 
     tell(story, gpus=2)
@@ -672,7 +693,11 @@ def test_vfs_of_different_gpus_are_preferred_to_two_of_one() -> None:
 
 def named(snapshot: Snapshot) -> tuple[str, ...]:
     """Give the CDI names that a container of the first device would be told."""
-    return container(snapshot, I915, ["card1-0"], set()).cdi
+    return container(snapshot.resource(I915), ["card1-0"], set()).cdi
+
+
+def every_name(snapshot: Snapshot) -> set[str]:
+    return {device.cdi for device in snapshot.resource(I915).devices if device.cdi}
 
 
 CARD1 = ("intel.cdi.k8s.io/gpu=card1",)
@@ -689,11 +714,11 @@ def test_the_cdi_spec_follows_the_node() -> None:
             return [device["name"] for device in spec["devices"]]
 
         async with following(scene):
-            assert named(await scene.until(lambda snapshot: snapshot.cdi)) == CARD1
+            assert named(await scene.until(every_name)) == CARD1
             assert devices() == ["card1", "card2"]
             async with between_scans():
                 scene.tree.remove(SECOND)
-            await scene.until(lambda snapshot: len(snapshot.devices(I915)) == 1)
+            await scene.until(lambda snapshot: len(snapshot.resource(I915).devices) == 1)
             assert devices() == ["card1"]
             async with between_scans():
                 (directory / SPEC).write_text("{}")
@@ -701,7 +726,7 @@ def test_the_cdi_spec_follows_the_node() -> None:
             assert devices() == ["card1"]
             async with between_scans():
                 scene.tree.remove(FIRST)
-            await scene.until(lambda snapshot: not snapshot.cdi)
+            await scene.until(lambda snapshot: not every_name(snapshot))
             assert [*directory.iterdir()] == []
 
     tell(story, gpus=2)
@@ -721,12 +746,12 @@ def test_while_a_rival_defines_a_card_the_others_are_named_and_it_is_told() -> N
         directory.mkdir()
         scene.sources = replace(scene.sources, cdi_dir=directory)
         async with following(scene):
-            assert named(await scene.until(lambda snapshot: snapshot.cdi)) == CARD1
+            assert named(await scene.until(every_name)) == CARD1
             rival = directory / "other.yaml"
             rival.write_text("kind: intel.cdi.k8s.io/gpu\ndevices:\n- name: card2\n")
-            snapshot = await scene.until(lambda snapshot: len(snapshot.cdi) == 7)
+            snapshot = await scene.until(lambda snapshot: len(every_name(snapshot)) == 7)
             assert named(snapshot) == CARD1
-            both = container(snapshot, I915, ["card1-0", "card2-0"], set())
+            both = container(snapshot.resource(I915), ["card1-0", "card2-0"], set())
             assert both.cdi == CARD1
             assert len(both.nodes) == 4  # the rest goes on
             assert '"card1"' in (directory / SPEC).read_text()
@@ -741,7 +766,7 @@ def test_while_a_rival_defines_a_card_the_others_are_named_and_it_is_told() -> N
             assert doubt == f"not every GPU is named as a CDI device: {entry['reason']}"
             assert scene.gauge("cdi_devices") == 7
             rival.unlink()
-            await scene.until(lambda snapshot: len(snapshot.cdi) == 8)
+            await scene.until(lambda snapshot: len(every_name(snapshot)) == 8)
             await until(lambda: not scene.node.device_trouble)
             assert len(scene.said("CDI devices are named again")) == 1
             assert scene.gauge("cdi_devices") == 8
@@ -758,12 +783,12 @@ def test_while_the_spec_cannot_be_written_no_name_is_handed_out_and_it_is_told()
         async with following(scene):
             snapshot = await scene.until(lambda snapshot: snapshot.resources)
             assert named(snapshot) == ()
-            assert container(snapshot, I915, ["card1-0"], set()).nodes  # the rest goes on
+            assert container(snapshot.resource(I915), ["card1-0"], set()).nodes  # the rest goes on
             await scene.scanned("good", 5)
             (entry,) = scene.said("no CDI devices are named")
             assert entry["reason"].startswith(f"cannot write {blocker}/cdi/{SPEC}: ")
             blocker.unlink()
-            assert named(await scene.until(lambda snapshot: snapshot.cdi)) == CARD1
+            assert named(await scene.until(every_name)) == CARD1
             assert len(scene.said("CDI devices are named again")) == 1
 
     tell(story)
@@ -773,7 +798,7 @@ def test_a_failed_scan_leaves_the_cdi_names_as_they_were() -> None:
     async def story(scene: Scene) -> None:
         scene.sources = replace(scene.sources, cdi_dir=scene.path / "cdi")
         async with following(scene):
-            await scene.until(lambda snapshot: snapshot.cdi)
+            await scene.until(every_name)
             (scene.tree.root / "sys").rename(scene.path / "away")
             await scene.scanned("failed")
             assert named(scene.watch.current) == CARD1

@@ -23,10 +23,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_plugin.messages import MESSAGE_LIMIT
-from device_plugin.servicer import Manners
+from device_plugin.servicer import ServingOptions
 from device_plugin.snapshot import Prefer, Snapshot
 from tests.device_plugin.happenings import until
-from tests.device_plugin.plugins import I915, Served, bdf, card, node, quicken, served
+from tests.device_plugin.plugins import (
+    I915,
+    Served,
+    bdf,
+    card,
+    changed,
+    node,
+    preferring,
+    quicken,
+    served,
+)
 from tests.patience import PATIENCE
 from xelink.api import deviceplugin_pb2 as pb
 from xelink.api.deviceplugin_pb2_grpc import DevicePluginStub
@@ -40,14 +50,14 @@ NEVER = pb.Empty()
 
 
 def meet(
-    snapshot: Snapshot, story: Callable[[Served], Awaitable[None]], **manners: bool | float
+    snapshot: Snapshot, story: Callable[[Served], Awaitable[None]], **serving: bool | float
 ) -> None:
     """Serve a snapshot to a story."""
 
     async def told() -> None:
         async with served(
             snapshot,
-            Manners(**manners),  # type: ignore[arg-type]  # fields of the caller
+            ServingOptions(**serving),  # type: ignore[arg-type]  # fields of the caller
         ) as plugin:
             await story(plugin)
 
@@ -163,7 +173,7 @@ def test_a_vanished_device_is_unhealthy_once_and_then_left_out() -> None:
         ]
         assert await following(stream) == [("card1-0", "Healthy")]
 
-    meet(node(), story, farewell=0.05)
+    meet(node(), story, removal_notice=0.05)
 
 
 def test_devices_that_vanish_one_after_the_other_all_say_farewell() -> None:
@@ -343,12 +353,12 @@ def test_a_fault_in_the_preference_gives_a_plain_choice(
         ids = ["card4-0", "card3-0", "card1-0", "card2-0"]
         assert await prefer(plugin, ids, ["card2-0"], 2) == ["card1-0", "card2-0"]
         assert plugin.count("preferences_total", outcome="plain") == 1
-        (entry,) = plugin.events("no preference: a plain choice instead")
-        assert fault in entry["fault"]
+        (entry,) = plugin.events("no preference: a fallback instead")
+        assert fault in entry["error"]
 
     _OVER.clear()
     try:
-        meet(node(prefer=broken), story, patience=0.05 if broken is forever else PATIENCE)
+        meet(node(prefer=broken), story, timeout=0.05 if broken is forever else PATIENCE)
     finally:
         _OVER.set()
 
@@ -383,8 +393,7 @@ def test_whatever_the_engine_raises_is_answered_by_a_plain_choice_and_counted(
         assert plugin.count("preferences_total", outcome="plain") == 1
         assert len(plugin.events(PLAIN_CHOICE)) == 1
 
-    resources = frozenset({I915} if quick else ())
-    meet(replace(node(20, prefer=engine.prefer), quick=resources), story)
+    meet(preferring(node(20, prefer=engine.prefer), quick=quick), story)
 
 
 @pytest.mark.parametrize(
@@ -407,7 +416,7 @@ def test_a_malformed_request_is_refused(
         assert code is StatusCode.INVALID_ARGUMENT
         assert reason in text
         rpc = "GetPreferredAllocation"
-        assert plugin.count("refusals_total", rpc=rpc, code="INVALID_ARGUMENT") == 1
+        assert plugin.count("request_errors_total", rpc=rpc, code="INVALID_ARGUMENT") == 1
 
     meet(node(prefer=last), story)
 
@@ -475,8 +484,7 @@ def test_a_quick_preference_is_asked_for_on_the_loop_any_other_in_a_daemon_threa
     async def story(plugin: Served) -> None:
         assert await prefer(plugin, ["card1-0", "card2-0"], [], 1) == ["card2-0"]
 
-    resources = frozenset({I915} if quick else ())
-    meet(replace(node(prefer=noting), quick=resources), story)
+    meet(preferring(node(prefer=noting), quick=quick), story)
     (thread,) = threads
     assert (thread is threading.main_thread()) == quick
     assert thread.daemon != quick
@@ -490,7 +498,7 @@ def test_a_fault_in_a_quick_preference_gives_a_plain_choice_too(
         assert await prefer(plugin, ["card3-0", "card1-0"], [], 1) == ["card1-0"]
         assert plugin.count("preferences_total", outcome="plain") == 1
 
-    meet(replace(node(prefer=broken), quick=frozenset({I915})), story)
+    meet(preferring(node(prefer=broken), quick=True), story)
 
 
 def test_the_end_does_not_wait_for_a_preference_that_hangs() -> None:
@@ -505,7 +513,7 @@ def test_the_end_does_not_wait_for_a_preference_that_hangs() -> None:
         await prefer(plugin, ["card1-0"], [], 1)
 
     try:
-        meet(node(prefer=hangs), story, patience=0.05)
+        meet(node(prefer=hangs), story, timeout=0.05)
         assert not ended.is_set()
     finally:
         freed.set()
@@ -526,19 +534,19 @@ def test_preferences_that_hang_take_so_many_threads_and_then_answers_are_plain_a
                 assert await prefer(plugin, ["card1-0", "card2-0"], [], 1) == ["card1-0"]
                 assert plugin.count("preferences_total", outcome="plain") == number + 1
             assert len(begun) == 2
-            faults = [entry["fault"] for entry in plugin.events(PLAIN_CHOICE)]
+            faults = [entry["error"] for entry in plugin.events(PLAIN_CHOICE)]
             assert faults == [
                 *["nothing was found in 0.05 s"] * 2,
-                "2 others are still looked for: do they hang?",
+                "2 others are still being searched for: do they hang?",
             ]
         finally:
             freed.set()
         for thread in begun:
             await asyncio.to_thread(thread.join, PATIENCE)
-        quicken(plugin.manners, patience=PATIENCE)
+        quicken(plugin.serving, timeout=PATIENCE)
         assert await prefer(plugin, ["card1-0", "card2-0"], [], 1) == ["card2-0"], "room again"
 
-    meet(node(prefer=hangs), story, patience=0.05, threads=2)
+    meet(node(prefer=hangs), story, timeout=0.05, threads=2)
 
 
 def test_the_best_that_a_slow_preference_has_found_is_given_within_the_patience() -> None:
@@ -550,19 +558,19 @@ def test_the_best_that_a_slow_preference_has_found_is_given_within_the_patience(
         assert await prefer(plugin, ["card1-0", "card4-0"], [], 1) == ["card4-0"]
         assert plugin.count("preferences_total", outcome="unproven") == 1
 
-    meet(node(prefer=slow), story, patience=PATIENCE)
+    meet(node(prefer=slow), story, timeout=PATIENCE)
 
 
 def test_what_a_request_needs_of_a_snapshot_is_prepared_once() -> None:
     snapshot = node(3, shared=2, unhealthy={bdf(2): "hot"})
-    assert snapshot.usable(I915) == {"card1-0", "card1-1", "card3-0", "card3-1"}
-    assert list(snapshot.places(I915)) == [device.id for device in snapshot.devices(I915)]
-    assert snapshot.usable(I915) is snapshot.usable(I915)
-    assert snapshot.places(I915) is snapshot.places(I915)
-    assert not snapshot.usable("gpu.intel.com/xe")
-    assert not snapshot.places("gpu.intel.com/xe")
-    other = replace(snapshot, unhealthy={})
-    assert "card2-0" in other.usable(I915)
+    resource = snapshot.resource(I915)
+    assert resource.usable == {"card1-0", "card1-1", "card3-0", "card3-1"}
+    assert list(resource.positions) == [device.id for device in resource.devices]
+    assert resource.usable is resource.usable
+    assert resource.positions is resource.positions
+    absent = snapshot.resource("gpu.intel.com/xe")
+    assert not absent.usable
+    assert not absent.positions
     assert snapshot == node(3, shared=2, unhealthy={bdf(2): "hot"}), "whatever was asked of it"
 
 
@@ -671,22 +679,22 @@ def test_the_environment_can_be_left_alone() -> None:
         pytest.param({(1, 2): 4, (2, 3): 4, (3, 1): 4}, "all", id="every pair"),
     ],
 )
-@pytest.mark.parametrize("choice", ["preferred", "other", "unasked"])
+@pytest.mark.parametrize("followed", ["followed", "not_followed", "not_requested"])
 def test_whether_the_set_was_linked_and_preferred_is_logged_and_counted(
-    lanes: dict[tuple[int, int], int] | None, linked: str, choice: str
+    lanes: dict[tuple[int, int], int] | None, linked: str, followed: str
 ) -> None:
     async def story(plugin: Served) -> None:
-        if choice != "unasked":
+        if followed != "not_requested":
             await prefer(plugin, [f"card{n}-0" for n in (1, 2, 3, 4)], [], 3)
-        if choice == "other":
+        if followed == "not_followed":
             plugin.watch.replace(node(lanes=lanes))
             await allocate(plugin, "card4-0", "card2-0", "card1-0")
-            assert plugin.events("allocated")[0]["choice"] == "other"
+            assert plugin.events("allocated")[0]["preference"] == "not_followed"
             return
         await allocate(plugin, "card3-0", "card1-0", "card2-0")
         (entry,) = plugin.events("allocated")
-        assert (entry["linked"], entry["choice"]) == (linked, choice)
-        assert plugin.count("allocations_total", linked=linked, choice=choice) == 1
+        assert (entry["linked"], entry["preference"]) == (linked, followed)
+        assert plugin.count("allocations_total", linked=linked, preference=followed) == 1
 
     meet(node(lanes=lanes), story)
 
@@ -697,7 +705,7 @@ def test_a_preference_that_kubelet_has_let_pass_is_forgotten(memory: float) -> N
         await prefer(plugin, ["card1-0", "card2-0"], [], 1)
         await allocate(plugin, "card2-0")
         (entry,) = plugin.events("allocated")
-        assert entry["choice"] == ("other" if memory else "unasked")
+        assert entry["preference"] == ("not_followed" if memory else "not_requested")
 
     meet(node(), story, memory=memory)
 
@@ -707,7 +715,7 @@ def test_a_request_that_no_kubelet_makes_is_answered_and_not_kept() -> None:
         await prefer(plugin, ["card1-0", *(f"card{n}-9" for n in range(1000))], [], 1)
         await allocate(plugin, "card1-0")
         (entry,) = plugin.events("allocated")
-        assert entry["choice"] == "unasked"
+        assert entry["preference"] == "not_requested"
 
     meet(node(), story)
 
@@ -717,13 +725,13 @@ def test_a_preference_among_other_devices_has_not_been_passed_over() -> None:
         await prefer(plugin, ["card1-0", "card2-0"], [], 1)
         await allocate(plugin, "card4-0")
         await allocate(plugin, "card1-0")
-        choices = [entry["choice"] for entry in plugin.events("allocated")]
-        assert choices == ["unasked", "preferred"]
+        choices = [entry["preference"] for entry in plugin.events("allocated")]
+        assert choices == ["not_requested", "followed"]
 
     meet(node(), story)
 
 
-PLAIN_CHOICE = "no preference: a plain choice instead"
+PLAIN_CHOICE = "no preference: a fallback instead"
 ENDLESS = 10**5000  # more digits than Python writes
 
 
@@ -734,9 +742,9 @@ def test_a_fault_in_the_facts_costs_the_facts_and_no_pod() -> None:
         assert len(given.cdi_devices) == 2
         assert not given.envs
         assert not given.annotations
-        (entry,) = plugin.events("allocated without facts")
-        assert entry["fault"].startswith("ValueError: Exceeds the limit")
-        assert plugin.count("allocation_faults_total", lost="facts") == 1
+        (entry,) = plugin.events("allocated without a record")
+        assert entry["error"].startswith("ValueError: Exceeds the limit")
+        assert plugin.count("allocation_record_errors_total", record="workload_facts") == 1
         assert len(plugin.events("allocated")) == 1
 
     meet(node(lanes={(1, 2): ENDLESS}, cdi=True), story)
@@ -753,9 +761,9 @@ def test_a_fault_in_the_account_costs_no_pod() -> None:
         given = await allocate(plugin, "card1-0")
         assert len(given.devices) == 2
         assert given.envs
-        (entry,) = plugin.events("allocated without account")
-        assert entry["fault"] == "ZeroDivisionError: no account"
-        assert plugin.count("allocation_faults_total", lost="account") == 1
+        (entry,) = plugin.events("allocated without a record")
+        assert entry["error"] == "ZeroDivisionError: no account"
+        assert plugin.count("allocation_record_errors_total", record="allocation") == 1
 
     meet(node(), story)
 
@@ -769,25 +777,22 @@ def mesh_of_pairs(prefer: Prefer | None = None) -> Snapshot:
     lanes = {(1, 3): 8, (2, 4): 16}
     by_address = {(bdf(one), bdf(other)): width for (one, other), width in lanes.items()}
     prepared = prepare(gpus, by_address, clock=time.monotonic)
-    return replace(
-        node(lanes=lanes, prefer=prefer or prepared.prefer),
-        decide={I915: Decisions(prepared).decide},
-        quick=frozenset({I915}),
-    )
+    snapshot = node(lanes=lanes, prefer=prefer or prepared.prefer)
+    return preferring(snapshot, decide=Decisions(prepared).decide, quick=True)
 
 
-@pytest.mark.parametrize("choice", ["preferred", "other"])
+@pytest.mark.parametrize("followed", ["followed", "not_followed"])
 def test_the_log_and_the_metrics_tell_the_wish_that_decided_and_what_came_second(
-    choice: str,
+    followed: str,
 ) -> None:
-    got = ("card2-0", "card4-0") if choice == "preferred" else ("card1-0", "card2-0")
+    got = ("card2-0", "card4-0") if followed == "followed" else ("card1-0", "card2-0")
 
     async def story(plugin: Served) -> None:
         every = [f"card{n}-0" for n in (1, 2, 3, 4)]
         assert await prefer(plugin, every, [], 2) == ["card2-0", "card4-0"]
         await allocate(plugin, *got)
         (entry,) = plugin.events("allocated")
-        assert (entry["choice"], entry["decided"]) == (choice, "weakest")
+        assert (entry["preference"], entry["decided"]) == (followed, "weakest")
         assert entry["runner_up"] == "card1 card3"
         assert plugin.count("preference_decisions_total", wish="weakest") == 1
         (entry,) = plugin.events("preferred")
@@ -826,14 +831,14 @@ def test_a_fault_in_the_decision_is_counted_and_costs_nothing_else() -> None:
     async def story(plugin: Served) -> None:
         assert await prefer(plugin, ["card1-0", "card2-0"], [], 1) == ["card1-0"]
         await allocate(plugin, "card1-0")
-        (entry,) = plugin.events("preferred without decision")
-        assert entry["fault"] == "ZeroDivisionError: no decision"
-        assert plugin.count("allocation_faults_total", lost="decision") == 1
+        (entry,) = plugin.events("preferred without a record")
+        assert entry["error"] == "ZeroDivisionError: no decision"
+        assert plugin.count("allocation_record_errors_total", record="decision") == 1
         assert plugin.events("allocated")[0]["decided"] == "unknown"
         (one,) = plugin.plugin.history.preferences
         assert (one.chosen, one.decision.wish) == (("card1-0",), "unknown")
 
-    meet(replace(mesh_of_pairs(), decide={I915: breaks}), story)
+    meet(preferring(mesh_of_pairs(), decide=breaks), story)
 
 
 def test_answers_wait_for_no_account_and_what_is_too_much_of_it_is_counted() -> None:
@@ -847,14 +852,16 @@ def test_answers_wait_for_no_account_and_what_is_too_much_of_it_is_counted() -> 
         try:
             for _ in range(300):
                 await prefer(plugin, ["card1-0", "card2-0"], [], 1)
-            assert plugin.count("allocation_faults_total", lost="decision") >= 300 - 256 - 1
+            assert (
+                plugin.count("allocation_record_errors_total", record="decision") >= 300 - 256 - 1
+            )
         finally:
             go_on.set()
         await plugin.plugin.close(PATIENCE)
-        lost = plugin.count("allocation_faults_total", lost="decision")
+        lost = plugin.count("allocation_record_errors_total", record="decision")
         assert lost + plugin.count("preference_decisions_total", wish="linked") == 300
 
-    meet(replace(mesh_of_pairs(), decide={I915: slow}), story)
+    meet(preferring(mesh_of_pairs(), decide=slow), story)
 
 
 @pytest.mark.parametrize(
@@ -876,17 +883,17 @@ def test_nothing_is_claimed_of_gpus_whose_links_are_not_known(
     snapshot = node(lanes=lanes)
     lacking = {1, 2} - known.get("mapped", {1, 2})
     state = State.GUESS if known.get("guessed") else State.IN_USE
-    snapshot = replace(
-        snapshot,
-        links=replace(snapshot.links, state=state, not_in_map=tuple(map(bdf, sorted(lacking)))),
-    )
+    unmapped = tuple(map(bdf, sorted(lacking)))
+    links_known = snapshot.resource(I915).links
+    assert links_known
+    snapshot = changed(snapshot, links=replace(links_known, state=state, not_in_map=unmapped))
 
     async def story(plugin: Served) -> None:
         given = await allocate(plugin, "card1-0", "card2-0")
         assert given.envs["XELINK_LINKED"] == linked
         told = links.replace("1-2", f"{bdf(1)}-{bdf(2)}")
         assert given.envs["XELINK_LINKS"] == told
-        assert plugin.count("allocations_total", linked=linked, choice="unasked") == 1
+        assert plugin.count("allocations_total", linked=linked, preference="not_requested") == 1
 
     meet(snapshot, story)
 
@@ -916,7 +923,7 @@ def test_where_links_are_required_several_gpus_are_given_linked_or_not_at_all(
                 assert said.endswith("and -require-links is set")
             else:
                 await allocate(plugin, *devices)
-        refused = plugin.count("refusals_total", rpc="Allocate", code="FAILED_PRECONDITION")
+        refused = plugin.count("request_errors_total", rpc="Allocate", code="FAILED_PRECONDITION")
         assert refused == (2 if reason else 0)
 
     async def lenient(plugin: Served) -> None:
@@ -973,7 +980,7 @@ def test_an_unusable_device_is_refused_with_the_reason(after: Snapshot, reason: 
             StatusCode.FAILED_PRECONDITION,
             reason,
         )
-        assert plugin.count("refusals_total", rpc="Allocate", code="FAILED_PRECONDITION") == 1
+        assert plugin.count("request_errors_total", rpc="Allocate", code="FAILED_PRECONDITION") == 1
 
     meet(node(2), story)
 

@@ -14,15 +14,21 @@ import pytest
 
 from device_plugin.assembly import Assembler, Choosing, Seen
 from device_plugin.endpoints import Endpoints
-from device_plugin.history import MOST_DEVICES, MOST_PREFERENCES, Allocated, History, Preferred
+from device_plugin.history import (
+    MOST_DEVICES,
+    MOST_PREFERENCES,
+    AllocationRecord,
+    Followed,
+    History,
+    PreferenceRecord,
+)
 from device_plugin.node import Node, Sources
 from device_plugin.page import body
-from device_plugin.responses import Choice
 from device_plugin.snapshot import Snapshot
 from device_plugin.status import Parts, status
 from device_plugin.telemetry import NodeTelemetry
 from tests.device_plugin.happenings import until
-from tests.device_plugin.plugins import I915, Account, Running, directory
+from tests.device_plugin.plugins import I915, Account, Running, changed, directory
 from tests.device_plugin.plugins import node as snapshot_of
 from tests.device_plugin.plugins import running as serving
 from tests.documented import documented, keys
@@ -143,6 +149,14 @@ def eight(tmp_path: Path) -> tuple[Scene, Inventory]:
 # A story
 
 
+def with_complaint(snapshot: Snapshot, unit: str, complaint: str) -> Snapshot:
+    devices = tuple(
+        replace(one, complaint=complaint) if one.unit == unit else one
+        for one in snapshot.resource(I915).devices
+    )
+    return changed(snapshot, devices=devices)
+
+
 def test_devices_health_allocations_and_preferences_are_told() -> None:
     async def story(path: Path) -> None:
         Tree.eight_max_1550(path / "n")
@@ -160,7 +174,7 @@ def test_devices_health_allocations_and_preferences_are_told() -> None:
                 await asyncio.to_thread(kubelet.run_pod, "three", I915, 1)
                 await until(lambda: len(run.events("allocated")) >= 3)
                 first = run.watch.current
-                run.watch.replace(replace(first, unhealthy={"0000:29:00.0": "memory is failed"}))
+                run.watch.replace(with_complaint(first, "0000:29:00.0", "memory is failed"))
                 tell(here.told(), path)
 
     def tell(told: dict[str, Any], path: Path) -> None:
@@ -168,7 +182,7 @@ def test_devices_health_allocations_and_preferences_are_told() -> None:
         (resource,) = told["resources"]
         assert resource["registered"]
         assert datetime.fromisoformat(resource["since"]).tzinfo
-        assert (resource["streams"], resource["devices"], resource["trouble"]) == (1, 8, None)
+        assert (resource["streams"], resource["devices"], resource["error"]) == (1, 8, None)
         assert resource["socket"] == f"{path}/k/gpu.intel.com-i915.sock"
         assert resource["unhealthy"] == {"card1-0": "memory is failed"}
         assert [gpu["card"] for gpu in told["gpus"] if gpu["unhealthy"]] == ["card1"]
@@ -176,19 +190,19 @@ def test_devices_health_allocations_and_preferences_are_told() -> None:
         third, second, first = told["preferences"]
         assert (first["size"], first["available"], first["must_include"]) == (2, 8, [])
         assert first["chosen"] == ["card1-0", "card2-0"]
-        assert (first["decided"], first["proven"], first["fault"]) == ("address", True, None)
+        assert (first["decided"], first["proven"], first["error"]) == ("address", True, None)
         assert first["runner_up"] == ["card1", "card3"]
         assert (second["size"], second["available"]) == (1, 6)
         assert third["chosen"] == ["card1-0"]
 
         newest, other, oldest = told["allocations"]
-        assert (newest["devices"], newest["given_again"]) == (["card1-0"], [])
-        assert other["choice"] == "preferred"
-        assert (oldest["devices"], oldest["given_again"]) == (["card2-0"], ["card1-0"])
+        assert (newest["devices"], newest["reallocated"]) == (["card1-0"], [])
+        assert other["preference"] == "followed"
+        assert (oldest["devices"], oldest["reallocated"]) == (["card2-0"], ["card1-0"])
         assert oldest["gpus"] == ["0000:29:00.0", "0000:3a:00.0"]
         assert oldest["linked"] == "all"
         shown = " ".join(page_of(told).texts)
-        assert "card1-0  given again" in shown
+        assert "card1-0  reallocated" in shown
         assert "memory is failed" in shown
 
     with directory() as path:
@@ -203,11 +217,11 @@ def test_why_a_resource_is_not_registered_is_told() -> None:
                 await until(lambda: run.events("cannot register"))
                 (resource,) = scene(path, run).told()["resources"]
                 assert (resource["registered"], resource["since"]) == (False, None)
-                assert "no room here" in resource["trouble"]
+                assert "no room here" in resource["error"]
                 kubelet.behavior.heal()
                 await until(lambda: run.events("registered"))
                 (resource,) = scene(path, run).told()["resources"]
-                assert (resource["registered"], resource["trouble"]) == (True, None)
+                assert (resource["registered"], resource["error"]) == (True, None)
 
     with directory() as path:
         asyncio.run(story(path))
@@ -216,15 +230,15 @@ def test_why_a_resource_is_not_registered_is_told() -> None:
 # What is remembered
 
 
-def preferred(number: int, *must: str) -> Preferred:
+def preferred(number: int, *must: str) -> PreferenceRecord:
     decision = Decision("address", ("card9",))
-    return Preferred(
-        number, 1, 2, must, ("card1-0",), decision, proven=True, fault=None, seconds=0.1
+    return PreferenceRecord(
+        number, 1, 2, must, ("card1-0",), decision, proven=True, error=None, seconds=0.1
     )
 
 
-def allocated(number: int, *ids: str) -> Allocated:
-    return Allocated(number, ids, (), Linked.SINGLE, Choice.PREFERRED)
+def allocated(number: int, *ids: str) -> AllocationRecord:
+    return AllocationRecord(number, ids, (), Linked.SINGLE, Followed.YES)
 
 
 def test_only_the_last_preferences_are_remembered_the_newest_first() -> None:
@@ -353,7 +367,7 @@ def test_gpus_that_are_not_offered_are_told_whatever_sysfs_says(tmp_path: Path) 
     here = scene(tmp_path)
     here.see(None, scan(Roots.under(tmp_path / "n")))
     told = here.told()
-    assert [text for text in told["withheld"] if "<b>&" in text]
+    assert [text for text in told["excluded"] if "<b>&" in text]
     page = page_of(told)
     assert "b" not in page.tags
     assert any("(<b>&)" in text for text in page.texts)
@@ -361,7 +375,17 @@ def test_gpus_that_are_not_offered_are_told_whatever_sysfs_says(tmp_path: Path) 
 
 # Whatever it shows
 
-FIXED = {"at", "since", "written", "expires", "state", "decided", "linked", "choice", "topology"}
+FIXED = {
+    "at",
+    "since",
+    "written",
+    "expires",
+    "state",
+    "decided",
+    "linked",
+    "preference",
+    "topology",
+}
 
 
 def saying(text: str, told: Any) -> Any:  # noqa: ANN401 - JSON
@@ -381,20 +405,20 @@ def test_hostile_texts_stay_texts(eight: tuple[Scene, Inventory]) -> None:
     here, inventory = eight
     here.see(content(MESH), inventory)
     told = here.told()
-    told["doubts"], told["withheld"] = ["?"], ["?"]
+    told["warnings"], told["excluded"] = ["?"], ["?"]
     told["gpus"][0]["unhealthy"] = told["links"]["reason"] = "?"
     one = {"at": told["now"], "resource": "?"}
     told["resources"] = [
-        {"resource": "?", "registered": False, "since": None, "trouble": "?", "streams": 0}
+        {"resource": "?", "registered": False, "since": None, "error": "?", "streams": 0}
         | {"socket": "?", "devices": 1, "unhealthy": {NASTY: "?"}}
     ]
     told["allocations"] = [
-        {**one, "devices": ["?"], "given_again": ["?"], "gpus": ["?"]}
-        | {"linked": "all", "choice": "other"}
+        {**one, "devices": ["?"], "reallocated": ["?"], "gpus": ["?"]}
+        | {"linked": "all", "preference": "not_followed"}
     ]
     told["preferences"] = [
         {**one, "size": 1, "available": 1, "must_include": ["?"], "chosen": ["?"], "seconds": 0}
-        | {"decided": "plain", "runner_up": ["?"], "proven": False, "fault": "?"}
+        | {"decided": "plain", "runner_up": ["?"], "proven": False, "error": "?"}
     ]
     plain, hostile = page_of(saying("plain", told)), page_of(saying(NASTY, told))
     assert hostile.tags == plain.tags
@@ -408,8 +432,11 @@ def test_tables_that_would_be_very_long_say_where_the_rest_is(
 ) -> None:
     here, inventory = eight
     here.see(None, inventory)
-    one = {"at": None, "resource": "r", "devices": ["d"], "given_again": [], "gpus": []}
-    told = {**here.told(), "allocations": [{**one, "linked": "all", "choice": "other"}] * 1000}
+    one = {"at": None, "resource": "r", "devices": ["d"], "reallocated": [], "gpus": []}
+    told = {
+        **here.told(),
+        "allocations": [{**one, "linked": "all", "preference": "not_followed"}] * 1000,
+    }
     page = page_of(told)
     assert page.tags.count("tr") < 200
     assert "and 936 more: " in page.texts

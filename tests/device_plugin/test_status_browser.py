@@ -117,12 +117,12 @@ def test_a_screen_reader_is_told_what_everything_is(browser: Browser, scene: Sce
     with scene.shown(browser) as page:
         page.wait(f"{DRAWN} === 12")
         told = page.accessible
-    headings = ["Now", "Links", "Devices", "GPUs", "Who holds what, as far as it knows"]
+    headings = ["Now", "Links", "Devices", "GPUs", "Current holders, best effort"]
     headings.append("Preferences")
     assert [name for role, name in told if role == "heading"][1:] == headings
     assert [name for role, name in told if role == "region"] == headings
     picture = f"Xe Links of {gethostname()} 4 GPUs, 12 links, 6 of 6 pairs linked"
     assert [name for role, name in told if role == "image"] == [picture]
-    tables = ["resources that are offered to kubelet", "GPUs that are offered"]
+    tables = ["resources that are advertised to kubelet", "GPUs that are advertised"]
     assert [name for role, name in told if role == "table"] == tables
     assert {"banner", "main", "contentinfo", "status"} <= {role for role, _ in told}

@@ -164,7 +164,7 @@ def test_a_container_gets_its_devices_and_is_told_how_they_are_linked(scene: Sce
         process.wait_for('state="in use" pairs=1')
         scene.kubelet.wait_for_capacity(I915, 8)
         answer = scene.kubelet.run_pod("pod", I915, 2).response
-        assert "linked=all choice=preferred" in process.wait_for("event=allocated")
+        assert "linked=all preference=followed" in process.wait_for("event=allocated")
     assert {device.container_path for device in answer.devices} == {
         "/dev/dri/card2",
         "/dev/dri/renderD129",

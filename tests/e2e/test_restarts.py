@@ -189,11 +189,11 @@ def upgrade(companions: Companions, number: int) -> Gap:
     successor = plugin(
         companions.logs, companions.gpus, "-socket-name=unique", name=f"successor-{number}"
     ).start()
-    successor.wait_for('event="kubelet listens"')
+    successor.wait_for('event="ListAndWatch stream opened"')
     assert companions.plugin.stop() == 0
     companions.plugin = successor
-    dropped = instant(successor.wait_for("kubelet listens no longer"))
-    listens = instant(successor.wait_for('event="kubelet listens"'))
+    dropped = instant(successor.wait_for("ListAndWatch stream closed"))
+    listens = instant(successor.wait_for('event="ListAndWatch stream opened"'))
     # No second try: the gap is as long as one registration takes.
     assert successor.said("cannot register") == 0
     assert successor.said("event=registered") <= 2

@@ -37,7 +37,7 @@ MEMORY = 128 << 20
 def absent(scene: Scene, plugin: Running) -> None:
     """kubelet goes, for as long as it takes to hear of it."""
     scene.kubelet.stop()
-    plugin.wait_for("kubelet listens no longer")
+    plugin.wait_for("ListAndWatch stream closed")
     scene.kubelet.start()
 
 
@@ -69,7 +69,7 @@ def wiping(scene: Scene, plugin: Running) -> None:
 def wiping_without_an_answer(scene: Scene, plugin: Running) -> None:
     """Sockets are deleted while kubelet takes its time for a registration."""
     scene.kubelet.stop()
-    plugin.wait_for("kubelet listens no longer")
+    plugin.wait_for("ListAndWatch stream closed")
     with stranger(scene) as connections:
         connection, _ = connections.accept()
         scene.kubelet.wipe_sockets()
@@ -133,14 +133,14 @@ def slow(scene: Scene, _: Running) -> None:
 def hanging_up(scene: Scene, plugin: Running) -> None:
     """kubelet hangs up on the stream, and never says so."""
     scene.kubelet.lose_streams()
-    plugin.wait_for("kubelet listens no longer")
+    plugin.wait_for("ListAndWatch stream closed")
     scene.kubelet.restart()
 
 
 def deaf(scene: Scene, plugin: Running) -> None:
     """Something accepts connections in kubelet's place and says nothing."""
     scene.kubelet.stop()
-    plugin.wait_for("kubelet listens no longer")
+    plugin.wait_for("ListAndWatch stream closed")
     with stranger(scene) as connections:
         connection, _ = connections.accept()
         connection.close()
@@ -343,5 +343,7 @@ def test_a_request_that_is_no_message_is_counted_and_harms_nothing(scene: Scene,
 def refused(url: str) -> dict[tuple[str, str], float]:
     """Give how many requests were refused, by RPC and code."""
     text = get(f"{url}/metrics")[1]
-    series = re.findall(r'_refusals_total\{code="(\w+)",resource="\S+",rpc="(\w+)"\} (\S+)', text)
+    series = re.findall(
+        r'_request_errors_total\{code="(\w+)",resource="\S+",rpc="(\w+)"\} (\S+)', text
+    )
     return {(rpc, code): float(count) for code, rpc, count in series}

@@ -747,7 +747,7 @@ def test_a_gpu_is_one_device_by_default(node: Node) -> None:
     assert list(found) == ["gpu.intel.com/i915"]
     first = inventory.cards[0]
     assert found["gpu.intel.com/i915"][0] == Device(
-        "card1-0", first, healthy=True, numa=0, nodes=first.nodes, mounts=first.by_path
+        "card1-0", nodes=first.nodes, mounts=first.by_path, numa=0, unit=first.bdf
     )
     assert [device.id for device in found["gpu.intel.com/i915"]] == [
         f"card{number}-0" for number in range(1, 9)
@@ -788,7 +788,7 @@ def test_monitoring_is_one_device_with_every_node_and_mei(node: Node) -> None:
     node.rebind(FIRST, "xe")
     found = devices(look(node), Offer(shared=5, monitoring=Monitoring.SINGLE))
     [device] = found["gpu.intel.com/monitoring"]
-    assert (device.id, device.card, device.healthy, device.numa) == ("all", None, True, None)
+    assert (device.id, device.unit, device.healthy, device.numa) == ("all", "", True, None)
     assert {entry.container_path for entry in device.nodes} == {
         *(f"/dev/dri/card{number}" for number in range(1, 9)),
         *(f"/dev/dri/renderD{number}" for number in range(128, 136)),

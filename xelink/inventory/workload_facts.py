@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from itertools import combinations
 
-from xelink.inventory.links import NodeLinks
+from xelink.inventory.links import UNREAD, NodeLinks
 from xelink.nfd.reader import State
 from xelink.topology.publication import DEFAULT_NAMESPACE
 
@@ -57,15 +57,15 @@ def how_linked(links: NodeLinks, gpus: Sequence[str]) -> Linked:
     return Linked.SOME if any(pairs) else Linked.NONE
 
 
-def facts(links: NodeLinks, gpus: Sequence[str]) -> Facts:
-    """Return what there is to tell of a container's GPUs, by their PCI addresses.
+def facts(links: NodeLinks | None, gpus: Sequence[str]) -> Facts:
+    """Return how a container's GPUs, by their PCI addresses, are described to it.
 
     `gpus`: the addresses. `links`: `address-address=lanes`, without `=lanes` where nobody told how
-    many. `linked`: whether all pairs are.
+    many. `linked`: whether all pairs are. Nothing for devices that have no links.
     """
+    if links is None or not gpus:
+        return Facts(how_linked(UNREAD, gpus))
     linked = how_linked(links, gpus)
-    if not gpus:
-        return Facts(linked)
     widths = ((one, other, links.lanes_between(one, other)) for one, other in combinations(gpus, 2))
     told = (
         f"{one}-{other}" if links.state is State.GUESS or not lanes else f"{one}-{other}={lanes}"
