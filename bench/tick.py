@@ -32,7 +32,7 @@ from xelink.xpu_manager import transport
 from xelink.xpu_manager.exposition import Reader
 from xelink.xpu_manager.line_filter import Sieve
 from xelink.xpu_manager.scrape import Scraper
-from xelink.xpu_manager.tls import Trust
+from xelink.xpu_manager.tls import TlsContext
 
 TICKS = 300
 PHASES: Mapping[str, tuple[tuple[object, str], ...]] = {
@@ -42,7 +42,7 @@ PHASES: Mapping[str, tuple[tuple[object, str], ...]] = {
     "body, from the kernel or decrypted": ((HTTPResponse, "read"),),
     "find the topology's lines": ((Sieve, "feed"), (Reader, "read")),
     "httpx, tenacity, the time limit": ((Scraper, "scrape"),),
-    "trust files and certificate": ((Trust, "context"), (Scraper, "_note_certificate")),
+    "TLS files and certificate": ((TlsContext, "context"), (Scraper, "_note_certificate")),
     "hang up": ((HTTPConnection, "close"),),
     "judge": ((Sidecar, "_judge"),),
     "who owns the file, and what stands": (

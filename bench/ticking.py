@@ -16,6 +16,7 @@ load()
 
 from sidecar.loop import Sidecar  # noqa: E402 - as above
 from sidecar.policy import Policy  # noqa: E402 - as above
+from sidecar.sources import OPTIONS  # noqa: E402 - as above
 from sidecar.telemetry import Telemetry  # noqa: E402 - as above
 from xelink.daemon.logs import logger_to_stderr  # noqa: E402 - after the daemon, as it is lean
 from xelink.daemon.setting_types import LogFormat  # noqa: E402 - as above
@@ -25,7 +26,7 @@ from xelink.nfd.writer import Publisher  # noqa: E402 - as above
 from xelink.topology.rules import Rules  # noqa: E402 - as above
 from xelink.xpu_manager.scrape import Scraper, Target  # noqa: E402 - as above
 from xelink.xpu_manager.source import XpuManager  # noqa: E402 - as above
-from xelink.xpu_manager.tls import TrustFiles  # noqa: E402 - as above
+from xelink.xpu_manager.tls import TlsFiles  # noqa: E402 - as above
 
 
 def ticking(port: int, trust: Path | None, place: Path) -> Callable[[], object]:
@@ -33,7 +34,7 @@ def ticking(port: int, trust: Path | None, place: Path) -> Callable[[], object]:
     stop = Stop()
     stop.install()
     scraper = Scraper(
-        Target(port, TrustFiles(trust) if trust else None),
+        Target(port, TlsFiles(trust) if trust else None),
         bounded=stop.bounded,
         sleep=time.sleep,
         monotonic=time.monotonic,
@@ -41,7 +42,7 @@ def ticking(port: int, trust: Path | None, place: Path) -> Callable[[], object]:
     file = place / f"features-{port}.txt"
     publisher = PatientPublisher(Publisher(file, place), file)
     log = logger_to_stderr(LogFormat.TEXT, debug=False)
-    sidecar = Sidecar(XpuManager(scraper, Rules()), publisher, Policy(), Telemetry(), log)
+    sidecar = Sidecar(XpuManager(scraper, Rules(), OPTIONS), publisher, Policy(), Telemetry(), log)
 
     def work() -> None:
         scraper.hang_up()

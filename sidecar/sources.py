@@ -9,12 +9,26 @@ from xelink.daemon.stopping import Stop
 from xelink.daemon.version import VERSION
 from xelink.topology.observation import Source
 from xelink.topology.rules import Rules
-from xelink.xpu_manager.scrape import Credentials, Scraper, Target
+from xelink.xpu_manager.scrape import HOST, Credentials, Scraper, Target
 from xelink.xpu_manager.source import XpuManager
-from xelink.xpu_manager.tls import TrustFiles
+from xelink.xpu_manager.tls import TlsFiles
+from xelink.xpu_manager.wording import Options
 
 if TYPE_CHECKING:
     from sidecar.settings import SidecarSettings
+
+OPTIONS = Options(
+    host=HOST,
+    port="-xpum-port",
+    cert="-cert",
+    client_cert="-client-cert",
+    client_key="-client-key",
+    username="-username",
+    password_file="-password-file",  # noqa: S106 - the name of a flag
+    max_body="-max-body",
+    asks_again=True,
+)
+"""What the sidecar's user sets a scrape with."""
 
 
 @contextmanager
@@ -26,7 +40,7 @@ def xpu_manager(settings: "SidecarSettings", rules: Rules, stop: Stop) -> Iterat
 
     target = Target(
         settings.xpum_port,
-        trust=TrustFiles(settings.cert, settings.client_cert, settings.client_key)
+        tls=TlsFiles(settings.cert, settings.client_cert, settings.client_key)
         if settings.cert
         else None,
         credentials=Credentials(settings.username, settings.password_file)
@@ -43,4 +57,4 @@ def xpu_manager(settings: "SidecarSettings", rules: Rules, stop: Stop) -> Iterat
         user_agent=f"{settings.PROGRAM}/{VERSION}",
     )
     with closing(scraper):
-        yield XpuManager(scraper, rules)
+        yield XpuManager(scraper, rules, OPTIONS)

@@ -35,8 +35,7 @@ from xelink.nfd.reader import Look, read
 from xelink.topology.text import printable, printable_lines
 from xelink.view.node_view import Node, State
 from xelink.view.svg import svg
-from xelink.xpu_manager.errors import ScrapeError
-from xelink.xpu_manager.reasons import ScrapeReason
+from xelink.xpu_manager.errors import ErrorCode, ScrapeError
 
 EVIL = "\x1b[31m\x07\r\n\x7f\x85\u2028\u202e\udcff\x00"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -103,7 +102,7 @@ ONE_LINE: dict[str, Callable[[str], str]] = {
     "traceback as JSON": traced(LogFormat.JSON),
     "error line": lambda text: captured(lambda: complain(f"program: {text}")),
     "usage error": lambda text: str(UsageError(text)),
-    "scrape error": lambda text: str(ScrapeError(ScrapeReason.TLS, text)),
+    "scrape error": lambda text: str(ScrapeError(ErrorCode.TLS_FILE, text, cause=text)),
     "tool's error": lambda text: str(FailedError(text)),
     "wrong flag": lambda text: captured(lambda: answer(SidecarSettings, [f"-{text}"])),
     "wrong value": lambda text: captured(lambda: answer(SidecarSettings, ["-interval", text])),

@@ -120,7 +120,7 @@ def test_a_trust_that_cannot_be_read_leaves_the_last_good_one(
     ):
         with spoil(secrets, "ca.crt"):
             line = daemon.process.wait_for("the TLS files cannot be used")
-            assert f"-cert {file}: {why.format(most=1 << 20)}; the last good trust" in line
+            assert f"-cert {file}: {why.format(most=1 << 20)}; the last good ones" in line
             daemon.wait_for_scrapes(lambda more: more["links"] >= 2)
         daemon.process.wait_for("source warning resolved")
         daemon.expects(xpum)

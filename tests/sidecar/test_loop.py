@@ -15,15 +15,15 @@ from structlog.testing import LogCapture
 
 from sidecar.loop import Sidecar
 from sidecar.policy import Policy
+from sidecar.sources import OPTIONS
 from sidecar.telemetry import Telemetry
 from tests.xpu_manager.bodies import body, both, read_body, row, self_rows
 from xelink.nfd.writer import HangingError, OnExit, Publisher, PublishError
 from xelink.topology import nfd_format
 from xelink.topology.observation import Observation
 from xelink.topology.publication import read
-from xelink.xpu_manager.errors import ScrapeError
+from xelink.xpu_manager.errors import ErrorCode, ScrapeError
 from xelink.xpu_manager.exposition import Reading
-from xelink.xpu_manager.reasons import ScrapeReason
 from xelink.xpu_manager.source import XpuManager
 
 NS = "gpu.intel.com"
@@ -31,7 +31,7 @@ START = datetime(2026, 11, 20, 10, 0, tzinfo=UTC)
 TILES = ("0.0", "1.0", "2.0")
 MESH = [*both("0.0", "1.0"), *both("0.0", "2.0"), *both("1.0", "2.0")]
 CUT = [*both("0.0", "1.0"), *both("0.0", "2.0")]
-DOWN = ScrapeError(ScrapeReason.REFUSED, "connection refused")
+DOWN = ScrapeError(ErrorCode.NOTHING_LISTENS)
 FOREIGN = b"hw_status 1\n"
 
 
@@ -46,7 +46,7 @@ class Scenario:
         self.publisher.prepare()
         self.policy = policy or Policy()
         self.now = START
-        self.trust_problem: str | None = None
+        self.tls_error: ScrapeError | None = None
         self.certificate_expiry: float | None = None
         self._next: Reading | ScrapeError = DOWN
         self._broken = False
@@ -55,7 +55,7 @@ class Scenario:
     def restart(self) -> None:
         self.logs = LogCapture()
         log = structlog.wrap_logger(None, processors=[self.logs])
-        source = XpuManager(self, self.policy.rules)
+        source = XpuManager(self, self.policy.rules, OPTIONS)
         self.telemetry = Telemetry(source.reasons)
         self.sidecar = Sidecar(source, self.publisher, self.policy, self.telemetry, log)
         self.sidecar.resume(self.now)
@@ -619,23 +619,24 @@ def test_quiet_ticks_say_nothing(scene: Scenario) -> None:
     said = len(scene.events("info", "warning", "error"))
     for _ in range(50):
         scene.tick(MESH)
-    scene.tick(ScrapeError(ScrapeReason.REFUSED, "another number 99"))
+    scene.tick(ScrapeError(ErrorCode.NOT_CONNECTED, cause="another number 99"))
     for _ in range(20):
-        scene.tick(ScrapeError(ScrapeReason.REFUSED, f"another number {_}"))
+        scene.tick(ScrapeError(ErrorCode.NOT_CONNECTED, cause=f"another number {_}"))
     assert len(scene.events("info", "warning", "error")) == said + 1
 
 
 def test_tls_files_that_break_and_recover_are_logged(scene: Scenario) -> None:
     scene.tick(MESH)
-    scene.trust_problem = "half written"
+    scene.tls_error = ScrapeError(ErrorCode.TLS_FILE, "ca.crt", cause="half written")
     scene.certificate_expiry = 12345.0
     scene.tick(MESH)
     scene.tick(MESH)
-    scene.trust_problem = None
+    scene.tls_error = None
     scene.tick(MESH)
+    what = "the TLS files cannot be used: -cert ca.crt: half written"
     found = [entry for entry in scene.logs.entries if "source warning" in entry["event"]]
     assert [(entry["event"], entry.get("reason")) for entry in found] == [
-        ("source warning", "the TLS files cannot be used: half written"),
+        ("source warning", f"{what}; the last good ones are kept"),
         ("source warning resolved", None),
     ]
     assert scene.metric("certificate_expiry_timestamp_seconds") == 12345

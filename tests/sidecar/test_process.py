@@ -264,7 +264,7 @@ def test_flags_environment_and_file_reach_the_labels(xpum: Simulator, labels: Pa
     ("flags", "name", "told"),
     [
         (["-timeout=0.2"], "hang", "no whole answer within 0.2 s"),
-        (["-max-body=1000"], "chunked", "the body is longer than 1000 bytes (-max-body)"),
+        (["-max-body=1000"], "chunked", "the body is longer than 1000 bytes; see -max-body"),
     ],
     ids=["-timeout", "-max-body"],
 )

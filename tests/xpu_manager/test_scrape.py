@@ -13,6 +13,7 @@ from typing import Self
 
 import pytest
 
+from sidecar.sources import OPTIONS
 from tests.patience import NEVER, PATIENCE, Clock
 from xelink.daemon.stopping import Stop, Stopped
 from xelink.simulators.xpu_manager import Blueprint, Simulator
@@ -22,6 +23,7 @@ from xelink.xpu_manager.classification import classify
 from xelink.xpu_manager.errors import ScrapeError
 from xelink.xpu_manager.reasons import ScrapeReason
 from xelink.xpu_manager.scrape import Scraper, Target
+from xelink.xpu_manager.wording import words
 
 NODE = Blueprint(gpus=2).build()
 EMPTY = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
@@ -68,6 +70,11 @@ def refusal(scraper: Scraper) -> ScrapeError:
     with pytest.raises(ScrapeError) as caught:
         scraper.scrape()
     return caught.value
+
+
+def text_of(error: ScrapeError) -> str:
+    """The error in the words of the sidecar, with its flags."""
+    return str(words(error, OPTIONS))
 
 
 @contextmanager
@@ -253,7 +260,8 @@ def test_a_port_that_accepts_nobody_is_a_timeout() -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         port = deaf.getsockname()[1]
         with scraping(Target(port, timeout=0.2)) as scraper:
-            assert str(refusal(scraper)) == "timeout: no whole answer within 0.2 s"
+            error = refusal(scraper)
+    assert (error.reason, text_of(error)) == ("timeout", "no whole answer within 0.2 s")
 
 
 @pytest.mark.parametrize("name", ["hang", "hang-in-body", "drip-headers", "drip-body"])
@@ -291,7 +299,8 @@ def test_a_length_over_the_limit_is_refused_without_reading() -> None:
     with Answering(pieces()) as server, scraping(Target(server.port, timeout=NEVER)) as scraper:
         error = refusal(scraper)
         stuck.set()
-    assert str(error) == "too-large: the body is longer than 67108864 bytes (-max-body)"
+    assert error.reason is ScrapeReason.TOO_LARGE
+    assert text_of(error) == "the body is longer than 67108864 bytes; see -max-body"
 
 
 @pytest.mark.parametrize("code", [500, 401, 204])
@@ -327,7 +336,7 @@ def test_after_an_answer_that_is_no_good_the_next_scrape_has_a_connection_of_its
 def test_what_an_error_says_is_told_as_one_line_that_does_nothing(said: bytes, told: str) -> None:
     head = b"HTTP/1.1 500 No\r\nContent-Length: %d\r\n\r\n" % len(said)
     with Answering([head, said]) as server, scraping(server.port) as scraper:
-        assert str(refusal(scraper)) == f"http-status: 500 {told}"
+        assert text_of(refusal(scraper)) == f"500 {told}"
 
 
 @pytest.mark.parametrize("length", [b"-1", b"1_0", b"+10", b"ten", b"10, 11", b"\xb9"])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.patience import PATIENCE, Ticks
-from tests.xpu_manager.test_scrape import NODE, Answering, refusal, scraping
+from tests.xpu_manager.test_scrape import NODE, Answering, refusal, scraping, text_of
 from xelink.simulators.xpu_manager import render
 from xelink.xpu_manager.errors import ScrapeError
 from xelink.xpu_manager.reasons import ScrapeReason
@@ -54,7 +54,7 @@ def said(scraper: Scraper) -> str:
     try:
         scraper.scrape()
     except ScrapeError as error:
-        return error.detail
+        return text_of(error)
     return ""
 
 
@@ -86,7 +86,7 @@ def test_an_answer_that_is_one_long_line_of_noise_is_told_in_a_short_one(
     with scraping(server.port) as scraper:
         error = refusal(scraper)
     assert error.reason is ScrapeReason.PROTOCOL
-    assert len(error.detail) < 300
+    assert len(text_of(error)) < 300
 
 
 @pytest.mark.parametrize("start", [b"", b"xpum_topology_link{", b"# HELP "])
@@ -112,7 +112,7 @@ def test_endless_rows_end_at_the_limit_of_rows_before_that_of_the_body(server: A
     with scraping(server.port) as scraper:
         error = refusal(scraper)
     assert error.reason is ScrapeReason.TOO_LARGE
-    assert "topology rows" in error.detail
+    assert "topology rows" in text_of(error)
 
 
 def _first_only() -> Iterator[bool]:
@@ -146,7 +146,7 @@ def test_a_status_counts_whatever_becomes_of_its_body(
         error = refusal(scraper)
         stuck.set()
     assert error.reason is (ScrapeReason.UNAUTHORIZED if b"401" in status else ScrapeReason.STATUS)
-    assert re.match(status[:3].decode(), error.detail)
+    assert re.match(status[:3].decode(), text_of(error))
     assert server.asked == asked + 1
 
 
@@ -156,7 +156,7 @@ def test_a_status_counts_where_its_body_is_no_http(server: Answering, status: by
     with scraping(server.port) as scraper:
         error = refusal(scraper)
     assert error.reason is (ScrapeReason.UNAUTHORIZED if b"401" in status else ScrapeReason.STATUS)
-    assert error.detail.startswith(status[:3].decode())
+    assert text_of(error).startswith(status[:3].decode())
 
 
 def test_every_scrape_asks_the_same_whatever_was_answered_cookies_included() -> None:

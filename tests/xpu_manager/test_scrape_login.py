@@ -11,12 +11,12 @@ import pytest
 import trustme
 
 from tests.patience import NEVER, PATIENCE, Clock
-from tests.xpu_manager.test_scrape import NODE, outcome, refusal, scraping, time_is_up
+from tests.xpu_manager.test_scrape import NODE, outcome, refusal, scraping, text_of, time_is_up
 from xelink.simulators.xpu_manager import Serving, Simulator
 from xelink.xpu_manager.errors import ScrapeError
 from xelink.xpu_manager.reasons import ScrapeReason
 from xelink.xpu_manager.scrape import Credentials, Target
-from xelink.xpu_manager.tls import TrustFiles
+from xelink.xpu_manager.tls import TlsFiles
 
 WORD = "s3cr3t-word"
 SERVING = Serving(password=WORD, auth_sleep=0.0)
@@ -104,7 +104,7 @@ def test_without_a_password_nothing_is_asked(xpum: Simulator, file: Path, what: 
     with scraping(login(xpum, file)) as scraper:
         error = refusal(scraper)
         assert error.reason is ScrapeReason.UNAUTHORIZED
-        assert error.detail.startswith(f"-password-file {file}: ")
+        assert text_of(error).startswith(f"-password-file {file}: ")
         assert xpum.connections == 0
         if what == "a directory":
             file.rmdir()
@@ -120,11 +120,11 @@ def test_a_refusal_doubles_the_wait_and_nothing_is_asked_in_between(
     waits = [60, 120, 240, 480, 960, 1920, 3600, 3600]
     with scraping(login(xpum, file), monotonic=lambda: now[0]) as scraper:
         for asked, wait in enumerate(waits, start=1):
-            assert refusal(scraper).detail.startswith("401 Unauthorized Access; check -username")
+            assert text_of(refusal(scraper)).startswith("401 Unauthorized Access; check -username")
             assert xpum.requests == asked
             for early in (0, wait / 2, wait - 1):
                 now[0] += early
-                assert f"refused {asked} times" in refusal(scraper).detail
+                assert f"refused {asked} times" in text_of(refusal(scraper))
                 now[0] -= early
             assert xpum.requests == asked
             now[0] += wait
@@ -136,7 +136,7 @@ def test_a_good_answer_ends_the_patience(file: Path) -> None:
     with Simulator(NODE) as xpum, scraping(login(xpum, file), monotonic=lambda: now[0]) as scraper:
         for _ in range(3):
             xpum.misbehave("unauthorized", times=1)
-            assert "asked again in 60 s" in refusal(scraper).detail
+            assert "asked again in 60 s" in text_of(refusal(scraper))
             now[0] += 60
             assert outcome(scraper) == "links"
 
@@ -144,7 +144,7 @@ def test_a_good_answer_ends_the_patience(file: Path) -> None:
 def test_who_has_no_password_is_as_patient() -> None:
     now = [0.0]
     with Simulator(NODE, SERVING) as xpum, scraping(xpum.port, monotonic=lambda: now[0]) as scraper:
-        assert "give -username and -password-file" in refusal(scraper).detail
+        assert "give -username and -password-file" in text_of(refusal(scraper))
         now[0] = 59
         assert outcome(scraper) == "unauthorized"
         assert xpum.requests == 1
@@ -208,7 +208,7 @@ def test_silence_before_the_password_was_sent_asks_for_no_patience(file: Path) -
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         target = Target(
             deaf.getsockname()[1],
-            trust=TrustFiles(ca),
+            tls=TlsFiles(ca),
             credentials=Credentials("xpumadmin", file),
             timeout=NEVER,
         )

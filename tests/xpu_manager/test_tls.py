@@ -9,7 +9,8 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 
-from xelink.xpu_manager.tls import Trust, TrustError, TrustFiles, load_context
+from xelink.xpu_manager.errors import ErrorCode
+from xelink.xpu_manager.tls import TlsContext, TlsFiles, TlsFilesError, load_context
 
 
 class Changes:
@@ -59,7 +60,7 @@ WAYS = pytest.mark.parametrize("replace", [in_place, by_rename])
 
 
 def test_one_content_is_one_context(cert: Path, changes: Changes) -> None:
-    trust = Trust(TrustFiles(cert), changes)
+    trust = TlsContext(TlsFiles(cert), changes)
     first = trust.context()
     assert all(trust.context() is first for _ in range(5))
     by_rename(cert, cert.read_bytes())
@@ -72,7 +73,7 @@ def test_one_content_is_one_context(cert: Path, changes: Changes) -> None:
 def test_another_content_is_another_context(
     cert: Path, changes: Changes, replace: Callable[[Path, bytes], None]
 ) -> None:
-    trust = Trust(TrustFiles(cert), changes)
+    trust = TlsContext(TlsFiles(cert), changes)
     first = trust.context()
     replace(cert, authority())
     second = trust.context()
@@ -84,7 +85,7 @@ def test_another_content_is_another_context(
 
 def test_another_content_is_seen_whatever_size_and_time_say(cert: Path, changes: Changes) -> None:
     cert.write_bytes(cert.read_bytes() + b"\n" * 100)
-    trust = Trust(TrustFiles(cert), changes)
+    trust = TlsContext(TlsFiles(cert), changes)
     first = trust.context()
     before = cert.stat()
     as_before_on_the_outside(cert, authority())
@@ -104,13 +105,13 @@ def test_a_secret_that_kubelet_swaps_is_seen(tmp_path: Path, changes: Changes) -
 
     publish("..2026_01")
     (tmp_path / "ca.crt").symlink_to("..data/ca.crt")
-    trust = Trust(TrustFiles(tmp_path / "ca.crt"), changes)
+    trust = TlsContext(TlsFiles(tmp_path / "ca.crt"), changes)
     first = trust.context()
     publish("..2026_02")
     second = trust.context()
     assert second is not first
     assert trust.context() is second
-    assert trust.problem is None
+    assert trust.error is None
 
 
 @WAYS
@@ -126,38 +127,39 @@ def test_a_broken_file_keeps_the_last_good_trust_until_it_is_mended(
         "a key": trustme.CA().private_key_pem.bytes(),
         "one and a half": other + good[: len(good) // 2],
     }[damage]
-    trust = Trust(TrustFiles(cert), changes)
+    trust = TlsContext(TlsFiles(cert), changes)
     first = trust.context()
     replace(cert, broken)
     for _ in range(2):
         assert trust.context() is first
-        assert trust.problem
-        assert trust.problem.startswith(f"-cert {cert}: ")
-        assert trust.problem.endswith("; the last good trust is kept")
+        assert trust.error
+        assert trust.error.code is ErrorCode.TLS_FILE
+        assert trust.error.subjects == (str(cert),)
     replace(cert, good)
     assert trust.context() is first
-    assert trust.problem is None
+    assert trust.error is None
     replace(cert, other)
     assert trust.context() is not first
-    assert trust.problem is None
+    assert trust.error is None
     assert changes.count == 2
 
 
 def test_a_file_that_vanished_keeps_the_last_good_trust_until_it_is_back(
     cert: Path, changes: Changes
 ) -> None:
-    trust = Trust(TrustFiles(cert), changes)
+    trust = TlsContext(TlsFiles(cert), changes)
     first = trust.context()
     cert.unlink()
     assert trust.context() is first
-    assert trust.problem == f"-cert {cert}: No such file or directory; the last good trust is kept"
+    assert trust.error
+    assert trust.error.cause == "No such file or directory"
     cert.mkdir()
     assert trust.context() is first
-    assert trust.problem == f"-cert {cert}: Is a directory; the last good trust is kept"
+    assert trust.error.cause == "Is a directory"
     cert.rmdir()
     cert.write_bytes(authority())
     assert trust.context() is not first
-    assert trust.problem is None
+    assert trust.error is None
 
 
 @pytest.mark.parametrize("content", [None, b"", b"garbage", b"-----BEGIN CERTIFICATE-----\nMII"])
@@ -167,13 +169,13 @@ def test_a_first_start_without_a_good_file_heals_when_there_is_one(
     cert = tmp_path / "ca.crt"
     if content is not None:
         cert.write_bytes(content)
-    trust = Trust(TrustFiles(cert), changes)
+    trust = TlsContext(TlsFiles(cert), changes)
     for _ in range(2):
-        with pytest.raises(TrustError, match=f"^-cert {cert}: "):
+        with pytest.raises(TlsFilesError, match=f"^tls: TLS_FILE {cert} "):
             trust.context()
     cert.write_bytes(authority())
     assert trust.context().get_ca_certs()
-    assert trust.problem is None
+    assert trust.error is None
     assert changes.count == 1
 
 
@@ -188,17 +190,17 @@ def test_a_client_pair_that_is_half_rotated_keeps_the_old_one(
 ) -> None:
     ca = trustme.CA()
     identity(tmp_path, ca)
-    trust = Trust(TrustFiles(cert, tmp_path / "tls.crt", tmp_path / "tls.key"), changes)
+    trust = TlsContext(TlsFiles(cert, tmp_path / "tls.crt", tmp_path / "tls.key"), changes)
     first = trust.context()
     new = tmp_path / "new"
     new.mkdir()
     identity(new, ca)
     (new / "tls.crt").rename(tmp_path / "tls.crt")
     assert trust.context() is first
-    assert "KEY_VALUES_MISMATCH" in (trust.problem or "")
+    assert "KEY_VALUES_MISMATCH" in str(trust.error)
     (new / "tls.key").rename(tmp_path / "tls.key")
     assert trust.context() is not first
-    assert trust.problem is None
+    assert trust.error is None
 
 
 def test_an_encrypted_key_is_refused_without_asking(tmp_path: Path, cert: Path) -> None:
@@ -211,8 +213,8 @@ def test_an_encrypted_key_is_refused_without_asking(tmp_path: Path, cert: Path) 
             serialization.BestAvailableEncryption(b"word"),
         )
     )
-    with pytest.raises(TrustError, match="the key is encrypted; give one without a password"):
-        load_context(TrustFiles(cert, tmp_path / "tls.crt", tmp_path / "tls.key"))
+    with pytest.raises(TlsFilesError, match="the key is encrypted; give one without a password"):
+        load_context(TlsFiles(cert, tmp_path / "tls.crt", tmp_path / "tls.key"))
 
 
 @pytest.mark.parametrize(
@@ -227,15 +229,16 @@ def test_a_client_certificate_without_its_key_is_refused_by_name(
     tmp_path: Path, cert: Path, key: str | None, why: str
 ) -> None:
     identity(tmp_path, trustme.CA())
-    files = TrustFiles(cert, tmp_path / "tls.crt", tmp_path / key if key else None)
-    with pytest.raises(TrustError, match=why) as caught:
+    files = TlsFiles(cert, tmp_path / "tls.crt", tmp_path / key if key else None)
+    with pytest.raises(TlsFilesError, match=why) as caught:
         load_context(files)
-    assert f"-client-cert {tmp_path / 'tls.crt'}" in str(caught.value)
-    assert f"-client-key {tmp_path / key}" in str(caught.value) if key else True
+    files_named = (tmp_path / "tls.crt", *([tmp_path / key] if key else []))
+    assert caught.value.subjects == tuple(map(str, files_named))
+    assert caught.value.code is (ErrorCode.CLIENT_FILES if key else ErrorCode.CLIENT_FILE)
 
 
 def test_the_context_verifies_and_speaks_no_old_version(cert: Path) -> None:
-    context = load_context(TrustFiles(cert))
+    context = load_context(TlsFiles(cert))
     assert context.verify_mode is ssl.CERT_REQUIRED
     assert context.check_hostname
     assert context.minimum_version is ssl.TLSVersion.TLSv1_2

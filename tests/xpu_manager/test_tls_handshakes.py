@@ -17,6 +17,7 @@ from tests.xpu_manager.test_scrape import (
     outcome,
     refusal,
     scraping,
+    text_of,
     time_is_up,
 )
 from tests.xpu_manager.test_tls_servers import CA, HERE, Authority, https, written
@@ -31,7 +32,7 @@ def test_https_to_a_plain_port_is_told(tmp_path: Path, monkeypatch: pytest.Monke
     with Simulator(NODE) as xpum, scraping(https(xpum.port, trust)) as scraper:
         error = refusal(scraper)
         assert error.reason is ScrapeReason.TLS
-        assert "HTTPS on this port" in error.detail
+        assert "HTTPS on this port" in text_of(error)
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-x\r\n"])
@@ -53,7 +54,7 @@ def test_a_server_that_answers_something_else_than_tls_is_told(
             error = refusal(scraper)
         thread.join(PATIENCE)
     assert error.reason is ScrapeReason.TLS
-    assert error.detail.endswith("; does XPU Manager speak HTTPS on this port?")
+    assert text_of(error).endswith("; does XPU Manager speak HTTPS on this port?")
 
 
 def test_plain_http_to_an_https_port_is_told(tmp_path: Path) -> None:
@@ -61,7 +62,7 @@ def test_plain_http_to_an_https_port_is_told(tmp_path: Path) -> None:
     with Simulator(NODE, Serving(cert=cert, key=cert)) as xpum, scraping(xpum.port) as scraper:
         error = refusal(scraper)
     assert error.reason is ScrapeReason.RESET
-    assert error.detail.endswith("; XPU Manager restarts, or speaks HTTPS on this port (-cert)")
+    assert text_of(error).endswith("; XPU Manager restarts, or speaks HTTPS on this port (-cert)")
 
 
 def test_a_handshake_that_hangs_ends_in_time(tmp_path: Path) -> None:
@@ -76,7 +77,7 @@ def test_a_handshake_that_hangs_ends_in_time(tmp_path: Path) -> None:
         ):
             error = refusal(scraper)
     assert error.reason is ScrapeReason.TLS
-    assert error.detail.startswith("no TLS handshake within 3600 s: XPU Manager hangs, or")
+    assert text_of(error).startswith("no TLS handshake within 3600 s; XPU Manager hangs, or")
 
 
 def test_a_refused_connection_is_no_matter_of_trust(tmp_path: Path) -> None:
@@ -110,7 +111,7 @@ def test_a_server_that_knows_only_tls_1_1_is_refused(tmp_path: Path) -> None:
         with scraping(https(server.port, trust)) as scraper:
             error = refusal(scraper)
     assert error.reason is ScrapeReason.TLS
-    assert error.detail.endswith("; XPU Manager must offer TLS 1.2 or later")
+    assert text_of(error).endswith("; XPU Manager must offer TLS 1.2 or later")
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
@@ -129,7 +130,7 @@ def test_a_server_that_asks_for_a_client_certificate_gets_ours(
             with scraping(https(server.port, trust, client)) as scraper:
                 error = refusal(scraper)
             assert error.reason is ScrapeReason.TLS
-            assert advice in error.detail
+            assert advice in text_of(error)
         assert server.asked == 0
         with scraping(https(server.port, trust, ours)) as scraper:
             assert scraper.scrape().total == 0

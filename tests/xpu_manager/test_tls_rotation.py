@@ -8,7 +8,7 @@ import pytest
 import trustme
 from cryptography import x509
 
-from tests.xpu_manager.test_scrape import NODE, outcome, refusal, scraping
+from tests.xpu_manager.test_scrape import NODE, outcome, refusal, scraping, text_of
 from tests.xpu_manager.test_tls_servers import CA, DAY, HERE, NOW, Authority, https, written
 from xelink.simulators.xpu_manager import Serving, Simulator
 from xelink.xpu_manager.reasons import ScrapeReason
@@ -60,7 +60,7 @@ def test_a_ca_rotates_in_any_order(site: Site, steps: list[str], outcomes: list[
             site.rotate(step)
             drop_connections(xpum)
             assert outcome(scraper) == expected
-            assert scraper.trust_problem is None
+            assert scraper.tls_error is None
 
 
 def drop_connections(xpum: Simulator) -> None:
@@ -111,7 +111,7 @@ def test_a_spoiled_trust_costs_no_scrape_and_is_told_until_it_is_mended(
 ) -> None:
     with site.simulator() as xpum, scraping(https(xpum.port, site.trust)) as scraper:
         assert outcome(scraper) == "links"
-        assert scraper.trust_problem is None
+        assert scraper.tls_error is None
         spoil(site.trust)
         for _ in range(2):
             assert outcome(scraper) == "links"
@@ -121,11 +121,11 @@ def test_a_spoiled_trust_costs_no_scrape_and_is_told_until_it_is_mended(
         assert outcome(scraper) == "links"
         site.rotate(BOTH)
         assert outcome(scraper) == "links"
-        assert scraper.trust_problem is None
+        assert scraper.tls_error is None
 
 
 def told(scraper: Scraper) -> str:
-    return scraper.trust_problem or "nothing"
+    return text_of(scraper.tls_error) if scraper.tls_error else "nothing"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"garbage"])
@@ -138,7 +138,7 @@ def test_a_first_start_without_trust_asks_nothing_and_heals(
     with site.simulator() as xpum, scraping(https(xpum.port, site.trust)) as scraper:
         error = refusal(scraper)
         assert error.reason is ScrapeReason.TLS
-        assert error.detail.startswith(f"-cert {site.trust}: ")
+        assert text_of(error).startswith(f"-cert {site.trust}: ")
         assert scraper.certificate_expiry is None
         assert xpum.connections == 0
         replaced(site.trust, OLD.pem)

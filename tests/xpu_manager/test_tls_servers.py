@@ -14,11 +14,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tests.patience import PATIENCE
-from tests.xpu_manager.test_scrape import NODE, outcome, refusal, scraping
+from tests.xpu_manager.test_scrape import NODE, outcome, refusal, scraping, text_of
 from xelink.simulators.xpu_manager import Serving, Simulator
 from xelink.xpu_manager.reasons import ScrapeReason
 from xelink.xpu_manager.scrape import Target
-from xelink.xpu_manager.tls import TrustFiles
+from xelink.xpu_manager.tls import TlsFiles
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 DAY = timedelta(days=1)
@@ -176,7 +176,7 @@ def written(folder: Path, name: str, content: bytes) -> Path:
 
 
 def https(port: int, cert: Path, client: Path | None = None, timeout: float = PATIENCE) -> Target:
-    return Target(port, trust=TrustFiles(cert, client), timeout=timeout)
+    return Target(port, tls=TlsFiles(cert, client), timeout=timeout)
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
@@ -204,6 +204,6 @@ def test_trust_is_refused_once_with_its_cause_and_an_advice_to(tmp_path: Path, n
     ):
         error = refusal(scraper)
         assert error.reason is ScrapeReason.TLS
-        assert re.search(text, error.detail), error.detail
+        assert re.search(text, text_of(error)), text_of(error)
         assert xpum.connections == 1
         assert xpum.requests == 0

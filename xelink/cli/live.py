@@ -1,7 +1,6 @@
 """One scrape of a live XPU Manager, by the sidecar's own scraper, for a person who waits."""
 
 import argparse
-import re
 import signal
 import time
 from urllib.parse import urlsplit
@@ -12,11 +11,22 @@ from xelink.daemon.version import VERSION
 from xelink.xpu_manager.errors import ScrapeError
 from xelink.xpu_manager.exposition import Reading
 from xelink.xpu_manager.scrape import HOST, Credentials, Scraper, Target
-from xelink.xpu_manager.tls import TrustFiles
+from xelink.xpu_manager.tls import TlsFiles
+from xelink.xpu_manager.wording import Options, words
 
-__all__ = ["HOST", "PORT", "TIMEOUT", "NoAnswerError", "scrape", "target"]
+__all__ = ["HOST", "OPTIONS", "PORT", "TIMEOUT", "NoAnswerError", "scrape", "target"]
 
 PORT = 29999
+OPTIONS = Options(
+    host=HOST,
+    port="--url",
+    cert="--cert",
+    client_cert="--client-cert",
+    client_key="--client-key",
+    username="--username",
+    password_file="--password-file",  # noqa: S106 - the name of an option
+)
+"""What the user of the tool sets a scrape with."""
 TIMEOUT = 30.0
 
 
@@ -43,14 +53,12 @@ def target(options: argparse.Namespace) -> Target:
         raise WrongCallError("--client-key needs --client-cert")
     if bool(options.username) != bool(options.password_file):
         raise WrongCallError("--username and --password-file need each other")
-    trust = (
-        TrustFiles(options.cert, options.client_cert, options.client_key) if options.cert else None
-    )
+    tls = TlsFiles(options.cert, options.client_cert, options.client_key) if options.cert else None
     credentials = (
         Credentials(options.username, options.password_file) if options.password_file else None
     )
     timeout = options.timeout or TIMEOUT
-    return Target(port or PORT, trust, credentials, timeout, host=host)
+    return Target(port or PORT, tls, credentials, timeout, host=host)
 
 
 def scrape(target: Target) -> Reading:
@@ -75,8 +83,8 @@ def scrape(target: Target) -> Reading:
     try:
         return scraper.scrape()
     except ScrapeError as error:
-        detail = _in_our_words(error.detail, target.host)
-        raise NoAnswerError(f"{error.reason}: {detail}") from error
+        what = words(error, OPTIONS._replace(host=target.host))
+        raise NoAnswerError(f"{error.reason}: {what}") from error
     except Stopped:
         raise KeyboardInterrupt from None
     finally:
@@ -84,13 +92,3 @@ def scrape(target: Target) -> Reading:
         stop.close()
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-_SIDECAR_FLAG = re.compile(r"(?<![\w-])-(?=(cert|client-cert|client-key|username|password-file)\b)")
-
-
-def _in_our_words(detail: str, host: str) -> str:
-    """Name our options where the scrape, which is the sidecar's, names its flags."""
-    detail = _SIDECAR_FLAG.sub("--", detail.replace("(-xpum-port)", "(--url)"))
-    detail = detail.replace(f"subjectAltName=IP:{HOST}", f"subjectAltName=IP:{host}")
-    return detail.partition("; asked again in")[0]

@@ -13,11 +13,10 @@ import tenacity
 from xelink.daemon.descriptors import is_shortage
 from xelink.daemon.files import PatientReader, Read
 from xelink.topology.text import printable
-from xelink.xpu_manager.errors import ScrapeError
+from xelink.xpu_manager.errors import ErrorCode, ScrapeError
 from xelink.xpu_manager.exposition import Reader, Reading
 from xelink.xpu_manager.line_filter import TooManyRowsError
-from xelink.xpu_manager.reasons import ScrapeReason
-from xelink.xpu_manager.tls import Trust, TrustError, TrustFiles
+from xelink.xpu_manager.tls import TlsContext, TlsFiles
 from xelink.xpu_manager.transport import CERTIFICATE, HungUpError, Transport
 
 HOST = "127.0.0.1"
@@ -51,7 +50,7 @@ class Target:
     """Where to scrape, and within which bounds."""
 
     port: int
-    trust: TrustFiles | None = None
+    tls: TlsFiles | None = None
     credentials: Credentials | None = None
     timeout: float = 30.0
     """Seconds for the whole scrape, retries included."""
@@ -63,7 +62,7 @@ class Target:
     def url(self) -> str:
         """Where the metrics are; HTTPS as soon as there is something to verify with."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http{'s' if self.trust else ''}://{host}:{self.port}/metrics"
+        return f"http{'s' if self.tls else ''}://{host}:{self.port}/metrics"
 
 
 class _Login:
@@ -87,9 +86,9 @@ class _Login:
         left = self._not_before - self._monotonic()
         if self._refusals and left > 0 and password == self._refused:
             raise ScrapeError(
-                ScrapeReason.UNAUTHORIZED,
-                f"refused {self._refusals} times, or not answered; not asked again for"
-                f" {left:.0f} s, or until the password changes",
+                ErrorCode.NOT_ASKED_AGAIN,
+                cause=f"refused {self._refusals} times, or not answered",
+                seconds=left,
             )
         self._sent = password
         if self._credentials is None or password is None:
@@ -100,14 +99,14 @@ class _Login:
         self._refusals = 0
         self._accepted = self._sent
 
-    def refused(self) -> str:
-        """Wait longer before the next try; give the advice for the user."""
+    def refused(self) -> tuple[ErrorCode, float]:
+        """Wait longer before the next try; return the error, and for how many seconds."""
         wait = min(_BACKOFF_MOST, _BACKOFF_FIRST * 2**self._refusals)
         self._refusals += 1
         self._refused = self._sent
         self._not_before = self._monotonic() + wait
-        advice = "check" if self._credentials else "give"
-        return f"{advice} -username and -password-file; asked again in {wait:.0f} s"
+        code = ErrorCode.PASSWORD_REJECTED if self._credentials else ErrorCode.PASSWORD_WANTED
+        return code, wait
 
     def unanswered(self) -> None:
         """Take silence for a refusal, unless this password was accepted before.
@@ -127,14 +126,10 @@ class _Login:
         except OSError as error:
             detail = error.strerror or str(error)
             if is_shortage(error):
-                raise ScrapeError(ScrapeReason.RESOURCES, _shortage(error)) from error
-            raise ScrapeError(
-                ScrapeReason.UNAUTHORIZED, f"-password-file {file}: {detail}"
-            ) from error
+                raise _shortage(error) from error
+            raise ScrapeError(ErrorCode.PASSWORD_FILE, str(file), cause=detail) from error
         if not password:
-            raise ScrapeError(
-                ScrapeReason.UNAUTHORIZED, f"-password-file {file}: there is none in it"
-            )
+            raise ScrapeError(ErrorCode.PASSWORD_FILE, str(file), cause="there is none in it")
         return password
 
 
@@ -153,9 +148,9 @@ class Scraper:
         """Take how to bound a block in time, how to sleep, and a clock in seconds."""
         self._target = target
         self._bounded = bounded
-        # Tries again what a moment can heal: XPU Manager restarts, or hung up between scrapes.
+        # Tries again what may pass in a moment: XPU Manager restarts, or hung up between scrapes.
         self._retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(_heals),
+            retry=tenacity.retry_if_exception(_is_transient),
             stop=tenacity.stop_after_attempt(_ATTEMPTS),
             wait=tenacity.wait_exponential(multiplier=_FIRST_WAIT),
             sleep=sleep,
@@ -173,7 +168,7 @@ class Scraper:
         )
         self._reader = Reader()
         read = PatientReader(min(_FILE_SECONDS, target.timeout * _FILE_SHARE))
-        self._trust = Trust(target.trust, self.close, read) if target.trust else None
+        self._tls = TlsContext(target.tls, self.close, read) if target.tls else None
         self._transport: Transport | None = None
         self._login = _Login(target.credentials, monotonic, read)
         self.certificate_expiry: float | None = None
@@ -187,9 +182,9 @@ class Scraper:
         return self._target.url
 
     @property
-    def trust_problem(self) -> str | None:
-        """Why the files of the trust, as they are now, cannot be used."""
-        return self._trust.problem if self._trust else None
+    def tls_error(self) -> ScrapeError | None:
+        """Why the TLS files, as they are now, cannot be used; the last good ones are."""
+        return self._tls.error if self._tls else None
 
     def hang_up(self) -> None:
         """Drop the connection: the next scrape makes a new one."""
@@ -205,26 +200,22 @@ class Scraper:
     def scrape(self) -> Reading:
         """Fetch the metrics once. Raises `ScrapeError`."""
         try:
-            with self._bounded(self._target.timeout), _translated(plain=not self._trust):
+            with self._bounded(self._target.timeout), _translated(plain=not self._tls):
                 return self._retrying(self._get, self._login.auth())
         except TimeoutError as error:
             self.hang_up()
             if isinstance(error.__cause__, httpx.ReadTimeout):  # the request was sent
                 self._login.unanswered()
-            within = f"within {self._target.timeout:g} s"
-            if self._trust and isinstance(error.__cause__, httpx.ConnectTimeout):
-                raise ScrapeError(
-                    ScrapeReason.TLS,
-                    f"no TLS handshake {within}: XPU Manager hangs, or speaks no HTTPS on this"
-                    " port (-cert)",
-                ) from None
-            raise ScrapeError(ScrapeReason.TIMEOUT, f"no whole answer {within}") from None
+            code = ErrorCode.NO_ANSWER_IN_TIME
+            if self._tls and isinstance(error.__cause__, httpx.ConnectTimeout):
+                code = ErrorCode.NO_HANDSHAKE_IN_TIME
+            raise ScrapeError(code, seconds=self._target.timeout) from None
         except ScrapeError:
             self.hang_up()
             raise
 
     def _get(self, auth: httpx.Auth | None) -> Reading:
-        context = self._trust.context() if self._trust else None
+        context = self._tls.context() if self._tls else None
         if self._transport is None:
             self._transport = Transport(context, self._target.timeout)
         request = next(auth.sync_auth_flow(self._request)) if auth else self._request
@@ -239,30 +230,29 @@ class Scraper:
             for chunk in response.iter_raw():
                 size += len(chunk)
                 if size > self._target.max_body:
-                    raise ScrapeError(ScrapeReason.TOO_LARGE, self._too_large())
+                    raise self._too_large()
                 sieve.feed(chunk)
         return self._reader.read(sieve)
 
     def _check(self, response: httpx.Response) -> None:
         if response.status_code == _UNAUTHORIZED:
-            advice = self._login.refused()  # before its body is read, which may fail
-            raise ScrapeError(ScrapeReason.UNAUTHORIZED, f"{_told(response)}; {advice}")
+            code, wait = self._login.refused()  # before its body is read, which may fail
+            raise ScrapeError(code, cause=_answer(response), seconds=wait)
         if response.status_code != _OK:
-            raise ScrapeError(ScrapeReason.STATUS, _told(response))
+            raise ScrapeError(ErrorCode.STATUS, cause=_answer(response))
         self._login.accepted()
         encoding = response.headers.get("Content-Encoding", "")
         if any(word.strip().lower() not in {"", "identity"} for word in encoding.split(",")):
-            raise ScrapeError(
-                ScrapeReason.PROTOCOL, f"content encoding {encoding!r} was not asked for"
-            )
+            cause = f"content encoding {encoding!r} was not asked for"
+            raise ScrapeError(ErrorCode.PROTOCOL, cause=cause)
         length = response.headers.get("Content-Length", "0")
         if not (length.isascii() and length.isdigit()):
-            raise ScrapeError(ScrapeReason.PROTOCOL, f"content length {length!r} is none")
+            raise ScrapeError(ErrorCode.PROTOCOL, cause=f"content length {length!r} is none")
         if int(length) > self._target.max_body:
-            raise ScrapeError(ScrapeReason.TOO_LARGE, self._too_large())
+            raise self._too_large()
 
-    def _too_large(self) -> str:
-        return f"the body is longer than {self._target.max_body} bytes (-max-body)"
+    def _too_large(self) -> ScrapeError:
+        return ScrapeError(ErrorCode.BODY_TOO_LARGE, str(self._target.max_body))
 
     def _note_certificate(self, response: httpx.Response) -> None:
         certificate = response.extensions.get(CERTIFICATE)
@@ -274,8 +264,8 @@ class Scraper:
 _seconds = lru_cache(maxsize=1)(ssl.cert_time_to_seconds)
 
 
-def _heals(error: BaseException) -> bool:
-    """Tell what a moment can heal: refused or reset, but never a failed verification."""
+def _is_transient(error: BaseException) -> bool:
+    """Return whether it may pass in a moment: refused or reset, never a failed verification."""
     return isinstance(error, httpx.NetworkError | HungUpError) and not any(
         isinstance(cause, ssl.SSLError) for cause in _causes(error)
     )
@@ -283,42 +273,76 @@ def _heals(error: BaseException) -> bool:
 
 @contextmanager
 def _translated(*, plain: bool) -> Iterator[None]:
-    """Turn what can go wrong on the way into the reason that the operator is told."""
+    """Turn what can go wrong on the way into a `ScrapeError`; `plain` is without TLS."""
     try:
         yield
-    except TrustError as error:
-        raise ScrapeError(ScrapeReason.TLS, str(error)) from error
     except TooManyRowsError as error:
-        raise ScrapeError(ScrapeReason.TOO_LARGE, str(error)) from error
+        raise ScrapeError(ErrorCode.TOO_MANY_ROWS, cause=str(error)) from error
     except httpx.TimeoutException as error:
         raise TimeoutError from error
     except (HungUpError, httpx.HTTPError, ValueError) as error:
         causes = tuple(_causes(error))
         if shortage := next(filter(is_shortage, causes), None):
-            raise ScrapeError(ScrapeReason.RESOURCES, _shortage(shortage)) from error
-        for kind, reason in _REASONS:
+            raise _shortage(shortage) from error
+        for kind in _KINDS:
             if cause := next((cause for cause in causes if isinstance(cause, kind)), None):
-                hint = _RESET_HINT if plain and reason is ScrapeReason.RESET else ""
-                raise ScrapeError(reason, f"{_say(cause)}{hint}") from error
-        raise ScrapeError(ScrapeReason.PROTOCOL, _say(error)) from error
+                raise ScrapeError(_code(cause, plain=plain), cause=_text(cause)) from error
+        raise ScrapeError(ErrorCode.PROTOCOL, cause=_text(error)) from error
 
 
 # The first kind that is found among an error and its causes decides.
-_REASONS = (
-    (ssl.SSLError, ScrapeReason.TLS),
-    (ConnectionRefusedError, ScrapeReason.REFUSED),
-    (ConnectionResetError, ScrapeReason.RESET),
-    (httpx.ConnectError, ScrapeReason.REFUSED),
-    (httpx.NetworkError, ScrapeReason.RESET),
-    (HungUpError, ScrapeReason.RESET),
+_KINDS = (
+    ssl.SSLError,
+    ConnectionRefusedError,
+    ConnectionResetError,
+    httpx.ConnectError,
+    httpx.NetworkError,
+    HungUpError,
 )
 
-# A server that expects TLS just drops who speaks plain HTTP.
-_RESET_HINT = "; XPU Manager restarts, or speaks HTTPS on this port (-cert)"
+
+def _code(error: BaseException, *, plain: bool) -> ErrorCode:
+    match error:
+        case ssl.SSLCertVerificationError():
+            return _CERTIFICATE_CODES.get(error.verify_code, ErrorCode.NOT_VERIFIED)
+        case ssl.SSLError():
+            return _TLS_CODES.get(error.reason, ErrorCode.NO_TLS)
+        case ConnectionRefusedError():
+            return ErrorCode.NOTHING_LISTENS
+        case httpx.ConnectError():
+            return ErrorCode.NOT_CONNECTED
+    return ErrorCode.HUNG_UP_ON_PLAIN_HTTP if plain else ErrorCode.HUNG_UP
 
 
-def _shortage(error: BaseException) -> str:
-    return f"{getattr(error, 'strerror', error)}: on this side, whatever XPU Manager does"
+# By OpenSSL's X509_V_ERR codes
+_CERTIFICATE_CODES = {
+    7: ErrorCode.NOT_OF_THAT_CA,  # a CA of the same name signed it
+    9: ErrorCode.NOT_YET_VALID,
+    10: ErrorCode.EXPIRED,
+    18: ErrorCode.SELF_SIGNED,
+    19: ErrorCode.NOT_OF_THAT_CA,
+    20: ErrorCode.NOT_OF_THAT_CA,
+    24: ErrorCode.NO_CA,
+    26: ErrorCode.NOT_FOR_SERVERS,
+    62: ErrorCode.NO_NAME,
+    64: ErrorCode.NO_ADDRESS,
+    79: ErrorCode.NO_CA,
+}
+
+# By OpenSSL's names of reasons
+_TLS_CODES = {
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": ErrorCode.CLIENT_PERHAPS_WANTED,
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": ErrorCode.CLIENT_WANTED,
+    "SSLV3_ALERT_BAD_CERTIFICATE": ErrorCode.CLIENT_REJECTED,
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": ErrorCode.CLIENT_EXPIRED,
+    "TLSV1_ALERT_UNKNOWN_CA": ErrorCode.CLIENT_OF_UNKNOWN_CA,
+    "TLSV1_ALERT_PROTOCOL_VERSION": ErrorCode.TLS_VERSION,
+    "UNSUPPORTED_PROTOCOL": ErrorCode.TLS_VERSION,
+}
+
+
+def _shortage(error: BaseException) -> ScrapeError:
+    return ScrapeError(ErrorCode.NO_RESOURCES, cause=str(getattr(error, "strerror", error)))
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -327,48 +351,16 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _say(error: BaseException) -> str:
-    if isinstance(error, ConnectionRefusedError):
-        return "nothing listens there: XPU Manager is not up, or on another port (-xpum-port)"
+def _text(error: BaseException) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return error.verify_message.rstrip(".") + _CERTIFICATE_ADVICE.get(error.verify_code, "")
+        return error.verify_message.rstrip(".")
     if isinstance(error, ssl.SSLError):
-        return f"{error.reason or error}; {_TLS_ADVICE.get(error.reason, _NO_TLS)}"
+        return error.reason or str(error)
     return " ".join(str(error).split())[:_DETAIL_LIMIT] or type(error).__name__
 
 
-# By OpenSSL's X509_V_ERR codes
-_NOT_ITS_CA = "; the file of -cert does not contain its CA"
-_NO_CA = "; the CA of -cert needs basicConstraints CA:TRUE"
-_CERTIFICATE_ADVICE = {
-    7: _NOT_ITS_CA,  # a CA of the same name signed it
-    9: "; wait, or set the clock",
-    10: "; renew it",
-    18: "; the file of -cert does not contain it",
-    19: _NOT_ITS_CA,
-    20: _NOT_ITS_CA,
-    24: _NO_CA,
-    26: "; its extendedKeyUsage must allow serverAuth",
-    62: "; it needs a subjectAltName for the host",
-    64: f"; it needs subjectAltName=IP:{HOST}",
-    79: _NO_CA,
-}
-
-# By OpenSSL's names of reasons
-_NO_TLS = "does XPU Manager speak HTTPS on this port?"
-_TLS_ADVICE = {
-    "SSLV3_ALERT_HANDSHAKE_FAILURE": "does XPU Manager ask for a -client-cert?",
-    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "XPU Manager asks for a -client-cert",
-    "SSLV3_ALERT_BAD_CERTIFICATE": "XPU Manager does not accept the -client-cert",
-    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "renew the -client-cert",
-    "TLSV1_ALERT_UNKNOWN_CA": "XPU Manager does not know the CA of the -client-cert",
-    "TLSV1_ALERT_PROTOCOL_VERSION": "XPU Manager must offer TLS 1.2 or later",
-    "UNSUPPORTED_PROTOCOL": "XPU Manager must offer TLS 1.2 or later",
-}
-
-
-def _told(response: httpx.Response) -> str:
-    """Give the status and the beginning of an error's body, which often says what is wrong."""
+def _answer(response: httpx.Response) -> str:
+    """Return the status and the beginning of an error's body, which often says what is wrong."""
     beginning = b""
     with suppress(httpx.HTTPError):  # the status is known, whatever becomes of the body
         beginning = next(response.iter_raw(_DETAIL_LIMIT), b"")

@@ -11,6 +11,7 @@ from xelink.xpu_manager.classification import answered, classify
 from xelink.xpu_manager.errors import ScrapeError
 from xelink.xpu_manager.exposition import Reading
 from xelink.xpu_manager.reasons import ScrapeReason
+from xelink.xpu_manager.wording import Options, words
 
 
 class Scraping(Protocol):
@@ -21,7 +22,7 @@ class Scraping(Protocol):
         """Where the metrics come from."""
 
     @property
-    def trust_problem(self) -> str | None:
+    def tls_error(self) -> ScrapeError | None:
         """Why the TLS files, as they are now, cannot be used."""
 
     @property
@@ -38,9 +39,11 @@ class XpuManager:
     name = "XPU Manager"
     reasons = tuple(map(str, ScrapeReason))
 
-    def __init__(self, scraper: Scraping, rules: Rules) -> None:
+    def __init__(self, scraper: Scraping, rules: Rules, options: Options) -> None:
+        """Take how to scrape, which links pass, and what the program calls its settings."""
         self._scraper = scraper
         self._rules = rules
+        self._options = options
         self._rows = self._rows_skipped = 0
         self._classified: tuple[Reading, Observation] | None = None
 
@@ -52,13 +55,12 @@ class XpuManager:
     @property
     def facts(self) -> SourceFacts:
         """What is known of it after the last scrape."""
-        warning = self._scraper.trust_problem
-        return SourceFacts(
-            self._rows,
-            self._rows_skipped,
-            warning and f"the TLS files cannot be used: {warning}",
-            self._scraper.certificate_expiry,
-        )
+        error, warning = self._scraper.tls_error, None
+        if error:
+            what = words(error, self._options)
+            warning = f"the TLS files cannot be used: {what}; the last good ones are kept"
+        expiry = self._scraper.certificate_expiry
+        return SourceFacts(self._rows, self._rows_skipped, warning, expiry)
 
     def observe(self) -> Observation:
         """Scrape once and return what that proves."""
@@ -66,7 +68,7 @@ class XpuManager:
         try:
             reading = self._scraper.scrape()
         except ScrapeError as error:
-            return Unknown(error.reason, error.detail)
+            return Unknown(error.reason, str(words(error, self._options)))
         self._rows = reading.total
         self._rows_skipped = reading.unread + reading.unread_ports
         if self._classified is None or self._classified[0] is not reading:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from xelink.daemon.files import Read, read_file
+from xelink.xpu_manager.errors import ErrorCode, ScrapeError
 
 MOST = 1 << 20
 """Bytes of one file: five times what a distribution trusts in all."""
 
 
 class _File(NamedTuple):
-    """What a file says: `content` is None, and `problem` says why, where it cannot be read."""
+    """What is in a file: `content` is None, and `problem` says why, where it cannot be read."""
 
     path: Path
     content: bytes | None
@@ -25,13 +26,13 @@ class _File(NamedTuple):
 _Files: TypeAlias = tuple[_File, ...]
 
 
-class TrustError(Exception):
-    """There is no usable trust: nothing can be verified, so nothing is fetched."""
+class TlsFilesError(ScrapeError):
+    """The TLS files cannot be used: nothing can be verified, so nothing is fetched."""
 
 
 @dataclass(frozen=True)
-class TrustFiles:
-    """What is trusted, and who we are where the server asks (mTLS)."""
+class TlsFiles:
+    """What the server is verified against, and who we are where it asks (mTLS)."""
 
     cert: Path
     """PEM: a CA, or the server's own certificate."""
@@ -39,15 +40,15 @@ class TrustFiles:
     client_key: Path | None = None
 
 
-class Trust:
-    """Gives the context to verify with; one context as long as the files are the same.
+class TlsContext:
+    """The context to verify with; one context as long as the files are the same.
 
     A context costs 20 ms and some memory, so it is made once per content of the files. Files that
-    are half written or gone keep the last good one, and `problem` says so.
+    are half written or gone keep the last good one, and `error` is what is wrong with them.
     """
 
     def __init__(
-        self, files: TrustFiles, changed: Callable[[], None], read: Read = read_file
+        self, files: TlsFiles, changed: Callable[[], None], read: Read = read_file
     ) -> None:
         """Call `changed` after each new context, so that old connections can be dropped.
 
@@ -56,35 +57,35 @@ class Trust:
         self._files = files
         self._changed = changed
         self._read = read
-        self._seen: _Files = ()
+        self._loaded: _Files = ()
         self._context: ssl.SSLContext | None = None
-        self.problem: str | None = None
+        self.error: TlsFilesError | None = None
 
     def context(self) -> ssl.SSLContext:
-        """Give the context for the files as they are now. Raises `TrustError`."""
-        files = _look(self._files, self._read)
-        if self._context is None or files != self._seen:
+        """Return the context for the files as they are now. Raises `TlsFilesError`."""
+        files = _read(self._files, self._read)
+        if self._context is None or files != self._loaded:
             try:
                 self._context = _context(*files)
-            except TrustError as error:
+            except TlsFilesError as error:
                 if self._context is None:
                     raise
-                self.problem = f"{error}; the last good trust is kept"
+                self.error = error
             else:
-                self._seen = files
-                self.problem = None
+                self._loaded = files
+                self.error = None
                 self._changed()
         else:
-            self.problem = None
+            self.error = None
         return self._context
 
 
-def load_context(files: TrustFiles) -> ssl.SSLContext:
-    """Make a context that verifies the server against the files. Raises `TrustError`."""
-    return _context(*_look(files, read_file))
+def load_context(files: TlsFiles) -> ssl.SSLContext:
+    """Make a context that verifies the server against the files. Raises `TlsFilesError`."""
+    return _context(*_read(files, read_file))
 
 
-def _look(files: TrustFiles, read: Read) -> _Files:
+def _read(files: TlsFiles, read: Read) -> _Files:
     own = (files.client_cert, files.client_key) if files.client_cert else ()
     return tuple(_file(path, read) for path in (files.cert, *own) if path)
 
@@ -106,12 +107,13 @@ def _context(
     # As Go: a leaf may be its own trust anchor, and a certificate without keyUsage is accepted.
     context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
     context.verify_flags &= ~ssl.VerifyFlags.VERIFY_X509_STRICT
-    with _explained(f"-cert {cert.path}"), _in_memory(cert) as path:
+    with _explained(ErrorCode.TLS_FILE, cert), _in_memory(cert) as path:
         context.load_verify_locations(path)
     if client_cert:
-        key = f" and -client-key {client_key.path}" if client_key else ""
         with (
-            _explained(f"-client-cert {client_cert.path}{key}"),
+            _explained(ErrorCode.CLIENT_FILES, client_cert, client_key)
+            if client_key
+            else _explained(ErrorCode.CLIENT_FILE, client_cert),
             _in_memory(client_cert) as path,
             _in_memory(client_key or client_cert) as key_path,
         ):
@@ -120,18 +122,19 @@ def _context(
 
 
 @contextmanager
-def _explained(what: str) -> Iterator[None]:
+def _explained(code: ErrorCode, *files: _File) -> Iterator[None]:
     try:
         yield
     except (OSError, ssl.SSLError) as error:
-        raise TrustError(f"{what}: {_why(error)}") from error
+        paths = (str(file.path) for file in files)
+        raise TlsFilesError(code, *paths, cause=_why(error)) from error
 
 
 @contextmanager
 def _in_memory(file: _File) -> Iterator[str]:
-    """Give a path at which OpenSSL finds what was read, which it could read but from a path.
+    """Return a path at which OpenSSL finds what was read, which it could read but from a path.
 
-    By the file's own path it would read what nobody has bounded, and perhaps something else.
+    By the file's own path it would read what is not bounded, and perhaps something else.
     """
     if file.content is None:
         raise OSError(0, file.problem)

@@ -9,6 +9,7 @@ from xelink.topology.model import Topology
 from xelink.topology.observation import NoFabricData, ObservedLinks, Unknown
 from xelink.topology.rules import Rules, sidecar_flag, why_no_links
 from xelink.xpu_manager.classification import classify
+from xelink.xpu_manager.errors import ErrorCode
 from xelink.xpu_manager.reasons import ScrapeReason
 from xelink.xpu_manager.rows import Connection
 from xelink.xpu_manager.scrape import HOST
@@ -38,17 +39,28 @@ _TODO: Mapping[str, str] = {
     ScrapeReason.UNREADABLE_ROWS: "ask again; if it stays, update XPU Manager",
 }
 
-# Words of a refusal that names its cause, and what to do about that
+# What to do where TLS fails; where a code is not here, its own advice
 _TRUST = "give --cert the CA of XPU Manager's certificate, or that certificate"
-_TLS_TODO: Mapping[str, str] = {
-    "does not contain": _TRUST,
-    "no usable PEM": _TRUST,
-    "needs basicConstraints": _TRUST,
-    "subjectAltName": f"issue a certificate with subjectAltName=IP:{HOST}",
-    "extendedKeyUsage": "issue a certificate for serverAuth",
-    "--client-cert": "give a --client-cert that XPU Manager accepts",
-    "speak HTTPS": "let XPU Manager serve HTTPS, or leave out --cert",
-    "speaks no HTTPS": "let XPU Manager serve HTTPS, or leave out --cert",
+_CLIENT = "give a --client-cert that XPU Manager accepts"
+_ADDRESS = f"issue a certificate with subjectAltName=IP:{HOST}"
+_HTTPS = "let XPU Manager serve HTTPS, or leave out --cert"
+_TLS_TODO: Mapping[ErrorCode, str] = {
+    ErrorCode.TLS_FILE: _TRUST,
+    ErrorCode.SELF_SIGNED: _TRUST,
+    ErrorCode.NOT_OF_THAT_CA: _TRUST,
+    ErrorCode.NO_CA: _TRUST,
+    ErrorCode.NO_NAME: _ADDRESS,
+    ErrorCode.NO_ADDRESS: _ADDRESS,
+    ErrorCode.NOT_FOR_SERVERS: "issue a certificate for serverAuth",
+    ErrorCode.CLIENT_FILE: _CLIENT,
+    ErrorCode.CLIENT_FILES: _CLIENT,
+    ErrorCode.CLIENT_PERHAPS_WANTED: _CLIENT,
+    ErrorCode.CLIENT_WANTED: _CLIENT,
+    ErrorCode.CLIENT_REJECTED: _CLIENT,
+    ErrorCode.CLIENT_EXPIRED: _CLIENT,
+    ErrorCode.CLIENT_OF_UNKNOWN_CA: _CLIENT,
+    ErrorCode.NO_TLS: _HTTPS,
+    ErrorCode.NO_HANDSHAKE_IN_TIME: _HTTPS,
 }
 
 
@@ -99,7 +111,7 @@ def _no_topology(answer: Answer, seen: NoFabricData | Unknown, url: str) -> Find
         case ScrapeReason.NO_ROWS:
             said = f"{url} answers 200 without topology rows"
         case _:
-            said = f"{url}: {seen.detail.partition('; ')[0]}"
+            said = f"{url}: {answer.error.what if answer.error else seen.detail}"
     return fail(f"{said} ({seen.reason})", _TODO[seen.reason])
 
 
@@ -110,10 +122,10 @@ def _version(answer: Answer) -> str:
 def tls(visit: Visit) -> Finding:
     """Check that XPU Manager can be verified, and for how long its certificate lives."""
     answer = visit.answer
-    if visit.target.trust is None:
+    if visit.target.tls is None:
         return skip("plain HTTP, as --cert is not given")
     if isinstance(answer.outcome, Unknown) and answer.outcome.reason is ScrapeReason.TLS:
-        return _unverified(answer.outcome.detail)
+        return _unverified(answer)
     if answer.certificate_expiry is None:
         return skip("no certificate was shown", "xpum")
     left = answer.certificate_expiry - visit.now.timestamp()
@@ -122,15 +134,15 @@ def tls(visit: Visit) -> Finding:
             f"verified, but the certificate ends in {span(left)}",
             "renew it; neither XPU Manager nor xelink-sidecar needs a restart for that",
         )
-    return ok(f"verified against {visit.target.trust.cert}, the certificate ends in {span(left)}")
+    return ok(f"verified against {visit.target.tls.cert}, the certificate ends in {span(left)}")
 
 
-def _unverified(detail: str) -> Finding:
-    for words, todo in _TLS_TODO.items():
-        if words in detail:
-            return fail(detail, todo)
-    said, _, todo = detail.partition("; ")
-    return fail(said, todo or _TRUST)
+def _unverified(answer: Answer) -> Finding:
+    if answer.error is None or answer.code is None:
+        raise AssertionError("TLS failed without an error of the scrape")
+    if todo := _TLS_TODO.get(answer.code):
+        return fail(str(answer.error), todo)
+    return fail(answer.error.what, answer.error.advice or _TRUST)
 
 
 def host_network(visit: Visit) -> Finding:

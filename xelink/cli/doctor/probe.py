@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
+from xelink.cli import live
 from xelink.cli.doctor import dialing
 from xelink.cli.doctor.dialing import Dialed
 from xelink.cli.doctor.permissions import User
@@ -37,13 +38,15 @@ from xelink.topology.observation import Observation, Unknown
 from xelink.topology.publication import Publication, UnusableError
 from xelink.topology.rules import Rules
 from xelink.xpu_manager.classification import answered, classify
-from xelink.xpu_manager.errors import ScrapeError
+from xelink.xpu_manager.errors import ErrorCode, ScrapeError
 from xelink.xpu_manager.exposition import Reading
 from xelink.xpu_manager.scrape import Scraper, Target
+from xelink.xpu_manager.wording import Words, words
 
 T = TypeVar("T")
 Bounded: TypeAlias = Callable[[float], AbstractContextManager[None]]
 
+OPTIONS = live.OPTIONS._replace(port="--xpum-port")
 # Every Xe Link counts here, whatever the sidecar publishes of it.
 EVERY_LINK = Rules(lane_count=1, allow_subdeviceless_links=True)
 
@@ -60,8 +63,6 @@ _BUILD = re.compile(
     r'^xelink_(?P<part>sidecar|device_plugin)_build_info\{[^}\n]*version="(?P<version>[^"\n]*)"',
     re.MULTILINE,
 )
-# The scrape is the sidecar's, and names its flags; ours have two dashes.
-_FLAG = re.compile(r"(?<![\w-])-(?=(cert|client-cert|client-key|username|password-file)\b)")
 _OWN_SOCKET = re.compile(r"gpu\.intel\.com-.+\.sock", re.ASCII)
 
 
@@ -90,6 +91,9 @@ class Answer(NamedTuple):
 
     outcome: Observation
     reading: Reading | None
+    error: Words | None
+    """What went wrong with the scrape itself, in our options' names, and its code."""
+    code: ErrorCode | None
     content_type: str
     certificate_expiry: float | None
 
@@ -190,15 +194,18 @@ class Visit:
             user_agent=f"xelink/{VERSION}",
         )
         reading: Reading | None = None
+        what: Words | None = None
+        code: ErrorCode | None = None
         try:
             reading = scraper.scrape()
             outcome = answered(classify(reading, EVERY_LINK))
         except ScrapeError as error:
-            outcome = Unknown(error.reason, _FLAG.sub("--", error.detail))
+            what, code = words(error, OPTIONS), error.code
+            outcome = Unknown(error.reason, str(what))
         finally:
             scraper.close()
         kind = (scraper.content_type or "").partition(";")[0].strip().lower()
-        return Answer(outcome, reading, kind, scraper.certificate_expiry)
+        return Answer(outcome, reading, what, code, kind, scraper.certificate_expiry)
 
     @cached_property
     def sidecar(self) -> Probe:
