@@ -11,7 +11,6 @@ from xelink.daemon.logs import Changes
 from xelink.topology.model import Tile, Topology
 from xelink.topology.observation import NoFabricData, ObservedLinks, Unknown
 from xelink.topology.publication import GROUP, Publication
-from xelink.topology.text import printable
 
 _MOST_NAMED = 8
 _DIGITS = re.compile(r"[0-9]+")  # a detail that differs in numbers only is no news
@@ -181,10 +180,10 @@ class Announcements:
             else:
                 self._log.info("labels can be published again")
 
-    def stopped(self, labels: str, error: Exception | None = None) -> None:
+    def stopped(self, labels: str, error: str | None = None) -> None:
         """Say what the end leaves of the labels, and why that is not what was asked for."""
         if error:
-            self._log.error("stopped", labels=labels, reason=printable(str(error)))
+            self._log.error("stopped", labels=labels, reason=error)
         else:
             self._log.info("stopped", labels=labels)
 

@@ -1,5 +1,6 @@
 """The feature file: what stands in it, what is to stand there, and for how long."""
 
+import errno
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
@@ -13,6 +14,7 @@ from xelink.topology.publication import (
     GROUP,
     AbsentError,
     Publication,
+    TooLongError,
     UnusableError,
     UnwritableError,
     read,
@@ -179,7 +181,7 @@ class FeatureFile:
                 return
             content = self._target.read()
         except PublishError as error:
-            self._say.stopped("not certain", error)
+            self._say.stopped("not certain", _advised(error))
             return
         if content is None or on_exit is OnExit.EXPIRE:
             expiry = nfd_format.parse(content or b"", now).expiry
@@ -197,7 +199,7 @@ class FeatureFile:
             labels = "not certain"
             with suppress(PublishError):
                 labels = "as they were" if self._target.read() == content else labels
-            self._say.stopped(labels, error)
+            self._say.stopped(labels, _advised(error))
 
     def _stand_by(self, other: str | None) -> None:
         self.other = None if other is None else printable(other)
@@ -225,7 +227,7 @@ class FeatureFile:
             # It may still be written, and by nobody else.
             outcome, self._written = "hung", None
         self._telemetry.published(outcome, now.timestamp(), 0)
-        self._settle(printable(str(error)))
+        self._settle(_advised(error))
 
     def _render(self, publication: Publication) -> bytes:
         return render(publication, self._policy.namespace, summary=self._policy.summary)
@@ -249,6 +251,22 @@ class FeatureFile:
         if read(content, self._policy.namespace, now).expiry:
             self._target.publish(nfd_format.without_expiry(content))
         self._say.stopped("stay for ever")
+
+
+def _advised(error: Exception) -> str:
+    """Return an error in words, with what of our flags can help."""
+    advice = ""
+    if isinstance(error, TooLongError):
+        advice = "; a higher -lane-count leaves fewer links"
+    elif isinstance(error, PublishError) and error.code in _ADVICE:
+        advice = f"; {_ADVICE[error.code]}"
+    return f"{printable(str(error))}{advice}"
+
+
+_ADVICE = {
+    errno.ENOENT: "is it mounted (-dst-file-path, -tmp-dir-prefix), and does NFD run on this node?",
+    errno.EXDEV: "-tmp-dir-prefix must be on the same file system as -dst-file-path",
+}
 
 
 def _timestamp(expiry: datetime | None) -> float:

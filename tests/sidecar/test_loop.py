@@ -379,6 +379,29 @@ def test_what_was_never_written_is_believed_no_longer_than_labels_live(scene: Sc
     assert scene.links == LESS
 
 
+def test_an_error_of_the_file_has_the_flags_that_can_help(tmp_path: Path) -> None:
+    scene = Scenario(tmp_path / "features.d")
+    scene.tick(MESH)
+    problem = str(scene.sidecar.not_ready())
+    assert problem.endswith(
+        "features.d: No such file or directory; is it mounted (-dst-file-path, -tmp-dir-prefix),"
+        " and does NFD run on this node?"
+    )
+
+
+def test_a_file_that_nfd_would_drop_is_not_written_and_the_flag_for_fewer_links_is_named(
+    tmp_path: Path,
+) -> None:
+    namespace = f"{'a' * 60}.{'b' * 60}.{'c' * 60}.{'d' * 60}"
+    scene = Scenario(tmp_path, Policy(namespace=namespace))
+    tiles = [f"{device}.{tile}" for device in range(32) for tile in (0, 1)]
+    mesh = [line for one, other in combinations(tiles, 2) for line in both(one, other)]
+    scene.tick(body([*self_rows(*tiles), *mesh]))
+    problem = str(scene.sidecar.not_ready())
+    assert "NFD drops a file of more than 65536; a higher -lane-count leaves fewer" in problem
+    assert not scene.path.exists()
+
+
 class Uncertain(Publisher):
     """Puts the file in its place, and cannot say that it will last."""
 

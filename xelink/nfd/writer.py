@@ -41,8 +41,13 @@ class OnExit(Enum):
 class PublishError(Exception):
     """It is not certain that the file was published: the next tick tries again.
 
-    The file is whole all the same: the one that stood, or the new one.
+    The file is whole all the same: the old one, or the new one.
     """
+
+    def __init__(self, message: str, code: int = 0) -> None:
+        """Take the system's number of the error (`errno`), where it has one."""
+        super().__init__(message)
+        self.code = code
 
 
 class HangingError(PublishError):
@@ -149,10 +154,9 @@ class Publisher:
         except OSError as error:
             directories = os.fspath(self._path.parent), os.fspath(self._stage)
             place = error.filename if error.filename in directories else self._path
-            hint = _HINTS.get(error.errno or 0)
-            raise PublishError(
-                f"{place}: {error.strerror or error}{f'; {hint}' if hint else ''}"
-            ) from error
+            code = error.errno or 0
+            hint = f"; {_HINTS[code]}" if code in _HINTS else ""
+            raise PublishError(f"{place}: {error.strerror or error}{hint}", code) from error
 
 
 # There is no file, a link or socket in its place, or one that we may not read: a new one takes it.
@@ -161,8 +165,6 @@ _NONE_OF_OURS = {
 }
 
 _HINTS = {
-    errno.ENOENT: "is it mounted (-dst-file-path, -tmp-dir-prefix), and does NFD run on this node?",
-    errno.EXDEV: "-tmp-dir-prefix must be on the same file system as -dst-file-path",
     errno.EISDIR: "a directory stands where the file should be",
     errno.ENOTDIR: "remove the file or link that stands where a directory should be",
     errno.EROFS: "mount it read-write",

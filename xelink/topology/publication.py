@@ -58,6 +58,10 @@ class UnwritableError(ValueError):
     """Kubernetes or NFD would refuse what should be published: it is not written."""
 
 
+class TooLongError(UnwritableError):
+    """NFD would drop the whole file for its length: only fewer links can be published."""
+
+
 @dataclass(frozen=True)
 class Publication:
     """One node's published truth.
@@ -167,10 +171,7 @@ def render(publication: Publication, namespace: str, *, summary: bool = True) ->
 
 def _require_room(size: int) -> None:
     if size > nfd_format.FILE_LIMIT:
-        raise UnwritableError(
-            f"{size} bytes: NFD drops a file of more than {nfd_format.FILE_LIMIT}; a higher"
-            " -lane-count leaves fewer links"
-        )
+        raise TooLongError(f"{size} bytes: NFD drops a file of more than {nfd_format.FILE_LIMIT}")
 
 
 def read(content: bytes, namespace: str, now: datetime) -> Publication:

@@ -36,5 +36,5 @@ def why_no_links(observed: "ObservedLinks", rules: Rules, flag: Callable[[str], 
 
 
 def sidecar_flag(name: str) -> str:
-    """Return the flag of `xelink-sidecar` for a setting: `-lane-count` for `lane_count`."""
+    """Return the flag of `xelink-sidecar` for a setting, whose name has underscores."""
     return f"-{name.replace('_', '-')}"
