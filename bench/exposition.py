@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from report import Table
 
 from xelink.simulators.xpu_manager import Blueprint, render
-from xelink.xpu_manager.exposition import Reader
+from xelink.xpu_manager.exposition import ExpositionReader
 
 CHUNK = 1 << 16
 FAMILIES = ("xpum_topology_link", "xpum_xelink_port_status")
@@ -45,9 +45,9 @@ def padded(body: bytes, size: int) -> bytes:
     return body[:start] + rest * max(0, -(-(size - len(body)) // len(rest))) + body[start:]
 
 
-def read(chunks: list[bytes], reader: Reader | None = None) -> object:
+def read(chunks: list[bytes], reader: ExpositionReader | None = None) -> object:
     """Read a body that comes in chunks; without a reader for the first time."""
-    reader = reader or Reader()
+    reader = reader or ExpositionReader()
     sieve = reader.sieve()
     for chunk in chunks:
         sieve.feed(chunk)
@@ -88,7 +88,7 @@ def main() -> None:
         body = padded(render(blueprint.build()), size)
         text = body.decode()
         chunks = [body[at : at + CHUNK] for at in range(0, len(body), CHUNK)]
-        warm = Reader()
+        warm = ExpositionReader()
         read(chunks, warm)
         parser = best(partial(parsed, text), 3)
         sifted = best(partial(filtered, text), 5)

@@ -27,10 +27,10 @@ from ticking import ticking
 
 from sidecar.loop import Sidecar
 from sidecar.telemetry import Telemetry
-from xelink.nfd.bounded_writer import PatientPublisher
+from xelink.nfd.bounded_writer import BoundedPublisher
 from xelink.xpu_manager import transport
-from xelink.xpu_manager.exposition import Reader
-from xelink.xpu_manager.line_filter import Sieve
+from xelink.xpu_manager.exposition import ExpositionReader
+from xelink.xpu_manager.line_filter import LineFilter
 from xelink.xpu_manager.scrape import Scraper
 from xelink.xpu_manager.tls import TlsContext
 
@@ -40,14 +40,14 @@ PHASES: Mapping[str, tuple[tuple[object, str], ...]] = {
     "send": ((transport, "_send"),),
     "head of the answer": ((HTTPConnection, "getresponse"),),
     "body, from the kernel or decrypted": ((HTTPResponse, "read"),),
-    "find the topology's lines": ((Sieve, "feed"), (Reader, "read")),
+    "find the topology's lines": ((LineFilter, "feed"), (ExpositionReader, "read")),
     "httpx, tenacity, the time limit": ((Scraper, "scrape"),),
     "TLS files and certificate": ((TlsContext, "context"), (Scraper, "_note_certificate")),
     "hang up": ((HTTPConnection, "close"),),
     "judge": ((Sidecar, "_judge"),),
     "who owns the file, and what stands": (
-        (PatientPublisher, "other_writer"),
-        (PatientPublisher, "read"),
+        (BoundedPublisher, "other_writer"),
+        (BoundedPublisher, "read"),
     ),
     "metrics": ((Telemetry, "observed"), (Telemetry, "source")),
     "the loop itself": ((Sidecar, "tick"),),

@@ -21,11 +21,11 @@ from sidecar.telemetry import Telemetry  # noqa: E402 - as above
 from xelink.daemon.logs import logger_to_stderr  # noqa: E402 - after the daemon, as it is lean
 from xelink.daemon.setting_types import LogFormat  # noqa: E402 - as above
 from xelink.daemon.stopping import Stop  # noqa: E402 - as above
-from xelink.nfd.bounded_writer import PatientPublisher  # noqa: E402 - as above
+from xelink.nfd.bounded_writer import BoundedPublisher  # noqa: E402 - as above
 from xelink.nfd.writer import Publisher  # noqa: E402 - as above
 from xelink.topology.rules import Rules  # noqa: E402 - as above
-from xelink.xpu_manager.scrape import Scraper, Target  # noqa: E402 - as above
-from xelink.xpu_manager.source import XpuManager  # noqa: E402 - as above
+from xelink.xpu_manager.scrape import Scraper, ScrapeTarget  # noqa: E402 - as above
+from xelink.xpu_manager.source import XpuManagerSource  # noqa: E402 - as above
 from xelink.xpu_manager.tls import TlsFiles  # noqa: E402 - as above
 
 
@@ -34,15 +34,17 @@ def ticking(port: int, trust: Path | None, place: Path) -> Callable[[], object]:
     stop = Stop()
     stop.install()
     scraper = Scraper(
-        Target(port, TlsFiles(trust) if trust else None),
+        ScrapeTarget(port, TlsFiles(trust) if trust else None),
         bounded=stop.bounded,
         sleep=time.sleep,
         monotonic=time.monotonic,
     )
     file = place / f"features-{port}.txt"
-    publisher = PatientPublisher(Publisher(file, place), file)
+    publisher = BoundedPublisher(Publisher(file, place), file)
     log = logger_to_stderr(LogFormat.TEXT, debug=False)
-    sidecar = Sidecar(XpuManager(scraper, Rules(), OPTIONS), publisher, Policy(), Telemetry(), log)
+    sidecar = Sidecar(
+        XpuManagerSource(scraper, Rules(), OPTIONS), publisher, Policy(), Telemetry(), log
+    )
 
     def work() -> None:
         scraper.hang_up()

@@ -6,7 +6,7 @@ from dataclasses import replace
 from device_plugin.history import MOST_PREFERENCES
 from device_plugin.status import Facts
 from xelink.daemon.html import Html, Status, badge, code, instant, section, table, tag, words
-from xelink.nfd.reader import State
+from xelink.nfd.reader import FileState
 from xelink.preference.criteria import WISHES
 from xelink.preference.decision import NOTHING, PLAIN, POLICY, UNKNOWN
 from xelink.topology.publication import parsed
@@ -56,16 +56,18 @@ def _picture(told: Status) -> Html:
 
     links = told["links"]
     state, reason = links["state"], links["reason"]
-    facts = [tag("p", f"From {links['file']}: ", badge(state, good=state == State.IN_USE.value))]
+    facts = [
+        tag("p", f"From {links['file']}: ", badge(state, good=state == FileState.IN_USE.value))
+    ]
     if reason:
         facts.append(tag("p", f"{reason}."))
     if links["written"]:
-        expires = "expired" if state == State.EXPIRED.value else "expires"
+        expires = "expired" if state == FileState.EXPIRED.value else "expires"
         written, end = instant(links["written"]), instant(links["expires"])
         facts.append(tag("p", "Written ", written, f", {expires} ", end, "."))
     drawn = Node("", told["host"], reason=state)
     if links["topology"]:
-        guess = state == State.GUESS.value
+        guess = state == FileState.GUESS.value
         name = f"{told['host']} (a guess)" if guess else told["host"]
         topology = parsed(links["topology"], links["topology"]["gpus"])
         drawn = replace(Node.of(topology), name=name, labels_only=guess)
@@ -120,7 +122,7 @@ def _gpus(told: Status) -> Html:
             gpu["driver"],
             _or_unknown(gpu["tiles"]),
             _health(gpu),
-            _linked(gpu, cards, guess=told["links"]["state"] == State.GUESS.value),
+            _linked(gpu, cards, guess=told["links"]["state"] == FileState.GUESS.value),
         )
         for gpu in told["gpus"]
     ]

@@ -9,7 +9,7 @@ from device_plugin.responses import AdvertisedDevice
 from xelink.daemon.metrics import Metrics
 from xelink.inventory.health import Health
 from xelink.inventory.workload_facts import Linked
-from xelink.nfd.reader import State
+from xelink.nfd.reader import FileState
 from xelink.preference.decision import WORDS
 from xelink.preference.shares import Preference
 
@@ -174,7 +174,7 @@ class NodeTelemetry:
         self._unusable.set(sum(not card.healthy for card in seen.inventory.cards))
         self._cdi.set(len(seen.cdi))
         self._pairs.set(len(seen.links.lanes))
-        for state in State:
+        for state in FileState:
             self._state.labels(state.value).set(state is seen.links.state)
         self._written = _timestamp(seen.links.published)
         self._published.set(self._written)

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from structlog.typing import FilteringBoundLogger
 
-from sidecar.debounce import Belief, Kind
+from sidecar.debounce import Confirmed, LossKind
 from xelink.daemon.logs import Changes
 from xelink.topology.model import Tile, Topology
 from xelink.topology.observation import NoFabricData, ObservedLinks, Unknown
@@ -88,7 +88,7 @@ class Announcements:
             else:
                 self._log.info("source warning resolved", source=self._source)
 
-    def doubts(self, outcome: ObservedLinks, belief: Belief) -> None:
+    def doubts(self, outcome: ObservedLinks, belief: Confirmed) -> None:
         """Say what of a scrape is doubtful, and what waits for confirmation."""
         if belief.moved:
             self._log.warning(
@@ -151,7 +151,7 @@ class Announcements:
     def published(
         self,
         wanted: Publication,
-        before: Belief | None,
+        before: Confirmed | None,
         expiry: datetime | None,
         *,
         renewed: bool,
@@ -196,9 +196,9 @@ def _news(observation: NoFabricData | Unknown) -> tuple[str, str]:
     return observation.reason, detail
 
 
-def pending(belief: Belief) -> str | None:
+def pending(belief: Confirmed) -> str | None:
     """Return what waits for confirmation, in words; None when nothing does."""
-    counts = {kind.value: belief.pending(kind) for kind in Kind}
+    counts = {kind.value: belief.pending(kind) for kind in LossKind}
     return ", ".join(f"{kind} {count}" for kind, count in counts.items() if count) or None
 
 
@@ -213,7 +213,7 @@ def _facts(publication: Publication) -> dict[str, object]:
     }
 
 
-def _difference(before: Belief | None, wanted: Publication) -> dict[str, object]:
+def _difference(before: Confirmed | None, wanted: Publication) -> dict[str, object]:
     if before is None or wanted.topology is None:
         return {}
     old, new = before.topology, wanted.topology

@@ -27,7 +27,7 @@ from xelink.daemon.logs import logger_to_stderr
 from xelink.daemon.stdio import forget_stdout
 from xelink.daemon.stopping import Stop, Stopped
 from xelink.daemon.version import VERSION
-from xelink.nfd.bounded_writer import PatientPublisher
+from xelink.nfd.bounded_writer import BoundedPublisher
 from xelink.nfd.writer import Publisher, PublishError
 from xelink.topology.observation import Observation, ObservedLinks, Source
 from xelink.topology.rules import Rules
@@ -48,7 +48,7 @@ class Printer:
 
     verb = "printed"
 
-    def __init__(self, publisher: PatientPublisher) -> None:
+    def __init__(self, publisher: BoundedPublisher) -> None:
         self._publisher = publisher
         self._content: bytes | None = None
 
@@ -95,7 +95,7 @@ def run(loaded: "Loaded[SidecarSettings]") -> int:
         source = cleanup.enter_context(xpu_manager(settings, policy.rules, stop))
         telemetry = Telemetry(source.reasons)
         file = settings.dst_file_path
-        publisher = PatientPublisher(Publisher(file, settings.tmp_dir_prefix), file)
+        publisher = BoundedPublisher(Publisher(file, settings.tmp_dir_prefix), file)
         cleanup.callback(publisher.close)
         target = Printer(publisher) if settings.dry_run else publisher
         sidecar = Sidecar(source, target, policy, telemetry, log)
@@ -130,7 +130,7 @@ def _pages(settings: "SidecarSettings", sidecar: Sidecar, source: Source) -> Map
 
 
 def _prepare(
-    settings: "SidecarSettings", publisher: PatientPublisher, log: FilteringBoundLogger
+    settings: "SidecarSettings", publisher: BoundedPublisher, log: FilteringBoundLogger
 ) -> None:
     if settings.dry_run:
         log.info("dry run: labels are printed, nothing is written")

@@ -18,7 +18,7 @@ from xelink.topology.model import Gpu, Link, PortState, Tile, Topology, excess
 from xelink.topology.observation import ObservedLinks
 
 
-class Kind(Enum):
+class LossKind(Enum):
     """What can be lost."""
 
     LINK = "link"
@@ -30,9 +30,9 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """Names one thing that can be lost, as `Kind` and what it belongs to."""
+    """Names one thing that can be lost, as `LossKind` and what it belongs to."""
 
-    kind: Kind
+    kind: LossKind
     of: Hashable
 
 
@@ -45,7 +45,7 @@ class Missing:
 
 
 @dataclass(frozen=True)
-class Belief:
+class Confirmed:
     """The topology that is believed, and the losses that wait to be confirmed."""
 
     topology: Topology
@@ -53,20 +53,20 @@ class Belief:
     moved: tuple[str, ...] = ()
     """PCI addresses whose device id changed with the last scrape: older labels named others."""
 
-    def pending(self, kind: Kind) -> int:
+    def pending(self, kind: LossKind) -> int:
         """Count the losses of a kind that wait to be confirmed."""
         return sum(key.kind is kind for key in self.missing)
 
 
-def believe(standing: Belief | None, seen: ObservedLinks, confirmations: int) -> Belief:
+def debounce(standing: Confirmed | None, seen: ObservedLinks, confirmations: int) -> Confirmed:
     """Judge what a good scrape has seen in the light of what stands."""
     topology = seen.topology
     if standing is None:
-        return Belief(topology)
+        return Confirmed(topology)
     if topology == standing.topology:
-        return Belief(standing.topology)
+        return Confirmed(standing.topology)
     if moved := _moved(standing.topology, topology):
-        return Belief(topology, moved=moved)
+        return Confirmed(topology, moved=moved)
     believed, now = _levels(standing.topology), _levels(topology)
     evidence = _Evidence(seen, now)
     missing: dict[Key, Missing] = {}
@@ -74,7 +74,7 @@ def believe(standing: Belief | None, seen: ObservedLinks, confirmations: int) ->
     settled = dict(now)
     for key, level in believed.items():
         current = now.get(key, 0)
-        if current >= level or (key.kind is Kind.GPU and key.of in seen.ambiguous):
+        if current >= level or (key.kind is LossKind.GPU and key.of in seen.ambiguous):
             continue
         before = standing.missing.get(key, Missing(0, 0))
         if not evidence.of_loss(key):
@@ -92,8 +92,8 @@ def believe(standing: Belief | None, seen: ObservedLinks, confirmations: int) ->
     believed_now = _topology(settled, standing.topology, topology)
     if excess(believed_now.tiles, believed_now.by_id):
         # What comes in the place of what stands is no gain beside it: no node has so many GPUs.
-        return Belief(standing.topology, {**missing, **confirmed})
-    return Belief(believed_now, missing)
+        return Confirmed(standing.topology, {**missing, **confirmed})
+    return Confirmed(believed_now, missing)
 
 
 class _Evidence:
@@ -109,13 +109,13 @@ class _Evidence:
     def of_loss(self, key: Key) -> bool:
         """Tell whether the scrape speaks against what it does not show."""
         match key.of:
-            case (Tile() as one, Tile() as other) if key.kind is Kind.LINK:
+            case (Tile() as one, Tile() as other) if key.kind is LossKind.LINK:
                 return self._speaks_of(one, other) or self._speaks_of(other, one)
-            case (Tile() as one, Tile() as other) if key.kind is Kind.LANES:
+            case (Tile() as one, Tile() as other) if key.kind is LossKind.LANES:
                 return self._speaks_of(one, other)
-        if key.kind is Kind.GPU:
+        if key.kind is LossKind.GPU:
             return key.of not in self._devices  # else only its own rows are late
-        if key.kind is Kind.PORTS:
+        if key.kind is LossKind.PORTS:
             return key in self._levels  # not told is not worse
         return True
 
@@ -138,15 +138,15 @@ def _moved(standing: Topology, seen: Topology) -> tuple[str, ...]:
 
 
 def _levels(topology: Topology) -> dict[Key, int]:
-    levels = {Key(Kind.TILE, tile): 1 for tile in topology.tiles}
+    levels = {Key(LossKind.TILE, tile): 1 for tile in topology.tiles}
     for link in topology.links:
-        levels[Key(Kind.LINK, link.ends)] = 1
-        levels[Key(Kind.LANES, (link.a, link.b))] = link.lanes
-        levels[Key(Kind.LANES, (link.b, link.a))] = link.lanes_back
+        levels[Key(LossKind.LINK, link.ends)] = 1
+        levels[Key(LossKind.LANES, (link.a, link.b))] = link.lanes
+        levels[Key(LossKind.LANES, (link.b, link.a))] = link.lanes_back
     for gpu in topology.gpus:
-        levels[Key(Kind.GPU, gpu.id)] = 1
+        levels[Key(LossKind.GPU, gpu.id)] = 1
         if gpu.ports:
-            levels[Key(Kind.PORTS, gpu.id)] = _HEALTH[gpu.ports]
+            levels[Key(LossKind.PORTS, gpu.id)] = _HEALTH[gpu.ports]
     return levels
 
 
@@ -156,18 +156,18 @@ _STATE = {level: state for state, level in _HEALTH.items()}
 
 
 def _topology(levels: Mapping[Key, int], standing: Topology, seen: Topology) -> Topology:
-    def of(kind: Kind) -> set[Hashable]:
+    def of(kind: LossKind) -> set[Hashable]:
         return {key.of for key, level in levels.items() if key.kind is kind and level}
 
-    ends = of(Kind.LINK)
-    tiles, devices = of(Kind.TILE), of(Kind.GPU)
+    ends = of(LossKind.LINK)
+    tiles, devices = of(LossKind.TILE), of(LossKind.GPU)
     return Topology(
         links=tuple(
             Link(
                 a,
                 b,
-                levels.get(Key(Kind.LANES, (a, b)), 0),
-                levels.get(Key(Kind.LANES, (b, a)), 0),
+                levels.get(Key(LossKind.LANES, (a, b)), 0),
+                levels.get(Key(LossKind.LANES, (b, a)), 0),
             )
             for a, b in {*standing.by_ends, *seen.by_ends}
             if (a, b) in ends
@@ -191,5 +191,5 @@ def _merge(standing: Gpu | None, seen: Gpu | None, levels: Mapping[Key, int]) ->
         card=newest.card or oldest.card,
         uuid=newest.uuid or oldest.uuid,
         numa=oldest.numa if newest.numa is None else newest.numa,
-        ports=_STATE.get(levels.get(Key(Kind.PORTS, newest.id), 0), oldest.ports),
+        ports=_STATE.get(levels.get(Key(LossKind.PORTS, newest.id), 0), oldest.ports),
     )

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from structlog.typing import FilteringBoundLogger
 
 from sidecar.announcements import Announcements, pending
-from sidecar.debounce import Belief, believe
+from sidecar.debounce import Confirmed, debounce
 from sidecar.policy import Policy
-from sidecar.publishing import FeatureFile, Target
+from sidecar.publishing import Destination, PublishedFile
 from xelink.daemon.http_server import Verdict
 from xelink.nfd.writer import OnExit
 from xelink.topology.observation import (
@@ -43,7 +43,7 @@ class Sidecar:
     def __init__(
         self,
         source: Source,
-        target: Target,
+        target: Destination,
         policy: Policy,
         telemetry: "Telemetry",
         log: FilteringBoundLogger,
@@ -52,15 +52,15 @@ class Sidecar:
         self._policy = policy
         self._telemetry = telemetry
         self._say = Announcements(log, source.name, target.verb)
-        self._file = FeatureFile(target, policy, telemetry, self._say)
-        self._belief: Belief | None = None
+        self._file = PublishedFile(target, policy, telemetry, self._say)
+        self._belief: Confirmed | None = None
         self._fault: str | None = None
         self.observation: Observation | None = None
         self.scrapes: tuple[Scrape, ...] = ()
         """The last ones, newest first."""
 
     @property
-    def belief(self) -> Belief | None:
+    def belief(self) -> Confirmed | None:
         """What is believed now."""
         return self._belief
 
@@ -80,7 +80,7 @@ class Sidecar:
         """
         standing = self._file.resume(now)
         if standing and standing.topology is not None:
-            self._hold(Belief(standing.topology))
+            self._hold(Confirmed(standing.topology))
 
     def leave(self, on_exit: OnExit, now: datetime) -> None:
         """Do with the feature file what was asked for the end."""
@@ -158,7 +158,7 @@ class Sidecar:
     def _judge(self, observation: Observation, now: datetime, *, said: bool) -> None:
         if isinstance(observation, ObservedLinks):
             before = self._belief
-            belief = believe(before, observation, self._policy.confirmations)
+            belief = debounce(before, observation, self._policy.confirmations)
             self._hold(belief)
             self._say.doubts(observation, belief)
             self._file.publish(Publication(belief.topology), now, before)
@@ -171,7 +171,7 @@ class Sidecar:
             isinstance(observation, NoFabricData) and self._belief is None and self._policy.summary
         )
 
-    def _hold(self, belief: Belief | None) -> None:
+    def _hold(self, belief: Confirmed | None) -> None:
         if belief != self._belief:
             self._telemetry.believed(belief)
         self._belief = belief

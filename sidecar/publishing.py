@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
 
 from sidecar.announcements import Announcements, expiry_text
-from sidecar.debounce import Belief
+from sidecar.debounce import Confirmed
 from sidecar.policy import Policy
 from xelink.nfd.writer import HangingError, OnExit, PublishError
 from xelink.topology import nfd_format
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _UNREAD = timedelta(minutes=5)  # until what stands and cannot be read is given up
 
 
-class Target(Protocol):
+class Destination(Protocol):
     """Where publications go."""
 
     @property
@@ -48,7 +48,7 @@ class Target(Protocol):
         """Remove what stands. Raises `PublishError`."""
 
 
-class FeatureFile:
+class PublishedFile:
     """What was written last, and what keeps it from being written.
 
     `valid_until` is how long what is believed binds us: until the labels expire, or as long as they
@@ -58,7 +58,7 @@ class FeatureFile:
     """
 
     def __init__(
-        self, target: Target, policy: Policy, telemetry: "Telemetry", say: Announcements
+        self, target: Destination, policy: Policy, telemetry: "Telemetry", say: Announcements
     ) -> None:
         self._target = target
         self._policy = policy
@@ -113,7 +113,7 @@ class FeatureFile:
         return standing
 
     def publish(
-        self, wanted: Publication, now: datetime, before: Belief | None, *, said: bool = False
+        self, wanted: Publication, now: datetime, before: Confirmed | None, *, said: bool = False
     ) -> None:
         """Publish where that changes something; `said` is that the change was told already."""
         try:

@@ -9,8 +9,8 @@ from xelink.daemon.stopping import Stop
 from xelink.daemon.version import VERSION
 from xelink.topology.observation import Source
 from xelink.topology.rules import Rules
-from xelink.xpu_manager.scrape import HOST, Credentials, Scraper, Target
-from xelink.xpu_manager.source import XpuManager
+from xelink.xpu_manager.scrape import HOST, Credentials, Scraper, ScrapeTarget
+from xelink.xpu_manager.source import XpuManagerSource
 from xelink.xpu_manager.tls import TlsFiles
 from xelink.xpu_manager.wording import Options
 
@@ -38,7 +38,7 @@ def xpu_manager(settings: "SidecarSettings", rules: Rules, stop: Stop) -> Iterat
     def sleep(seconds: float) -> None:
         stop.wait(seconds)
 
-    target = Target(
+    target = ScrapeTarget(
         settings.xpum_port,
         tls=TlsFiles(settings.cert, settings.client_cert, settings.client_key)
         if settings.cert
@@ -57,4 +57,4 @@ def xpu_manager(settings: "SidecarSettings", rules: Rules, stop: Stop) -> Iterat
         user_agent=f"{settings.PROGRAM}/{VERSION}",
     )
     with closing(scraper):
-        yield XpuManager(scraper, rules, OPTIONS)
+        yield XpuManagerSource(scraper, rules, OPTIONS)

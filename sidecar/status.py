@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sidecar.debounce import Key, Kind, Missing
+from sidecar.debounce import Key, LossKind, Missing
 from sidecar.loop import Scrape, Sidecar
 from xelink.daemon.html import Html, Status, badge, code, instant, iso, section, table, tag, words
 from xelink.nfd.writer import PublishError
@@ -154,20 +154,20 @@ def _scrapes(told: Status) -> Html:
 
 
 _LOST = {
-    Kind.GPU: "GPUs",
-    Kind.TILE: "tiles",
-    Kind.LINK: "Xe Links",
-    Kind.LANES: "lanes, there or back",
-    Kind.PORTS: "healthy ports of GPUs",
+    LossKind.GPU: "GPUs",
+    LossKind.TILE: "tiles",
+    LossKind.LINK: "Xe Links",
+    LossKind.LANES: "lanes, there or back",
+    LossKind.PORTS: "healthy ports of GPUs",
 }
 
 
 def _waits(told: Status) -> Html:
     # One GPU takes dozens of links, lanes and ports with it.
-    lost: dict[tuple[Kind, str], list[str]] = {}
+    lost: dict[tuple[LossKind, str], list[str]] = {}
     for loss in told["waiting"]:
         agreed = f"{loss['scrapes']} of {loss['confirmations']}"
-        lost.setdefault((Kind(loss["kind"]), agreed), []).append(loss["of"])
+        lost.setdefault((LossKind(loss["kind"]), agreed), []).append(loss["of"])
     rows = [
         (name, words(of), agreed)
         for kind, name in _LOST.items()

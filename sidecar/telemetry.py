@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from sidecar.debounce import Belief, Kind
+from sidecar.debounce import Confirmed, LossKind
 from xelink.daemon.metrics import Metrics
 from xelink.topology.model import PortState, Topology
 from xelink.topology.observation import (
@@ -59,7 +59,7 @@ class Telemetry:
         self._pending = metrics.gauge(
             "pending_losses", "losses that wait for confirmation, by kind", "kind"
         )
-        for loss in Kind:
+        for loss in LossKind:
             self._pending.labels(loss.value)
         self._publications = metrics.counter(
             "publications",
@@ -103,14 +103,14 @@ class Telemetry:
         self._skipped.inc(facts.rows_skipped)
         self._certificate.set(facts.certificate_expiry or 0)
 
-    def believed(self, belief: Belief | None) -> None:
+    def believed(self, belief: Confirmed | None) -> None:
         """Show what is believed now."""
         topology = belief.topology if belief else Topology()
         self._links.set(len(topology.links))
         self._lanes.set(sum(link.width for link in topology.links))
         self._tiles.set(len(topology.tiles))
         self._gpus.set(len(topology.gpus))
-        for kind in Kind:
+        for kind in LossKind:
             self._pending.labels(kind.value).set(belief.pending(kind) if belief else 0)
         self._ports.clear()
         for gpu in topology.gpus:

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import pytest
 
 from xelink.topology import labels, nfd_format
-from xelink.xpu_manager.line_filter import Sieve
-from xelink.xpu_manager.samples import MalformedError, parse
+from xelink.xpu_manager.line_filter import LineFilter
+from xelink.xpu_manager.samples import MalformedSampleError, parse
 
 ROOT = Path(__file__).parents[1]
 PRODUCT = ("xelink", "sidecar", "device_plugin")
@@ -172,11 +172,11 @@ def test_one_row_is_read_in_time_by_its_length(line: str) -> None:
     content = line.encode()
     with bounded():
         for size in (len(content), 1000, 7):
-            sieve = Sieve()
+            sieve = LineFilter()
             for start in range(0, len(content), size):
                 sieve.feed(content[start : start + size])
             sieve.finish()
-        with pytest.raises(MalformedError):
+        with pytest.raises(MalformedSampleError):
             parse(content, b"xpum_topology_link")
 
 

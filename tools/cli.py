@@ -24,7 +24,7 @@ from xelink.topology.observation import ObservedLinks
 from xelink.topology.publication import DEFAULT_NAMESPACE, Publication, node_labels
 from xelink.topology.rules import Rules
 from xelink.xpu_manager.classification import classify
-from xelink.xpu_manager.exposition import Reader
+from xelink.xpu_manager.exposition import ExpositionReader
 
 PAGES = (Path("docs/cli.md"), Path("docs/not-linked.md"), Path("README.md"))
 EXAMPLES = Path("xelink/examples")
@@ -104,7 +104,7 @@ def _rows(body: bytes) -> Iterator[bytes]:
 
 def _topology(node: SimulatedNode) -> Topology:
     """Give what the sidecar would publish of a node."""
-    reader = Reader()
+    reader = ExpositionReader()
     sieve = reader.sieve()
     sieve.feed(render(node))
     seen = classify(reader.read(sieve), Rules())

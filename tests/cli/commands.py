@@ -15,7 +15,7 @@ from xelink.topology.observation import ObservedLinks
 from xelink.topology.publication import DEFAULT_NAMESPACE, Publication, node_labels
 from xelink.topology.rules import Rules
 from xelink.xpu_manager.classification import classify
-from xelink.xpu_manager.exposition import Reader, Reading
+from xelink.xpu_manager.exposition import Exposition, ExpositionReader
 
 EXAMPLES = Path(__file__).parents[2] / "xelink" / "examples"
 
@@ -70,8 +70,8 @@ def labels(topology: Topology | None) -> dict[str, str]:
     return node_labels(Publication(topology), DEFAULT_NAMESPACE)
 
 
-def reading(body: bytes) -> Reading:
-    reader = Reader()
+def reading(body: bytes) -> Exposition:
+    reader = ExpositionReader()
     sieve = reader.sieve()
     sieve.feed(body)
     return reader.read(sieve)

@@ -19,7 +19,7 @@ from xelink.cli.doctor.probe import MOST_FILES, Place, Visit
 from xelink.cli.timed_looks import Looks
 from xelink.daemon.hanging_work import HungError
 from xelink.topology.publication import DEFAULT_NAMESPACE
-from xelink.xpu_manager.scrape import Target
+from xelink.xpu_manager.scrape import ScrapeTarget
 
 T = TypeVar("T")
 OTHER = f"{DEFAULT_NAMESPACE}/xe-links=0.0-1.0\n"
@@ -52,7 +52,7 @@ def visit(directory: Path, looks: Looks, *given: str) -> Visit:
     )
     user = User(0, frozenset({0}))
     now = datetime.now(UTC)
-    return Visit(place, Target(1), user, now, lambda _: nullcontext(), lambda _: None, looks)
+    return Visit(place, ScrapeTarget(1), user, now, lambda _: nullcontext(), lambda _: None, looks)
 
 
 def writers(directory: Path, error: OSError, *given: str) -> Finding:

@@ -18,7 +18,7 @@ import yaml
 from device_plugin.assembly import Seen as Sights
 from device_plugin.settings import PluginSettings
 from device_plugin.telemetry import NodeTelemetry, ServingTelemetry
-from sidecar.debounce import Belief
+from sidecar.debounce import Confirmed
 from sidecar.settings import SidecarSettings
 from sidecar.telemetry import Telemetry as SidecarTelemetry
 from tests.deployment.rendering import FRUGAL, OVERLAYS, needs, needs_kustomize, render, tool
@@ -26,7 +26,7 @@ from tests.deployment.variants import variants
 from xelink.daemon.flags import DaemonSettings, load
 from xelink.daemon.metrics import Metrics
 from xelink.simulators.xpu_manager import Blueprint
-from xelink.xpu_manager.source import XpuManager
+from xelink.xpu_manager.source import XpuManagerSource
 
 pytestmark = needs_kustomize
 needs_promtool = needs("promtool")
@@ -95,7 +95,7 @@ def metrics() -> dict[str, tuple[str, ...]]:
     node = Metrics("xelink_device_plugin")
     ServingTelemetry(node)
     NodeTelemetry(node)
-    rows = (*SidecarTelemetry(XpuManager.reasons).rows, *node.rows)
+    rows = (*SidecarTelemetry(XpuManagerSource.reasons).rows, *node.rows)
     found = {name: labels for name, labels, _ in rows}
     for name, labels in list(found.items()):
         for suffix in ("_bucket", "_sum", "_count"):
@@ -106,8 +106,8 @@ def metrics() -> dict[str, tuple[str, ...]]:
 @cache
 def values() -> dict[tuple[str, str], set[str]]:
     """Give the values that a label of a metric has been seen with, once everything was told."""
-    sidecar, node = SidecarTelemetry(XpuManager.reasons), Metrics("xelink_device_plugin")
-    sidecar.believed(Belief(Blueprint(gpus=2).build().topology))
+    sidecar, node = SidecarTelemetry(XpuManagerSource.reasons), Metrics("xelink_device_plugin")
+    sidecar.believed(Confirmed(Blueprint(gpus=2).build().topology))
     plugin = ServingTelemetry(node)
     plugin.begin("any")
     plugin.advertised("any", ())

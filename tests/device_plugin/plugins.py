@@ -28,7 +28,7 @@ from xelink.inventory.cdi import qualified_name
 from xelink.inventory.devfs import DeviceNode, Mount
 from xelink.inventory.gpus import Card
 from xelink.inventory.links import UNREAD, NodeLinks, pair
-from xelink.nfd.reader import State
+from xelink.nfd.reader import FileState
 from xelink.preference.decision import PLAIN, Decision
 from xelink.preference.shares import Preference, plain
 
@@ -106,7 +106,7 @@ def node(
     links = UNREAD
     if lanes is not None:
         widths = {pair(bdf(one), bdf(other)): width for (one, other), width in lanes.items()}
-        links = NodeLinks(State.IN_USE, lanes=widths)
+        links = NodeLinks(FileState.IN_USE, lanes=widths)
     devices = tuple(
         device
         for one in every

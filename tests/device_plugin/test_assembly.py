@@ -16,7 +16,7 @@ from xelink.inventory.cdi import KIND
 from xelink.inventory.gpus import Card, Inventory, Problem
 from xelink.inventory.health import GpuHealth, Health
 from xelink.inventory.links import UNREAD, NodeLinks, Pair
-from xelink.nfd.reader import State
+from xelink.nfd.reader import FileState
 from xelink.preference.shares import Preferences
 from xelink.topology.model import PortState
 
@@ -35,7 +35,9 @@ def node(*cards: Card, links: NodeLinks | None = None) -> Seen:
     )
 
 
-def wired(*pairs: tuple[int, int], lanes: int = 8, state: State = State.IN_USE) -> NodeLinks:
+def wired(
+    *pairs: tuple[int, int], lanes: int = 8, state: FileState = FileState.IN_USE
+) -> NodeLinks:
     return NodeLinks(state, lanes={(bdf(one), bdf(other)): lanes for one, other in pairs})
 
 
@@ -99,7 +101,7 @@ CHANGED: Mapping[str, Callable[[Seen], Seen]] = {
     "lanes": lambda seen: replace(seen, links=wired((1, 2), (3, 4), lanes=4)),
     "a link less": lambda seen: replace(seen, links=wired((1, 2))),
     "no links any more": lambda seen: replace(seen, links=wired()),
-    "expired": with_links(state=State.EXPIRED),
+    "expired": with_links(state=FileState.EXPIRED),
     "ports": with_links(ports={bdf(1): PortState.DEGRADED}),
     "NUMA": with_cards(lambda one: replace(one, numa=1)),
     "NUMA is no longer told": with_cards(lambda one: replace(one, numa=None)),
@@ -191,10 +193,10 @@ def test_shares_are_offered_and_preferred_by_gpu() -> None:
     assert preferred(snapshot, 2) == ("card2-0", "card4-0")
 
 
-@pytest.mark.parametrize("state", State)
-def test_lanes_are_known_where_links_are_usable_and_none_otherwise(state: State) -> None:
+@pytest.mark.parametrize("state", FileState)
+def test_lanes_are_known_where_links_are_usable_and_none_otherwise(state: FileState) -> None:
     snapshot = assembler().assemble(node(links=wired((2, 4), state=state)))
-    usable = state in {State.IN_USE, State.GUESS}
+    usable = state in {FileState.IN_USE, FileState.GUESS}
     pair: Pair = (bdf(2), bdf(4))
     assert links_of(snapshot) == (NodeLinks(state, lanes={pair: 8}) if usable else UNREAD)
     best = ("card2-0", "card4-0") if usable else ("card1-0", "card2-0")
@@ -204,7 +206,7 @@ def test_lanes_are_known_where_links_are_usable_and_none_otherwise(state: State)
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        (NodeLinks(State.MISSING, "No such file"), NodeLinks(State.EXPIRED, "expired")),
+        (NodeLinks(FileState.MISSING, "No such file"), NodeLinks(FileState.EXPIRED, "expired")),
         (wired((1, 2)), replace(wired((1, 2)), reason="another text")),
         (wired((1, 2)), replace(wired((1, 2)), ports={bdf(1): PortState.DEGRADED})),
         (wired((1, 2)), replace(wired((1, 2)), not_on_bus=("0000:ff:00.0",))),
@@ -234,7 +236,7 @@ def test_of_a_gpu_that_the_id_map_lacks_no_links_are_known() -> None:
 
 
 def test_a_node_without_links_is_known_to_have_none() -> None:
-    links = links_of(assembler().assemble(node(links=NodeLinks(State.IN_USE))))
+    links = links_of(assembler().assemble(node(links=NodeLinks(FileState.IN_USE))))
     assert links.knows(bdf(1))
     assert links.lanes == {}
 
@@ -275,6 +277,6 @@ def test_the_cdi_names_that_may_be_handed_out_are_those_that_stand(cdi: frozense
 
 def test_a_snapshot_is_not_changed_by_what_comes_after_it() -> None:
     lanes = {(bdf(1), bdf(2)): 8}
-    snapshot = assembler().assemble(node(links=NodeLinks(State.IN_USE, lanes=lanes)))
+    snapshot = assembler().assemble(node(links=NodeLinks(FileState.IN_USE, lanes=lanes)))
     lanes.clear()
     assert links_of(snapshot).lanes == {(bdf(1), bdf(2)): 8}

@@ -40,7 +40,7 @@ from tests.device_plugin.plugins import (
 from tests.patience import PATIENCE
 from xelink.api import deviceplugin_pb2 as pb
 from xelink.api.deviceplugin_pb2_grpc import DevicePluginStub
-from xelink.nfd.reader import State
+from xelink.nfd.reader import FileState
 from xelink.preference.criteria import GpuFacts
 from xelink.preference.decision import Decision, Decisions
 from xelink.preference.shares import Preference, RequestError, prepare
@@ -882,7 +882,7 @@ def test_nothing_is_claimed_of_gpus_whose_links_are_not_known(
     lanes = known.get("lanes", {(1, 2): 4})
     snapshot = node(lanes=lanes)
     lacking = {1, 2} - known.get("mapped", {1, 2})
-    state = State.GUESS if known.get("guessed") else State.IN_USE
+    state = FileState.GUESS if known.get("guessed") else FileState.IN_USE
     unmapped = tuple(map(bdf, sorted(lacking)))
     links_known = snapshot.resource(I915).links
     assert links_known

@@ -11,7 +11,7 @@ from tests.faults.rig import NS, arguments, sidecar, truth
 from tests.faults.shim import LackingError, Shim
 from tests.processes import Running, address, get
 from xelink.simulators.xpu_manager import Simulator
-from xelink.topology.publication import ExpiredError, read
+from xelink.topology.publication import ExpiredFileError, read
 
 LIFE = timedelta(seconds=3600)  # as the rig has it
 DAY = 86_400
@@ -62,7 +62,7 @@ def test_a_jump_in_an_outage_makes_labels_expire_and_never_lie(
         assert daemon.content() == before  # in an outage nothing is written, whatever the clock
         there = datetime.now(UTC) + timedelta(seconds=seconds)
         if seconds > LIFE.total_seconds():
-            with pytest.raises(ExpiredError):
+            with pytest.raises(ExpiredFileError):
                 read(before, NS, there)
         else:
             assert daemon.publication(there).topology == truth(4).topology

@@ -33,8 +33,8 @@ from xelink.topology.observation import ObservedLinks
 from xelink.topology.publication import Publication, UnusableError, UnwritableError, read, render
 from xelink.topology.rules import Rules
 from xelink.xpu_manager.classification import classify
-from xelink.xpu_manager.exposition import Reader, Reading
-from xelink.xpu_manager.line_filter import Sieve
+from xelink.xpu_manager.exposition import Exposition, ExpositionReader
+from xelink.xpu_manager.line_filter import LineFilter
 from xelink.xpu_manager.rows import Matrix
 
 NS = "gpu.intel.com"
@@ -59,11 +59,11 @@ def exposition(data: bytes) -> None:
         _published(Publication(outcome.topology, NOW + timedelta(minutes=5)))
 
 
-def _read(data: bytes, size: int) -> Reading:
-    sieve = Sieve()
+def _read(data: bytes, size: int) -> Exposition:
+    sieve = LineFilter()
     for start in range(0, len(data), size):
         sieve.feed(data[start : start + size])
-    return Reader().read(sieve)
+    return ExpositionReader().read(sieve)
 
 
 def _published(publication: Publication) -> None:

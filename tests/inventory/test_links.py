@@ -11,7 +11,7 @@ from tests import strategies
 from xelink.inventory.devfs import Roots
 from xelink.inventory.gpus import Card, Inventory, Problem, Reason, Withheld, scan
 from xelink.inventory.links import UNREAD, NodeLinks, join, pair
-from xelink.nfd.reader import Look, Reading, State, read
+from xelink.nfd.reader import FileState, Look, Reading, read
 from xelink.simulators.node.sysfs import Damage, Node, SimulatedGpu
 from xelink.topology.model import Gpu, Link, PortState, Tile, Topology
 from xelink.topology.publication import DEFAULT_NAMESPACE, Publication, node_labels, render
@@ -57,7 +57,7 @@ def test_links_are_joined_by_pci_address_and_never_by_index() -> None:
     gpus = (Gpu(7, FIRST), Gpu(3, SECOND, card="card9"), Gpu(0, THIRD))
     found = join(reading(Topology((link(3, 7), link(0, 3)), gpus)), inventory(SECOND, THIRD, FIRST))
     assert found.linked == {(FIRST, SECOND), (SECOND, THIRD)}
-    assert found.state is State.IN_USE
+    assert found.state is FileState.IN_USE
     assert (found.not_on_bus, found.not_in_map, found.without_address) == ((), (), ())
 
 
@@ -125,7 +125,7 @@ def test_a_real_node_is_joined_as_it_is_built(tmp_path: Path) -> None:
     found = scan(Roots.under(node.root))
     addresses = tuple(card.bdf for card in found.cards)
     mesh = [link(one, other, 8, 8) for one, other in combinations(range(8), 2)]
-    for whole, state, lanes in ((True, State.IN_USE, 8), (False, State.GUESS, 1)):
+    for whole, state, lanes in ((True, FileState.IN_USE, 8), (False, FileState.GUESS, 1)):
         joined = join(reading(topology(*mesh, addresses=addresses), whole=whole), found)
         assert joined.state is state
         assert joined.linked == {*combinations(addresses, 2)}
@@ -141,7 +141,7 @@ def guess(node: Inventory, *links: Link) -> NodeLinks:
 
 def test_labels_alone_are_joined_by_pci_order_and_called_a_guess() -> None:
     found = guess(inventory(*ADDRESSES), link(0, 3), Link(Tile(0, 1), Tile(3, 1)), link(1, 2))
-    assert found.state is State.GUESS
+    assert found.state is FileState.GUESS
     assert found.usable
     assert found.lanes == {(FIRST, FOURTH): 2, (SECOND, THIRD): 1}
     assert "PCI order" in found.reason
@@ -203,7 +203,7 @@ def test_gpus_that_are_not_offered_still_have_ids() -> None:
 )
 def test_what_is_ambiguous_is_not_guessed(node: Inventory, reason: str) -> None:
     found = guess(node, Link(Tile(0, 0), Tile(1, 1)))
-    assert found.state is State.AMBIGUOUS
+    assert found.state is FileState.AMBIGUOUS
     assert reason in found.reason
     assert not found.usable
     assert not found.lanes
@@ -211,36 +211,36 @@ def test_what_is_ambiguous_is_not_guessed(node: Inventory, reason: str) -> None:
 
 def test_a_problem_of_a_card_that_is_known_leaves_the_order_as_it_is() -> None:
     node = replace(inventory(FIRST, SECOND), problems=(Problem("card0", "no NUMA", FIRST),))
-    assert guess(node, link(0, 1)).state is State.GUESS
+    assert guess(node, link(0, 1)).state is FileState.GUESS
 
 
 def test_tiles_that_nobody_tells_are_no_contradiction() -> None:
     node = inventory(FIRST, SECOND, tiles=None)
-    assert guess(node, Link(Tile(0, 1), Tile(1, 1))).state is State.GUESS
+    assert guess(node, Link(Tile(0, 1), Tile(1, 1))).state is FileState.GUESS
 
 
 def test_without_links_there_is_nothing_to_guess() -> None:
     mixed = Inventory((*inventory(FIRST).cards, *inventory(SECOND, driver="xe").cards))
     found = guess(mixed)
-    assert found.state is State.IN_USE
+    assert found.state is FileState.IN_USE
     assert not found.lanes
 
 
 # Without a file that may be used
 
 
-@pytest.mark.parametrize("state", [state for state in State if state is not State.IN_USE])
-def test_no_usable_file_is_no_links_with_state_and_reason(state: State) -> None:
+@pytest.mark.parametrize("state", [state for state in FileState if state is not FileState.IN_USE])
+def test_no_usable_file_is_no_links_with_state_and_reason(state: FileState) -> None:
     found = join(Reading(state, "because", None, EXPIRY, NOW), inventory(*ADDRESSES))
     assert (found.state, found.reason, dict(found.lanes)) == (state, "because", {})
-    assert found.usable == (state is State.GUESS)
+    assert found.usable == (state is FileState.GUESS)
     assert (found.expiry, found.published) == (EXPIRY, NOW)
 
 
 def test_no_fabric_data_is_not_no_links() -> None:
     content = render(Publication(None, EXPIRY), NS)
     found = join(read(Look((1,), content, NOW), NS, NOW), inventory(*ADDRESSES))
-    assert found.state is State.NO_FABRIC_DATA
+    assert found.state is FileState.NO_FABRIC_DATA
     assert not found.usable
 
 
@@ -296,7 +296,7 @@ def test_every_pair_is_two_gpus_of_this_node(
             and item.a.device != item.b.device
         )
         assert sum(found.lanes.values()) == total
-    elif found.state is State.GUESS:
+    elif found.state is FileState.GUESS:
         pairs = [item for item in published.links if item.a.device != item.b.device]
         assert sum(found.lanes.values()) == len(pairs)
 
@@ -311,8 +311,8 @@ def test_a_damaged_card_makes_a_guess_impossible_until_it_is_mended(tmp_path: Pa
     for number, bdf in enumerate(ADDRESSES):
         node.add(SimulatedGpu(bdf, number))
     roots = Roots.under(node.root)
-    assert guess(scan(roots), link(0, 1)).state is State.GUESS
+    assert guess(scan(roots), link(0, 1)).state is FileState.GUESS
     node.damage(FIRST, "vendor", Damage.NONSENSE)
-    assert guess(scan(roots), link(0, 1)).state is State.AMBIGUOUS
+    assert guess(scan(roots), link(0, 1)).state is FileState.AMBIGUOUS
     node.mend(FIRST)
-    assert guess(scan(roots), link(0, 1)).state is State.GUESS
+    assert guess(scan(roots), link(0, 1)).state is FileState.GUESS

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests import strategies
 from tests.patience import PATIENCE
-from xelink.nfd.reader import SETTLED, Look, Reading, State, follow, look, read
+from xelink.nfd.reader import SETTLED, FileState, Look, Reading, follow, look, read
 from xelink.topology.model import Gpu, Link, Tile, Topology
 from xelink.topology.nfd_format import FILE_LIMIT
 from xelink.topology.publication import DEFAULT_NAMESPACE, Publication, node_labels, render
@@ -54,54 +54,64 @@ def publish(path: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     ("content", "state", "reason"),
     [
-        pytest.param(file(), State.IN_USE, "", id="whole"),
-        pytest.param(file(Topology(gpus=TOPOLOGY.gpus)), State.IN_USE, "", id="whole, no links"),
-        pytest.param(file(expiry=None), State.IN_USE, "", id="for ever"),
-        pytest.param(as_the_reference_writes(), State.IN_USE, "labels only", id="reference"),
-        pytest.param(f"{NS}/xe-links=\n".encode(), State.IN_USE, "labels only", id="empty"),
-        pytest.param(file(None), State.NO_FABRIC_DATA, "XPU Manager", id="no fabric data"),
-        pytest.param(b"", State.MISSING, "no label", id="an empty file"),
-        pytest.param(b"vendor/other=1\n", State.MISSING, "no label", id="another's file"),
-        pytest.param(file() * 1000, State.MISSING, "drops the whole file", id="too long"),
-        pytest.param(file(expiry=NOW - timedelta(1)), State.EXPIRED, "2026-05-03", id="expired"),
+        pytest.param(file(), FileState.IN_USE, "", id="whole"),
         pytest.param(
-            file().replace(b"_0.1-1.1", b""), State.INCONSISTENT, "other links", id="a link less"
+            file(Topology(gpus=TOPOLOGY.gpus)), FileState.IN_USE, "", id="whole, no links"
+        ),
+        pytest.param(file(expiry=None), FileState.IN_USE, "", id="for ever"),
+        pytest.param(as_the_reference_writes(), FileState.IN_USE, "labels only", id="reference"),
+        pytest.param(f"{NS}/xe-links=\n".encode(), FileState.IN_USE, "labels only", id="empty"),
+        pytest.param(file(None), FileState.NO_FABRIC_DATA, "XPU Manager", id="no fabric data"),
+        pytest.param(b"", FileState.MISSING, "no label", id="an empty file"),
+        pytest.param(b"vendor/other=1\n", FileState.MISSING, "no label", id="another's file"),
+        pytest.param(file() * 1000, FileState.MISSING, "drops the whole file", id="too long"),
+        pytest.param(
+            file(expiry=NOW - timedelta(1)), FileState.EXPIRED, "2026-05-03", id="expired"
+        ),
+        pytest.param(
+            file().replace(b"_0.1-1.1", b""),
+            FileState.INCONSISTENT,
+            "other links",
+            id="a link less",
         ),
         pytest.param(
             file()[: file().index(b"# +no-label")].replace(b"0.1-", b"1.0-"),
-            State.INCONSISTENT,
+            FileState.INCONSISTENT,
             "xe-links.hash",
             id="another hash",
         ),
         pytest.param(
-            f"{NS}/xe-links=0.0-1\n".encode(), State.INCONSISTENT, "not a link", id="half a link"
+            f"{NS}/xe-links=0.0-1\n".encode(),
+            FileState.INCONSISTENT,
+            "not a link",
+            id="half a link",
         ),
         pytest.param(
-            f"{NS}/xe-links2=Z0.0-1.0\n".encode(), State.INCONSISTENT, "missing", id="no first"
+            f"{NS}/xe-links2=Z0.0-1.0\n".encode(), FileState.INCONSISTENT, "missing", id="no first"
         ),
         pytest.param(
-            b"# +\xff\x00\nx\xfe", State.MISSING, r"bad directive: # +\xff\x00", id="bytes"
+            b"# +\xff\x00\nx\xfe", FileState.MISSING, r"bad directive: # +\xff\x00", id="bytes"
         ),
     ],
 )
-def test_a_file_counts_whole_or_not_at_all(content: bytes, state: State, reason: str) -> None:
+def test_a_file_counts_whole_or_not_at_all(content: bytes, state: FileState, reason: str) -> None:
     reading = read(seen(content), NS, NOW)
     assert reading.state is state
     assert reason in reading.reason
     assert reading.reason.isprintable()
-    assert (reading.said is not None) == (state in {State.IN_USE, State.NO_FABRIC_DATA})
+    assert (reading.said is not None) == (state in {FileState.IN_USE, FileState.NO_FABRIC_DATA})
     assert reading.published == NOW
 
 
 def test_no_file_is_missing_with_the_reason() -> None:
     reading = read(seen(None, "No such file or directory"), NS, NOW)
-    assert reading == Reading(State.MISSING, "No such file or directory")
+    assert reading == Reading(FileState.MISSING, "No such file or directory")
 
 
 def test_another_namespace_is_another_sidecars(tmp_path: Path) -> None:
     path = tmp_path / "labels"
     path.write_bytes(file())
-    assert read(look(path), "example.com", NOW).state is State.MISSING
+    assert read(look(path), "example.com", NOW).state is FileState.MISSING
 
 
 def test_an_expired_file_tells_when_it_expired() -> None:
@@ -110,7 +120,7 @@ def test_an_expired_file_tells_when_it_expired() -> None:
 
 def test_a_reason_is_one_short_line_whatever_the_file_quotes() -> None:
     reading = read(seen(b"# +" + b"\xe2\x80\xa8\x1b[31m\t" * 5000), NS, NOW)
-    assert reading.state is State.MISSING
+    assert reading.state is FileState.MISSING
     assert len(reading.reason) < 400
     assert reading.reason.isprintable()
 
@@ -118,7 +128,7 @@ def test_a_reason_is_one_short_line_whatever_the_file_quotes() -> None:
 @given(topology=strategies.topologies)
 def test_what_was_rendered_is_read(topology: Topology) -> None:
     reading = read(seen(file(topology)), NS, NOW)
-    assert reading.state is State.IN_USE
+    assert reading.state is FileState.IN_USE
     assert reading.said == Publication(topology, EXPIRY)
 
 
@@ -147,12 +157,18 @@ def test_any_bytes_are_a_reading(content: bytes) -> None:
 @pytest.mark.parametrize(
     ("reading", "later", "outlived"),
     [
-        pytest.param(Reading(State.IN_USE), timedelta(days=9999), False, id="for ever"),
-        pytest.param(Reading(State.IN_USE, expiry=EXPIRY), timedelta(0), False, id="the instant"),
-        pytest.param(Reading(State.IN_USE, expiry=EXPIRY), timedelta(seconds=1), True, id="past"),
-        pytest.param(Reading(State.EXPIRED, expiry=EXPIRY), timedelta(1), False, id="known"),
-        pytest.param(Reading(State.EXPIRED, expiry=EXPIRY), -timedelta(1), True, id="clock back"),
-        pytest.param(Reading(State.MISSING), timedelta(1), False, id="no file"),
+        pytest.param(Reading(FileState.IN_USE), timedelta(days=9999), False, id="for ever"),
+        pytest.param(
+            Reading(FileState.IN_USE, expiry=EXPIRY), timedelta(0), False, id="the instant"
+        ),
+        pytest.param(
+            Reading(FileState.IN_USE, expiry=EXPIRY), timedelta(seconds=1), True, id="past"
+        ),
+        pytest.param(Reading(FileState.EXPIRED, expiry=EXPIRY), timedelta(1), False, id="known"),
+        pytest.param(
+            Reading(FileState.EXPIRED, expiry=EXPIRY), -timedelta(1), True, id="clock back"
+        ),
+        pytest.param(Reading(FileState.MISSING), timedelta(1), False, id="no file"),
     ],
 )
 def test_only_an_expiry_outlives_a_reading(
@@ -252,7 +268,7 @@ def test_no_file_time_is_too_strange(mtime: int) -> None:
             os.utime(path, (mtime, mtime))
         except OSError:  # this file system does not keep such a time
             return
-        assert read(look(path), NS, NOW).state is State.IN_USE
+        assert read(look(path), NS, NOW).state is FileState.IN_USE
 
 
 # Following it
@@ -302,17 +318,17 @@ def test_each_change_is_told_once(tmp_path: Path) -> None:
     async def story() -> None:
         path = tmp_path / "labels"
         async with Follower(path) as follower:
-            assert (await follower.next()).state is State.MISSING
+            assert (await follower.next()).state is FileState.MISSING
             await follower.nothing_new()
             publish(path, file())
             told = await follower.next()
-            assert told.state is State.IN_USE
+            assert told.state is FileState.IN_USE
             assert told.said == Publication(TOPOLOGY, EXPIRY)
             await follower.nothing_new()
             publish(path, file(OTHER))
             assert (await follower.next()).said == Publication(OTHER, EXPIRY)
             path.unlink()
-            assert (await follower.next()).state is State.MISSING
+            assert (await follower.next()).state is FileState.MISSING
 
     asyncio.run(story())
 
@@ -322,15 +338,15 @@ def test_an_expiry_passes_without_any_change_of_the_file(tmp_path: Path) -> None
         path = tmp_path / "labels"
         publish(path, file())
         async with Follower(path) as follower:
-            assert (await follower.next()).state is State.IN_USE
+            assert (await follower.next()).state is FileState.IN_USE
             follower.now = EXPIRY
             await follower.nothing_new()
             follower.now = EXPIRY + timedelta(seconds=1)
             told = await follower.next()
-            assert (told.state, told.said, told.expiry) == (State.EXPIRED, None, EXPIRY)
+            assert (told.state, told.said, told.expiry) == (FileState.EXPIRED, None, EXPIRY)
             await follower.nothing_new()
             publish(path, file(expiry=EXPIRY + timedelta(minutes=5)))
-            assert (await follower.next()).state is State.IN_USE
+            assert (await follower.next()).state is FileState.IN_USE
 
     asyncio.run(story())
 
@@ -340,9 +356,9 @@ def test_a_clock_that_steps_back_makes_labels_valid_again(tmp_path: Path) -> Non
         path = tmp_path / "labels"
         publish(path, file())
         async with Follower(path, EXPIRY + timedelta(1)) as follower:
-            assert (await follower.next()).state is State.EXPIRED
+            assert (await follower.next()).state is FileState.EXPIRED
             follower.now = NOW
-            assert (await follower.next()).state is State.IN_USE
+            assert (await follower.next()).state is FileState.IN_USE
 
     asyncio.run(story())
 
@@ -376,7 +392,7 @@ def test_half_of_a_file_is_never_told(tmp_path: Path) -> None:
         async with Follower(path) as follower:
             before = await follower.next()
             written(whole.replace(b"_0.1-1.1", b""))  # looks valid and is wrong
-            assert read(look(path), NS, NOW).state is State.IN_USE
+            assert read(look(path), NS, NOW).state is FileState.IN_USE
             await follower.nothing_new()
             written(whole)
             await follower.nothing_new()
@@ -432,10 +448,10 @@ def test_a_file_system_that_does_not_answer_holds_nobody(tmp_path: Path) -> None
                 )
             )
             reading = await told.get()
-            assert reading.state is State.MISSING
+            assert reading.state is FileState.MISSING
             assert reading.reason == "not read within 0.05 s: its file system does not answer"
             mount.alive.set()
-            assert (await told.get()).state is State.IN_USE
+            assert (await told.get()).state is FileState.IN_USE
             stop.set()
 
     asyncio.run(story())
@@ -469,10 +485,10 @@ def test_labels_expire_though_their_file_system_does_not_answer(tmp_path: Path) 
                         patience=0.05,
                     )
                 )
-                assert (await told.get()).state is State.IN_USE
+                assert (await told.get()).state is FileState.IN_USE
                 instant[0] = EXPIRY + timedelta(seconds=1)
                 reading = await told.get()
-                assert reading.state is State.MISSING
+                assert reading.state is FileState.MISSING
                 assert reading.reason.startswith("not read within 0.05 s")
                 stop.set()
         finally:

@@ -23,8 +23,8 @@ from xelink.topology import nfd_format
 from xelink.topology.observation import Observation
 from xelink.topology.publication import read
 from xelink.xpu_manager.errors import ErrorCode, ScrapeError
-from xelink.xpu_manager.exposition import Reading
-from xelink.xpu_manager.source import XpuManager
+from xelink.xpu_manager.exposition import Exposition
+from xelink.xpu_manager.source import XpuManagerSource
 
 NS = "gpu.intel.com"
 START = datetime(2026, 11, 20, 10, 0, tzinfo=UTC)
@@ -48,14 +48,14 @@ class Scenario:
         self.now = START
         self.tls_error: ScrapeError | None = None
         self.certificate_expiry: float | None = None
-        self._next: Reading | ScrapeError = DOWN
+        self._next: Exposition | ScrapeError = DOWN
         self._broken = False
         self.restart()
 
     def restart(self) -> None:
         self.logs = LogCapture()
         log = structlog.wrap_logger(None, processors=[self.logs])
-        source = XpuManager(self, self.policy.rules, OPTIONS)
+        source = XpuManagerSource(self, self.policy.rules, OPTIONS)
         self.telemetry = Telemetry(source.reasons)
         self.sidecar = Sidecar(source, self.publisher, self.policy, self.telemetry, log)
         self.sidecar.resume(self.now)
@@ -66,7 +66,7 @@ class Scenario:
     def mend_source(self) -> None:
         self._broken = False
 
-    def scrape(self) -> Reading:
+    def scrape(self) -> Exposition:
         if self._broken:
             raise ZeroDivisionError
         if isinstance(self._next, ScrapeError):

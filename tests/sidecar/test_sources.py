@@ -23,7 +23,7 @@ from xelink.topology.observation import (
     SourceFacts,
     Unknown,
 )
-from xelink.topology.publication import State
+from xelink.topology.publication import LinkState
 
 LINKED = ObservedLinks(Topology((Link(Tile(0, 0), Tile(1, 0), 4, 4),)))
 UNLINKED = ObservedLinks(Topology(tiles=(Tile(0, 0), Tile(1, 0))), hint="no port is enabled")
@@ -76,12 +76,12 @@ def node(tmp_path: Path) -> Node:
 
 
 def test_the_results_are_the_words_of_the_state_label_and_unknown() -> None:
-    assert {result.value for result in Result} == {state.value for state in State} | {"unknown"}
+    assert {result.value for result in Result} == {state.value for state in LinkState} | {"unknown"}
 
 
 def test_the_series_of_every_result_and_reason_is_there_from_the_start(node: Node) -> None:
     assert [node.scrapes("unknown", reason) for reason in Driver.reasons] == [0, 0, 0]
-    assert [node.scrapes(state.value) for state in State] == [0, 0, 0]
+    assert [node.scrapes(state.value) for state in LinkState] == [0, 0, 0]
     assert node.scrapes("unknown", "refused") is None
 
 

@@ -15,7 +15,7 @@ from xelink.inventory import links
 from xelink.inventory.devfs import Roots
 from xelink.inventory.gpus import scan
 from xelink.nfd import reader as labels
-from xelink.nfd.reader import State
+from xelink.nfd.reader import FileState
 from xelink.simulators.node.__main__ import main
 from xelink.simulators.node.blueprint import CARDS, MODELS, Blueprint
 from xelink.simulators.node.sysfs import Node
@@ -112,7 +112,7 @@ def test_links_of_the_simulated_xpu_manager_join_to_its_cards(tmp_path: Path, ca
     )
     reading = labels.read(labels.look(file), labels_namespace, now)
     joined = links.join(reading, scan(Roots.under(tmp_path / "node")))
-    assert joined.state is State.IN_USE
+    assert joined.state is FileState.IN_USE
     assert len(joined.lanes) == 4
     assert (joined.not_on_bus, joined.not_in_map, joined.without_address) == ((), (), ())
 

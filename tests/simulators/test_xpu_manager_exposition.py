@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from xelink.simulators.xpu_manager import Blueprint, Pod, SimulatedNode, parse_link, render
+from xelink.simulators.xpu_manager import Blueprint, GpuPod, SimulatedNode, parse_link, render
 from xelink.topology.model import Link, PortState, Tile
 
 BODIES = Path(__file__).parents[3] / "shared" / "data" / "xpum"
@@ -25,8 +25,8 @@ SAME = {
     "k_8x2_no_hostnetwork": replace(FULL, host_network=False),
     "o_8x2_mesh_exporter_1.2_sprint17_lan_count": replace(FULL, spelling="lan_count"),
     "q_8x2_mesh_exporter_V1.2.38": FULL,
-    "s_8x2_mesh_kube_pod_labels": FULL.with_pod(0, Pod("train-0", "ml", "c")).with_pod(
-        4, Pod("train-1", "ml", "c")
+    "s_8x2_mesh_kube_pod_labels": FULL.with_pod(0, GpuPod("train-0", "ml", "c")).with_pod(
+        4, GpuPod("train-1", "ml", "c")
     ),
     "u_8x2_topology_rpc_error_200_no_topology": replace(FULL, topology_fails=True),
 }

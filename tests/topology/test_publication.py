@@ -11,10 +11,10 @@ from xelink.topology import nfd_format
 from xelink.topology.model import GPU_LIMIT, TILE_LIMIT, Gpu, Link, PortState, Tile, Topology
 from xelink.topology.publication import (
     AbsentError,
-    ExpiredError,
+    ExpiredFileError,
     InconsistentError,
+    LinkState,
     Publication,
-    State,
     UnusableError,
     UnwritableError,
     links_hash,
@@ -96,7 +96,7 @@ def test_no_links_are_said_and_no_fabric_data_is_not_no_links() -> None:
     assert none[f"{NS}/xe-links.state"] == "none"
     assert node_labels(Publication(None), NS) == {f"{NS}/xe-links.state": "no-fabric-data"}
     standing = read(render(Publication(None, LATER), NS), NS, NOW)
-    assert (standing.state, standing.expiry) == (State.NO_FABRIC_DATA, LATER)
+    assert (standing.state, standing.expiry) == (LinkState.NO_FABRIC_DATA, LATER)
 
 
 def test_a_file_of_the_reference_is_understood() -> None:
@@ -122,12 +122,12 @@ def without(part: str) -> Callable[[bytes], bytes]:
     ("damage", "error"),
     [
         pytest.param(without("gpu.intel.com"), AbsentError, id="nothing of ours"),
-        pytest.param(replaced("10:05:00Z", "09:59:59Z"), ExpiredError, id="expired"),
+        pytest.param(replaced("10:05:00Z", "09:59:59Z"), ExpiredFileError, id="expired"),
         pytest.param(
             lambda content: (
                 b"gpu.intel.com/xe-links=0.0-1.0\n" + content.replace(b"10:05:00Z", b"09:59:59Z")
             ),
-            ExpiredError,
+            ExpiredFileError,
             id="expired but for its beginning",
         ),
         pytest.param(without("xe-links="), InconsistentError, id="no link labels"),

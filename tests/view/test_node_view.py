@@ -19,7 +19,7 @@ from xelink.topology.groups import largest_group
 from xelink.topology.model import Gpu, Link, PortState, Tile, Topology
 from xelink.topology.rules import Rules
 from xelink.view.node_view import Mark, Node
-from xelink.xpu_manager.rows import Connection as Told
+from xelink.xpu_manager.rows import TileConnection as Told
 
 _KINDS = {
     Told.XE_LINK: "XL",

@@ -6,8 +6,8 @@ from xelink.topology.model import Topology
 from xelink.topology.observation import Observation, ObservedLinks
 from xelink.topology.rules import Rules
 from xelink.xpu_manager.classification import classify
-from xelink.xpu_manager.exposition import Reader, Reading
-from xelink.xpu_manager.line_filter import Sieve
+from xelink.xpu_manager.exposition import Exposition, ExpositionReader
+from xelink.xpu_manager.line_filter import LineFilter
 
 
 def row(
@@ -47,11 +47,11 @@ def body(rows: Iterable[str]) -> bytes:
     return (head + "\n".join(rows)).encode()
 
 
-def read_body(content: bytes, chunk: int = 1 << 16) -> Reading:
-    sieve = Sieve()
+def read_body(content: bytes, chunk: int = 1 << 16) -> Exposition:
+    sieve = LineFilter()
     for start in range(0, len(content), chunk):
         sieve.feed(content[start : start + chunk])
-    return Reader().read(sieve)
+    return ExpositionReader().read(sieve)
 
 
 def judge(rows: Iterable[str], rules: Rules | None = None) -> Observation:

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from tests.xpu_manager.bodies import body, both, read_body, row, self_rows
 from xelink.simulators.xpu_manager import Blueprint, render
 from xelink.topology.model import Gpu, PortState, Tile
-from xelink.xpu_manager.exposition import Reader, read
-from xelink.xpu_manager.line_filter import Sieve, TooManyRowsError
-from xelink.xpu_manager.rows import Connection, Matrix, Row
+from xelink.xpu_manager.exposition import ExpositionReader, read
+from xelink.xpu_manager.line_filter import LineFilter, TooManyRowsError
+from xelink.xpu_manager.rows import Matrix, TileConnection, TopologyRow
 
 GPU = Gpu(0, "0000:10:00.0", "card1", "00-0", 0)
-WANTED = Row(Tile(0, 0), Tile(1, 0), Connection.XE_LINK, 4, True, GPU)  # noqa: FBT003 - a tuple's field
+WANTED = TopologyRow(Tile(0, 0), Tile(1, 0), TileConnection.XE_LINK, 4, True, GPU)  # noqa: FBT003 - a tuple's field
 PLAIN = row("0.0", "1.0")
 SIMULATED = render(Blueprint(gpus=3, tiles=2).build())
 
@@ -123,11 +123,11 @@ def test_a_gpu_without_a_usable_fact_has_none(change: tuple[str, str], gpu: Gpu 
 
 @given(st.lists(st.integers(0, len(SIMULATED)), max_size=30))
 def test_chunk_boundaries_change_nothing(cuts: list[int]) -> None:
-    sieve = Sieve()
+    sieve = LineFilter()
     edges = [0, *sorted(cuts), len(SIMULATED)]
     for start, end in pairwise(edges):
         sieve.feed(SIMULATED[start:end])
-    assert Reader().read(sieve) == read_body(SIMULATED)
+    assert ExpositionReader().read(sieve) == read_body(SIMULATED)
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 100])
@@ -171,10 +171,10 @@ def test_the_state_of_the_ports_is_the_worst_that_is_told() -> None:
 
 
 def test_an_unchanged_topology_is_the_same_reading_and_one_that_returns_is_read_again() -> None:
-    reader = Reader()
+    reader = ExpositionReader()
 
     def scrape(content: bytes) -> object:
-        sieve = Sieve()
+        sieve = LineFilter()
         sieve.feed(content)
         return reader.read(sieve)
 
@@ -198,7 +198,7 @@ def test_equal_rows_are_no_equal_reading_where_the_rest_tells_more(
     before: bytes, after: bytes
 ) -> None:
     for rows in (b"", body(self_rows("0.0")) + b"\n"):
-        reader = Reader()
+        reader = ExpositionReader()
         for content in (before + rows, after + rows):
             sieve = reader.sieve()
             sieve.feed(content)
@@ -253,7 +253,7 @@ def test_a_row_means_the_same_alone_and_among_others(nasty: str, place: str) -> 
 
 def test_states_of_ports_are_found_wherever_they_stand() -> None:
     """They are looked for where the last body had them; from where they were, they may move."""
-    reader = Reader()
+    reader = ExpositionReader()
 
     def scrape(*parts: bytes) -> dict[str, PortState]:
         sieve = reader.sieve()
@@ -279,17 +279,17 @@ def test_states_of_ports_are_found_wherever_they_stand() -> None:
 
 
 def test_more_rows_than_any_node_has_end_the_reading() -> None:
-    sieve = Sieve(limit=10_000)
+    sieve = LineFilter(limit=10_000)
     with pytest.raises(TooManyRowsError):
         sieve.feed((PLAIN.encode() + b"\n") * 100)
 
 
 def test_a_line_without_end_takes_no_memory() -> None:
-    sieve = Sieve()
+    sieve = LineFilter()
     for _ in range(100):
         sieve.feed(b"x" * 100_000)
     sieve.feed(b"\n" + PLAIN.encode())
-    reading = Reader().read(sieve)
+    reading = ExpositionReader().read(sieve)
     assert reading.rows == (WANTED,)
     assert reading.unread == 1
 

@@ -21,7 +21,7 @@ from xelink.topology.observation import Observation, ObservedLinks, Unknown
 from xelink.topology.rules import Rules
 from xelink.xpu_manager.classification import answered, classify
 from xelink.xpu_manager.reasons import ScrapeReason
-from xelink.xpu_manager.scrape import Target
+from xelink.xpu_manager.scrape import ScrapeTarget
 
 FIELD = DATA / "field"
 TILES = ("0.0", "0.1", "1.0", "1.1")
@@ -345,7 +345,10 @@ def _answer(content: bytes, encoding: str) -> list[bytes]:
 @pytest.mark.parametrize("encoding", ["identity", "Identity", " identity , identity"])
 def test_an_answer_that_says_it_is_not_packed_is_read(encoding: str) -> None:
     content = body([*self_rows(*TILES), *PAIR])
-    with Answering(_answer(content, encoding)) as server, scraping(Target(server.port)) as scraper:
+    with (
+        Answering(_answer(content, encoding)) as server,
+        scraping(ScrapeTarget(server.port)) as scraper,
+    ):
         assert len(scraper.scrape().rows) == 8
 
 

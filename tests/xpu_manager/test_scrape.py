@@ -22,7 +22,7 @@ from xelink.topology.rules import Rules
 from xelink.xpu_manager.classification import classify
 from xelink.xpu_manager.errors import ScrapeError
 from xelink.xpu_manager.reasons import ScrapeReason
-from xelink.xpu_manager.scrape import Scraper, Target
+from xelink.xpu_manager.scrape import Scraper, ScrapeTarget
 from xelink.xpu_manager.wording import words
 
 NODE = Blueprint(gpus=2).build()
@@ -46,7 +46,7 @@ def stopping(clock: Callable[[], float] = time.monotonic) -> Iterator[Stop]:
 
 @contextmanager
 def scraping(
-    target: Target | int,
+    target: ScrapeTarget | int,
     *,
     sleep: Callable[[float], None] = lambda _: None,
     monotonic: Callable[[], float] = time.monotonic,
@@ -57,7 +57,7 @@ def scraping(
     `limit` is the clock of its timeout, `monotonic` that of its patience after a refusal.
     """
     with stopping(limit) as stop:
-        target = Target(target) if isinstance(target, int) else target
+        target = ScrapeTarget(target) if isinstance(target, int) else target
         scraper = Scraper(target, bounded=stop.bounded, sleep=sleep, monotonic=monotonic)
         try:
             yield scraper
@@ -234,7 +234,7 @@ def test_a_refused_connection_is_tried_again_until_it_heals() -> None:
     ],
 )
 def test_what_no_moment_heals_is_asked_once(name: str, reason: str) -> None:
-    with Simulator(NODE) as xpum, scraping(Target(xpum.port, max_body=1 << 20)) as scraper:
+    with Simulator(NODE) as xpum, scraping(ScrapeTarget(xpum.port, max_body=1 << 20)) as scraper:
         xpum.misbehave(name)
         assert outcome(scraper) == reason
         assert xpum.requests == 1
@@ -248,7 +248,7 @@ def test_the_budget_holds_for_the_retries_and_their_sleeps_together() -> None:
             stop.wait(NEVER)
 
         scraper = Scraper(
-            Target(xpum.port, timeout=0.2),
+            ScrapeTarget(xpum.port, timeout=0.2),
             bounded=stop.bounded,
             sleep=sleep,
             monotonic=time.monotonic,
@@ -259,14 +259,14 @@ def test_the_budget_holds_for_the_retries_and_their_sleeps_together() -> None:
 def test_a_port_that_accepts_nobody_is_a_timeout() -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         port = deaf.getsockname()[1]
-        with scraping(Target(port, timeout=0.2)) as scraper:
+        with scraping(ScrapeTarget(port, timeout=0.2)) as scraper:
             error = refusal(scraper)
     assert (error.reason, text_of(error)) == ("timeout", "no whole answer within 0.2 s")
 
 
 @pytest.mark.parametrize("name", ["hang", "hang-in-body", "drip-headers", "drip-body"])
 def test_a_stop_leaves_a_hanging_scrape(name: str) -> None:
-    with Simulator(NODE) as xpum, scraping(Target(xpum.port, timeout=NEVER)) as scraper:
+    with Simulator(NODE) as xpum, scraping(ScrapeTarget(xpum.port, timeout=NEVER)) as scraper:
         xpum.misbehave(name)
 
         def end() -> None:
@@ -296,7 +296,10 @@ def test_a_length_over_the_limit_is_refused_without_reading() -> None:
         yield head
         stuck.wait(PATIENCE)
 
-    with Answering(pieces()) as server, scraping(Target(server.port, timeout=NEVER)) as scraper:
+    with (
+        Answering(pieces()) as server,
+        scraping(ScrapeTarget(server.port, timeout=NEVER)) as scraper,
+    ):
         error = refusal(scraper)
         stuck.set()
     assert error.reason is ScrapeReason.TOO_LARGE
@@ -349,7 +352,7 @@ def test_a_length_that_is_none_makes_no_body(length: bytes) -> None:
 def test_a_body_of_just_the_limit_is_read() -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
     with Answering([head, b"#" * 1000]) as server:
-        with scraping(Target(server.port, max_body=1000)) as scraper:
+        with scraping(ScrapeTarget(server.port, max_body=1000)) as scraper:
             assert scraper.scrape().total == 0
-        with scraping(Target(server.port, max_body=999)) as scraper:
+        with scraping(ScrapeTarget(server.port, max_body=999)) as scraper:
             assert refusal(scraper).reason is ScrapeReason.TOO_LARGE

@@ -15,7 +15,7 @@ from tests.xpu_manager.test_scrape import NODE, Answering, refusal, scraping, te
 from xelink.simulators.xpu_manager import render
 from xelink.xpu_manager.errors import ScrapeError
 from xelink.xpu_manager.reasons import ScrapeReason
-from xelink.xpu_manager.scrape import Scraper, Target
+from xelink.xpu_manager.scrape import Scraper, ScrapeTarget
 
 ROWS = b"\n".join(line for line in render(NODE).split(b"\n") if b"topology" in line)
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -62,7 +62,7 @@ def said(scraper: Scraper) -> str:
 @given(answers)
 def test_any_answer_is_a_reading_or_one_readable_line(server: Answering, answer: bytes) -> None:
     server.pieces = [answer]
-    with scraping(Target(server.port, timeout=PATIENCE)) as scraper:
+    with scraping(ScrapeTarget(server.port, timeout=PATIENCE)) as scraper:
         detail = said(scraper)
     assert detail.isprintable()
     assert len(detail) < 300
@@ -92,7 +92,7 @@ def test_an_answer_that_is_one_long_line_of_noise_is_told_in_a_short_one(
 @pytest.mark.parametrize("start", [b"", b"xpum_topology_link{", b"# HELP "])
 def test_an_endless_line_takes_a_few_megabytes_at_most(server: Answering, start: bytes) -> None:
     server.pieces = _endless(OK + b"\r\n" + start)
-    with scraping(Target(server.port, max_body=24 << 20)) as scraper:
+    with scraping(ScrapeTarget(server.port, max_body=24 << 20)) as scraper:
         tracemalloc.start()
         try:
             assert refusal(scraper).reason is ScrapeReason.TOO_LARGE
@@ -123,7 +123,7 @@ def _first_only() -> Iterator[bool]:
 def test_a_line_of_any_length_is_read_in_its_turn(server: Answering) -> None:
     # In time that grows with its length: tests/test_linear.py.
     server.pieces = [OK + b"\r\nxpum_topology_link{" + b"}" * 900_000 + b" 1 2 3\n"]
-    with scraping(Target(server.port)) as scraper:
+    with scraping(ScrapeTarget(server.port)) as scraper:
         assert scraper.scrape().unread == 1
 
 
@@ -142,7 +142,7 @@ def test_a_status_counts_whatever_becomes_of_its_body(
     server.pieces = pieces()
     asked = server.asked
     # Its time is up when it has had its turn three times, and has got nothing more.
-    with scraping(Target(server.port, timeout=3.0), limit=Ticks()) as scraper:
+    with scraping(ScrapeTarget(server.port, timeout=3.0), limit=Ticks()) as scraper:
         error = refusal(scraper)
         stuck.set()
     assert error.reason is (ScrapeReason.UNAUTHORIZED if b"401" in status else ScrapeReason.STATUS)
@@ -162,7 +162,7 @@ def test_a_status_counts_where_its_body_is_no_http(server: Answering, status: by
 def test_every_scrape_asks_the_same_whatever_was_answered_cookies_included() -> None:
     answer = b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nContent-Length: %d\r\n\r\n" % len(ROWS) + ROWS
     requests = []
-    with Answering([answer]) as server, scraping(Target(server.port)) as scraper:
+    with Answering([answer]) as server, scraping(ScrapeTarget(server.port)) as scraper:
         for _ in range(2):
             scraper.scrape()
             scraper.hang_up()

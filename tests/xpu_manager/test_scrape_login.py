@@ -15,7 +15,7 @@ from tests.xpu_manager.test_scrape import NODE, outcome, refusal, scraping, text
 from xelink.simulators.xpu_manager import Serving, Simulator
 from xelink.xpu_manager.errors import ScrapeError
 from xelink.xpu_manager.reasons import ScrapeReason
-from xelink.xpu_manager.scrape import Credentials, Target
+from xelink.xpu_manager.scrape import Credentials, ScrapeTarget
 from xelink.xpu_manager.tls import TlsFiles
 
 WORD = "s3cr3t-word"
@@ -33,8 +33,8 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "password"
 
 
-def login(xpum: Simulator, file: Path, timeout: float = PATIENCE) -> Target:
-    return Target(xpum.port, credentials=Credentials("xpumadmin", file), timeout=timeout)
+def login(xpum: Simulator, file: Path, timeout: float = PATIENCE) -> ScrapeTarget:
+    return ScrapeTarget(xpum.port, credentials=Credentials("xpumadmin", file), timeout=timeout)
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n"])
@@ -159,7 +159,7 @@ def test_silence_after_a_refusal_is_another_one(file: Path, *, known: bool) -> N
     now, limit = [0.0], Clock()
     file.write_text(WORD)
     with Simulator(NODE) as xpum:
-        target = login(xpum, file, NEVER) if known else Target(xpum.port, timeout=NEVER)
+        target = login(xpum, file, NEVER) if known else ScrapeTarget(xpum.port, timeout=NEVER)
         with scraping(target, monotonic=lambda: now[0], limit=limit) as scraper:
             assert outcome(scraper) == "links"
             xpum.misbehave("unauthorized")
@@ -206,7 +206,7 @@ def test_silence_before_the_password_was_sent_asks_for_no_patience(file: Path) -
     ca = file.with_name("ca.crt")
     ca.write_bytes(trustme.CA().cert_pem.bytes())
     with socket.create_server(("127.0.0.1", 0)) as deaf:
-        target = Target(
+        target = ScrapeTarget(
             deaf.getsockname()[1],
             tls=TlsFiles(ca),
             credentials=Credentials("xpumadmin", file),

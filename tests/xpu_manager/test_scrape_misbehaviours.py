@@ -9,7 +9,7 @@ import pytest
 from tests.patience import NEVER, Clock
 from tests.xpu_manager.test_scrape import outcome, scraping, time_is_up
 from xelink.simulators.xpu_manager import MISBEHAVIOURS, Blueprint, Simulator
-from xelink.xpu_manager.scrape import Target
+from xelink.xpu_manager.scrape import ScrapeTarget
 
 NODE = Blueprint(gpus=2).build()
 LIMIT = 1 << 20
@@ -96,7 +96,7 @@ def test_a_misbehaviour_ends_as_expected_in_time_and_heals(
     with (
         Simulator(NODE) as xpum,
         scraping(
-            Target(xpum.port, timeout=NEVER, max_body=LIMIT), monotonic=clock, limit=clock
+            ScrapeTarget(xpum.port, timeout=NEVER, max_body=LIMIT), monotonic=clock, limit=clock
         ) as scraper,
     ):
         assert outcome(scraper) == "links"

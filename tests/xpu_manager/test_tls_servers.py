@@ -17,7 +17,7 @@ from tests.patience import PATIENCE
 from tests.xpu_manager.test_scrape import NODE, outcome, refusal, scraping, text_of
 from xelink.simulators.xpu_manager import Serving, Simulator
 from xelink.xpu_manager.reasons import ScrapeReason
-from xelink.xpu_manager.scrape import Target
+from xelink.xpu_manager.scrape import ScrapeTarget
 from xelink.xpu_manager.tls import TlsFiles
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -175,8 +175,10 @@ def written(folder: Path, name: str, content: bytes) -> Path:
     return file
 
 
-def https(port: int, cert: Path, client: Path | None = None, timeout: float = PATIENCE) -> Target:
-    return Target(port, tls=TlsFiles(cert, client), timeout=timeout)
+def https(
+    port: int, cert: Path, client: Path | None = None, timeout: float = PATIENCE
+) -> ScrapeTarget:
+    return ScrapeTarget(port, tls=TlsFiles(cert, client), timeout=timeout)
 
 
 @pytest.mark.parametrize("name", ACCEPTED)

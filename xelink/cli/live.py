@@ -9,8 +9,8 @@ from xelink.cli.exit_codes import WrongCallError
 from xelink.daemon.stopping import Stop, Stopped
 from xelink.daemon.version import VERSION
 from xelink.xpu_manager.errors import ScrapeError
-from xelink.xpu_manager.exposition import Reading
-from xelink.xpu_manager.scrape import HOST, Credentials, Scraper, Target
+from xelink.xpu_manager.exposition import Exposition
+from xelink.xpu_manager.scrape import HOST, Credentials, Scraper, ScrapeTarget
 from xelink.xpu_manager.tls import TlsFiles
 from xelink.xpu_manager.wording import Options, words
 
@@ -34,7 +34,7 @@ class NoAnswerError(Exception):
     """XPU Manager gave no usable answer: nothing is known of its node."""
 
 
-def target(options: argparse.Namespace) -> Target:
+def target(options: argparse.Namespace) -> ScrapeTarget:
     """Say where to scrape and how. Raises `WrongCallError`."""
     try:
         url = urlsplit(options.url)
@@ -58,10 +58,10 @@ def target(options: argparse.Namespace) -> Target:
         Credentials(options.username, options.password_file) if options.password_file else None
     )
     timeout = options.timeout or TIMEOUT
-    return Target(port or PORT, tls, credentials, timeout, host=host)
+    return ScrapeTarget(port or PORT, tls, credentials, timeout, host=host)
 
 
-def scrape(target: Target) -> Reading:
+def scrape(target: ScrapeTarget) -> Exposition:
     """Scrape once, within the target's time, whatever hangs; Ctrl-C ends it as anywhere else.
 
     Raises `NoAnswerError`.

@@ -14,7 +14,7 @@ from xelink.topology.rules import Rules
 from xelink.topology.text import printable
 from xelink.view.node_view import Node, State
 from xelink.xpu_manager.classification import answered, classify
-from xelink.xpu_manager.exposition import Reading
+from xelink.xpu_manager.exposition import Exposition
 
 _REASON_LIMIT = 300
 _LABELS_ONLY = (
@@ -23,7 +23,7 @@ _LABELS_ONLY = (
 )
 
 
-def of_rows(reading: Reading, rules: Rules, source: str, *, live: bool = False) -> Node:
+def of_rows(reading: Exposition, rules: Rules, source: str, *, live: bool = False) -> Node:
     """Say what a scrape proves; Xe Links that the rules hold back are told beside the others.
 
     `live` says that a port answered this, and no file has it.
@@ -59,7 +59,7 @@ def _of_a_node(node: Node) -> Node:
     return Node(node.source, reason=problem) if problem else node
 
 
-def _held_back(reading: Reading, seen: ObservedLinks, rules: Rules) -> dict[Link, str]:
+def _held_back(reading: Exposition, seen: ObservedLinks, rules: Rules) -> dict[Link, str]:
     every = classify(reading, Rules(min(1, rules.lane_count), allow_subdeviceless_links=True))
     # Gentler rules do not make a scrape worse.
     found = every.topology.links if isinstance(every, ObservedLinks) else ()

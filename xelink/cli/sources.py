@@ -30,7 +30,7 @@ from xelink.topology import nfd_format
 from xelink.topology.publication import DEFAULT_NAMESPACE
 from xelink.topology.rules import Rules
 from xelink.view.node_view import Node
-from xelink.xpu_manager.exposition import Reader, Reading
+from xelink.xpu_manager.exposition import Exposition, ExpositionReader
 from xelink.xpu_manager.line_filter import TooManyRowsError
 
 T = TypeVar("T")
@@ -200,8 +200,8 @@ def _from_url(options: argparse.Namespace) -> tuple[Node, ...]:
 
 
 def _from_metrics(options: argparse.Namespace) -> tuple[Node, ...]:
-    def read(file: BinaryIO) -> Reading:
-        reader = Reader()
+    def read(file: BinaryIO) -> Exposition:
+        reader = ExpositionReader()
         sieve = reader.sieve()
         chunk = file.read(_CHUNK)
         _require_kind("metrics", options.metrics, chunk)

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import TypeAlias
 
 from xelink.inventory.gpus import DRIVERS, Card, Inventory, Withheld, by_address
-from xelink.nfd.reader import Reading, State
+from xelink.nfd.reader import FileState, Reading
 from xelink.topology.model import Link, PortState, Topology
 
 Pair: TypeAlias = tuple[str, str]
@@ -37,7 +37,7 @@ class NodeLinks:
     Two values are equal when they say the same of the GPUs, whenever it was published.
     """
 
-    state: State
+    state: FileState
     reason: str = ""
     lanes: Mapping[Pair, int] = field(default_factory=dict)
     ports: Mapping[str, PortState] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class NodeLinks:
     @property
     def usable(self) -> bool:
         """Whether the links are known, be it as a guess."""
-        return self.state in {State.IN_USE, State.GUESS}
+        return self.state in {FileState.IN_USE, FileState.GUESS}
 
     @property
     def linked(self) -> frozenset[Pair]:
@@ -61,7 +61,7 @@ class NodeLinks:
 
     def knows(self, bdf: str) -> bool:
         """Tell whether a GPU's links are known, so that it has none but those in `lanes`."""
-        return self.state is State.IN_USE and bdf not in self.not_in_map
+        return self.state is FileState.IN_USE and bdf not in self.not_in_map
 
     def lanes_between(self, one: str, other: str) -> int | None:
         """Give the lanes between two GPUs; None where there is no link."""
@@ -77,7 +77,7 @@ class NodeLinks:
         return None if self.published is None else max(timedelta(), now - self.published)
 
 
-UNREAD = NodeLinks(State.MISSING, "it has not been looked at yet")
+UNREAD = NodeLinks(FileState.MISSING, "it has not been looked at yet")
 """What is known before the first look."""
 
 
@@ -105,10 +105,10 @@ def join(reading: Reading, inventory: Inventory) -> NodeLinks:
     try:
         addresses = _by_order(topology, inventory)
     except _AmbiguousError as error:
-        return replace(facts, state=State.AMBIGUOUS, reason=f"{facts.reason}: {error}")
+        return replace(facts, state=FileState.AMBIGUOUS, reason=f"{facts.reason}: {error}")
     return replace(
         facts,
-        state=State.GUESS,
+        state=FileState.GUESS,
         reason=f"{facts.reason}: ids are taken for places in PCI order",
         lanes=_lanes(topology.links, addresses, lambda _: 1),
         topology=topology,

@@ -6,7 +6,7 @@ from enum import Enum
 from itertools import combinations
 
 from xelink.inventory.links import UNREAD, NodeLinks
-from xelink.nfd.reader import State
+from xelink.nfd.reader import FileState
 from xelink.topology.publication import DEFAULT_NAMESPACE
 
 GPUS = "gpus"
@@ -68,7 +68,9 @@ def facts(links: NodeLinks | None, gpus: Sequence[str]) -> Facts:
     linked = how_linked(links, gpus)
     widths = ((one, other, links.lanes_between(one, other)) for one, other in combinations(gpus, 2))
     told = (
-        f"{one}-{other}" if links.state is State.GUESS or not lanes else f"{one}-{other}={lanes}"
+        f"{one}-{other}"
+        if links.state is FileState.GUESS or not lanes
+        else f"{one}-{other}={lanes}"
         for one, other, lanes in widths
         if lanes is not None
     )

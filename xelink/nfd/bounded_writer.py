@@ -14,7 +14,7 @@ SECONDS = 5.0
 """For one publication, or one look at the file."""
 
 
-class PatientPublisher:
+class BoundedPublisher:
     """Writes, reads and removes one feature file as `Publisher` does, never for long.
 
     One thing at a time, whichever thread asks: two never write, and what hangs is done, if ever,

@@ -2,7 +2,7 @@
 
 `look` is one look at the file, `read` says what it means at an instant, `follow` is the loop that
 looks and tells each change once; `links` joins it to GPUs. A file counts whole or not at all, and
-only until its expiry; whatever is wrong with it is a `State` with a reason, never an exception.
+only until its expiry; whatever is wrong with it is a `FileState` with a reason, never an exception.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ _HANGS = "not read within {:g} s: its file system does not answer"
 _REASON_LIMIT = 300  # characters: a reason may quote the file, which may be anybody's
 
 
-class State(Enum):
+class FileState(Enum):
     """What can be known of the node's links, and why not more."""
 
     IN_USE = "in use"
@@ -68,7 +68,7 @@ class Reading:
     `published` is when the file was last written, which a mere renewal of its expiry is, too.
     """
 
-    state: State
+    state: FileState
     reason: str = ""
     said: Publication | None = None
     expiry: datetime | None = None
@@ -77,7 +77,7 @@ class Reading:
     def outlived(self, now: datetime) -> bool:
         """Tell whether only time has made this reading wrong: the file must be read again."""
         expired = self.expiry is not None and self.expiry < now
-        return expired is not (self.state is State.EXPIRED)
+        return expired is not (self.state is FileState.EXPIRED)
 
     def settled(self, now: datetime) -> bool:
         """Tell whether the file is complete for certain.
@@ -133,7 +133,7 @@ def _instant(seconds: float) -> datetime | None:
 def read(seen: Look, namespace: str, now: datetime) -> Reading:
     """Say what the file means at the instant `now` (with a time zone); never raises."""
     if seen.content is None:
-        return Reading(State.MISSING, seen.problem, published=seen.modified)
+        return Reading(FileState.MISSING, seen.problem, published=seen.modified)
     try:
         said = publication.read(seen.content, namespace, now)
     except publication.UnusableError as error:
@@ -141,18 +141,18 @@ def read(seen: Look, namespace: str, now: datetime) -> Reading:
         file = nfd_format.parse(seen.content, now)
         reason = printable("; ".join((str(error), *file.problems)), _REASON_LIMIT)
         return Reading(_UNUSABLE[type(error)], reason, None, file.expiry, seen.modified)
-    state, reason = State.IN_USE, ""
+    state, reason = FileState.IN_USE, ""
     if said.topology is None:
-        state, reason = State.NO_FABRIC_DATA, "XPU Manager here tells nothing of Xe Links"
+        state, reason = FileState.NO_FABRIC_DATA, "XPU Manager here tells nothing of Xe Links"
     elif not said.whole:
         reason = "labels only, without lanes and id map"
     return Reading(state, reason, said, said.expiry, seen.modified)
 
 
-_UNUSABLE: Mapping[type[publication.UnusableError], State] = {
-    publication.AbsentError: State.MISSING,
-    publication.ExpiredError: State.EXPIRED,
-    publication.InconsistentError: State.INCONSISTENT,
+_UNUSABLE: Mapping[type[publication.UnusableError], FileState] = {
+    publication.AbsentError: FileState.MISSING,
+    publication.ExpiredFileError: FileState.EXPIRED,
+    publication.InconsistentError: FileState.INCONSISTENT,
 }
 
 
@@ -194,7 +194,7 @@ async def follow(  # noqa: PLR0913 - what the tests replace has names
         while not await first_of(asyncio.wait([looks]), stop.wait(), seconds=wait):
             if told is None or told.outlived(now()):
                 unsettled = True  # whatever comes next is read
-                told = Reading(State.MISSING, _HANGS.format(patience))
+                told = Reading(FileState.MISSING, _HANGS.format(patience))
                 tell(told)
             wait = every
         if not looks.done():  # the end came

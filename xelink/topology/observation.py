@@ -10,15 +10,15 @@ from enum import Enum
 from typing import NamedTuple, Protocol, TypeAlias
 
 from xelink.topology.model import Tile, Topology
-from xelink.topology.publication import State
+from xelink.topology.publication import LinkState
 
 
 class Result(Enum):
     """An observation in one word; the words of the `xe-links.state` label, and `unknown`."""
 
-    LINKS = State.LINKS.value
-    NONE = State.NONE.value
-    NO_FABRIC_DATA = State.NO_FABRIC_DATA.value
+    LINKS = LinkState.LINKS.value
+    NONE = LinkState.NONE.value
+    NO_FABRIC_DATA = LinkState.NO_FABRIC_DATA.value
     UNKNOWN = "unknown"
 
 

@@ -30,7 +30,7 @@ _HASH_DIGITS = 16
 _MOST = 10**9
 
 
-class State(Enum):
+class LinkState(Enum):
     """What is known of the node's Xe Links, as the `xe-links.state` label tells it."""
 
     LINKS = "links"
@@ -46,7 +46,7 @@ class AbsentError(UnusableError):
     """The file has no link labels of this namespace."""
 
 
-class ExpiredError(UnusableError):
+class ExpiredFileError(UnusableError):
     """The file's time has passed."""
 
 
@@ -76,11 +76,11 @@ class Publication:
     whole: bool = True
 
     @property
-    def state(self) -> State:
+    def state(self) -> LinkState:
         """What the `xe-links.state` label says."""
         if self.topology is None:
-            return State.NO_FABRIC_DATA
-        return State.LINKS if self.topology.links else State.NONE
+            return LinkState.NO_FABRIC_DATA
+        return LinkState.LINKS if self.topology.links else LinkState.NONE
 
     def until(self, expiry: datetime | None) -> "Publication":
         """Say the same with another expiry."""
@@ -178,11 +178,11 @@ def read(content: bytes, namespace: str, now: datetime) -> Publication:
     """Read what a feature file publishes at the instant `now`: all of it, or nothing.
 
     Files of the reference sidecar, which have labels only, are understood. Raises `AbsentError`,
-    `ExpiredError` or `InconsistentError`.
+    `ExpiredFileError` or `InconsistentError`.
     """
     file = nfd_format.parse(content, now)
     if file.expired:
-        raise ExpiredError(f"expired at {file.expiry}")
+        raise ExpiredFileError(f"expired at {file.expiry}")
     own = {
         name.removeprefix(f"{namespace}/"): value
         for name, value in {**file.features, **file.labels}.items()
@@ -190,7 +190,7 @@ def read(content: bytes, namespace: str, now: datetime) -> Publication:
     }
     if not own:
         raise AbsentError(f"no label {namespace}/{labels.LABEL}")
-    if own.get(STATE) == State.NO_FABRIC_DATA.value:
+    if own.get(STATE) == LinkState.NO_FABRIC_DATA.value:
         if set(own) != {STATE}:
             raise InconsistentError("links beside the state no-fabric-data")
         return Publication(None, file.expiry)

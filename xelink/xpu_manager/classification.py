@@ -9,9 +9,9 @@ from dataclasses import replace
 from xelink.topology.model import Gpu, Link, Tile, Topology, excess
 from xelink.topology.observation import NoFabricData, Observation, ObservedLinks, Unknown
 from xelink.topology.rules import Rules
-from xelink.xpu_manager.exposition import Reading
+from xelink.xpu_manager.exposition import Exposition
 from xelink.xpu_manager.reasons import ScrapeReason
-from xelink.xpu_manager.rows import Connection
+from xelink.xpu_manager.rows import TileConnection
 
 _HINT = (
     "no Xe Link was observed: is XPU Manager's Pod on the host network (hostNetwork: true)?"
@@ -19,7 +19,7 @@ _HINT = (
 )
 
 
-def classify(reading: Reading, rules: Rules) -> Observation:
+def classify(reading: Exposition, rules: Rules) -> Observation:
     """Return what one exposition proves."""
     if not reading.rows and (unknown := _without_rows(reading)):
         return unknown
@@ -27,7 +27,7 @@ def classify(reading: Reading, rules: Rules) -> Observation:
     tiles = {tile for direction in reported for tile in direction}
     if problem := excess(tiles):
         return Unknown(ScrapeReason.TOO_MANY_GPUS, problem)
-    self_rows = {row.local for row in reading.rows if row.connection is Connection.SELF}
+    self_rows = {row.local for row in reading.rows if row.connection is TileConnection.SELF}
     if not self_rows:
         return Unknown(
             ScrapeReason.NO_SELF_ROWS,
@@ -54,7 +54,7 @@ def classify(reading: Reading, rules: Rules) -> Observation:
     )
 
 
-def _without_rows(reading: Reading) -> Unknown | NoFabricData | None:
+def _without_rows(reading: Exposition) -> Unknown | NoFabricData | None:
     """Return what an answer proves that has no row which could be understood."""
     if reading.strange:
         return Unknown(ScrapeReason.NOT_XPU_MANAGER, reading.strange, quotes=True)
@@ -80,9 +80,9 @@ def answered(observation: Observation) -> Observation:
     return observation
 
 
-def _contradicting(reading: Reading) -> frozenset[tuple[Tile, Tile]]:
+def _contradicting(reading: Exposition) -> frozenset[tuple[Tile, Tile]]:
     """Find what XPU Manager before 1.2.16 tells twice: as it is, and as it was."""
-    said: dict[tuple[Tile, Tile], tuple[Connection, int]] = {}
+    said: dict[tuple[Tile, Tile], tuple[TileConnection, int]] = {}
     return frozenset(
         (row.local, row.remote)
         for row in reading.rows
@@ -91,7 +91,7 @@ def _contradicting(reading: Reading) -> frozenset[tuple[Tile, Tile]]:
     )
 
 
-def _admit(reading: Reading, rules: Rules) -> tuple[tuple[Link, ...], int, int]:
+def _admit(reading: Exposition, rules: Rules) -> tuple[tuple[Link, ...], int, int]:
     """Unite both directions; a pair passes when one direction does, as for the reference.
 
     Return the links that pass, and how many are held back: by their lanes, and by their one tile.
@@ -100,7 +100,7 @@ def _admit(reading: Reading, rules: Rules) -> tuple[tuple[Link, ...], int, int]:
     passing: set[tuple[Tile, Tile]] = set()
     wide: set[tuple[Tile, Tile]] = set()
     for row in reading.rows:
-        if row.connection is not Connection.XE_LINK:
+        if row.connection is not TileConnection.XE_LINK:
             continue
         direction = row.local, row.remote
         lanes[direction] = max(row.lanes, lanes.get(direction, 0))
@@ -117,7 +117,7 @@ def _admit(reading: Reading, rules: Rules) -> tuple[tuple[Link, ...], int, int]:
     return links, len(every - wide), len(wide - passing)
 
 
-def _id_map(reading: Reading) -> tuple[tuple[Gpu, ...], frozenset[int]]:
+def _id_map(reading: Exposition) -> tuple[tuple[Gpu, ...], frozenset[int]]:
     """Give the GPUs that the rows agree on, and the ids that they do not agree on."""
     by_id: dict[int, set[str]] = {}
     by_bdf: dict[str, set[int]] = {}
@@ -141,5 +141,5 @@ def _completeness(gpu: Gpu) -> tuple[str, str, int]:
     return gpu.card or "", gpu.uuid or "", -1 if gpu.numa is None else gpu.numa
 
 
-def _with_ports(gpu: Gpu, reading: Reading) -> Gpu:
+def _with_ports(gpu: Gpu, reading: Exposition) -> Gpu:
     return replace(gpu, ports=reading.ports.get(gpu.bdf))

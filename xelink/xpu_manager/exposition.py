@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from xelink.topology.model import PortState
-from xelink.xpu_manager.line_filter import Sieve
-from xelink.xpu_manager.rows import Matrix, Row
+from xelink.xpu_manager.line_filter import LineFilter
+from xelink.xpu_manager.rows import Matrix, TopologyRow
 from xelink.xpu_manager.samples import integer, is_sample, parse
 
 _PORTS = b"xpum_xelink_port_status"
@@ -23,10 +23,10 @@ _PORT_STATES = {
 
 
 @dataclass(frozen=True)
-class Reading:
+class Exposition:
     """What one exposition says of the topology."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[TopologyRow, ...]
     ports: Mapping[str, PortState]
     """State of the Xe Link ports by the PCI address of the GPU; the worst that was told."""
     unread: int
@@ -54,22 +54,22 @@ class _Memory(NamedTuple):
     ports: bytes
     overlong: int
     origin: tuple[bool, str]
-    reading: Reading
+    reading: Exposition
     ports_follow: bool
 
 
-class Reader:
+class ExpositionReader:
     """Reads sieved lines, and knows a topology again that has not changed."""
 
     def __init__(self) -> None:
         self._last: _Memory | None = None
 
-    def sieve(self) -> Sieve:
+    def sieve(self) -> LineFilter:
         """Give the sieve for the next body, which looks where the last one had its lines."""
-        return Sieve(ports_follow=self._last is not None and self._last.ports_follow)
+        return LineFilter(ports_follow=self._last is not None and self._last.ports_follow)
 
-    def read(self, sieve: Sieve) -> Reading:
-        """Parse what the sieve kept; the same bytes give the very same `Reading`."""
+    def read(self, sieve: LineFilter) -> Exposition:
+        """Parse what the sieve kept; the same bytes give the very same `Exposition`."""
         sieve.finish()
         last, origin = self._last, (sieve.foreign, sieve.strange)
         if (
@@ -91,7 +91,7 @@ class Reader:
 
 def read(
     links: bytes, ports: bytes, *, overlong: int = 0, origin: tuple[bool, str] = (False, "")
-) -> Reading:
+) -> Exposition:
     """Parse the lines of both families; what cannot be understood is counted and skipped."""
     rows, unread = Matrix().read(links)
     states: dict[str, PortState] = {}
@@ -105,7 +105,7 @@ def read(
                     states[bdf] = max(state, states.get(bdf, state), key=_SEVERITY.__getitem__)
             except (ValueError, KeyError):
                 unread_ports += 1
-    return Reading(tuple(rows), states, unread + overlong, unread_ports, *origin)
+    return Exposition(tuple(rows), states, unread + overlong, unread_ports, *origin)
 
 
 _SEVERITY = {state: severity for severity, state in enumerate(PortState)}

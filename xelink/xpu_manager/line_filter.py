@@ -21,7 +21,7 @@ class TooManyRowsError(Exception):
     """The body has more topology rows than any node: it cannot be used."""
 
 
-class Sieve:
+class LineFilter:
     """Keeps the lines of `xpum_topology_link` and `xpum_xelink_port_status`."""
 
     def __init__(self, limit: int = 8 << 20, *, ports_follow: bool = False) -> None:

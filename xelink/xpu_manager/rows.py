@@ -6,7 +6,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from xelink.topology.model import Gpu, Tile
-from xelink.xpu_manager.samples import MalformedError, integer, is_sample, natural, parse
+from xelink.xpu_manager.samples import MalformedSampleError, integer, is_sample, natural, parse
 
 _LINK = b"xpum_topology_link"
 _CARD = re.compile(rb"card[0-9]{1,6}")
@@ -14,7 +14,7 @@ _UUID = re.compile(rb"[0-9A-Za-z-]{1,64}")
 _NUMA_UNKNOWN = 4294967295
 
 
-class Connection(IntEnum):
+class TileConnection(IntEnum):
     """The value of a row: how its two tiles are connected."""
 
     UNKNOWN = -1
@@ -27,10 +27,10 @@ class Connection(IntEnum):
 
 
 # As the exporter writes them; other spellings are read as numbers
-_CONNECTIONS = {b"%d.0" % connection: connection for connection in Connection}
+_CONNECTIONS = {b"%d.0" % connection: connection for connection in TileConnection}
 
 
-class Row(NamedTuple):
+class TopologyRow(NamedTuple):
     """One `xpum_topology_link` sample: what the local tile sees of the remote one.
 
     `gpu` is the GPU of the local tile; None where the row has no PCI address.
@@ -38,7 +38,7 @@ class Row(NamedTuple):
 
     local: Tile
     remote: Tile
-    connection: Connection
+    connection: TileConnection
     lanes: int
     on_subdevice: bool
     gpu: Gpu | None
@@ -49,7 +49,7 @@ class _Likeness(NamedTuple):
 
     begin: bytes
     """All of the line before the remote tile."""
-    ends: Mapping[bytes, Connection]
+    ends: Mapping[bytes, TileConnection]
     """How the line may end after the remote tile, by what the value says."""
     local: Tile
     lanes: int
@@ -69,12 +69,14 @@ class Matrix:
 
     def __init__(self) -> None:
         self._gpus: dict[tuple[bytes, ...], Gpu | None] = {}
-        self._tiles: dict[tuple[bytes, bytes], tuple[Row, Mapping[bytes, Connection]]] = {}
+        self._tiles: dict[
+            tuple[bytes, bytes], tuple[TopologyRow, Mapping[bytes, TileConnection]]
+        ] = {}
         self._remotes: dict[bytes, Tile] = {}
 
-    def read(self, block: bytes) -> tuple[list[Row], int]:
+    def read(self, block: bytes) -> tuple[list[TopologyRow], int]:
         """Give the rows of a block of lines, and how many could not be understood."""
-        rows: list[Row] = []
+        rows: list[TopologyRow] = []
         unread = 0
         known = self._remotes.get
         begin, ends, local, lanes, on_subdevice, gpu = _NOTHING
@@ -84,7 +86,7 @@ class Matrix:
             remote, _, end = line[len(begin) :].partition(_SOURCE)
             tile, connection = known(remote) or self._remote(remote), ends.get(end)
             if tile and connection is not None:
-                rows.append(Row(local, tile, connection, lanes, on_subdevice, gpu))
+                rows.append(TopologyRow(local, tile, connection, lanes, on_subdevice, gpu))
             elif is_sample(line, _LINK):
                 try:
                     rows.append(self._whole(line))
@@ -108,7 +110,7 @@ class Matrix:
         tile = self._remotes[text] = Tile(int(ids[1]), int(ids[2]))
         return tile
 
-    def _whole(self, line: bytes) -> Row:
+    def _whole(self, line: bytes) -> TopologyRow:
         """Parse a row whole, and know its like from now on. Raises `ValueError`, `KeyError`."""
         row = _row(*parse(line, _LINK), self._gpus)
         words = _words(line)
@@ -166,18 +168,18 @@ def _words(line: bytes) -> _Words:
 
 def _row(
     labels: Mapping[bytes, bytes], value: bytes, gpus: dict[tuple[bytes, ...], Gpu | None]
-) -> Row:
-    connection = _CONNECTIONS[value] if value in _CONNECTIONS else Connection(integer(value))
+) -> TopologyRow:
+    connection = _CONNECTIONS[value] if value in _CONNECTIONS else TileConnection(integer(value))
     lanes = labels.get(b",lane_count=") or labels.get(b",lan_count=")
     if lanes is None:
-        if connection is Connection.XE_LINK:
-            raise MalformedError
+        if connection is TileConnection.XE_LINK:
+            raise MalformedSampleError
         lanes = b"0"
     device = natural(labels[b",local_device_id="])
     place = tuple(labels.get(key, b"") for key in _PLACE)
     if place not in gpus:
         gpus[place] = _gpu(device, *place[1:])
-    return Row(
+    return TopologyRow(
         Tile(device, natural(labels[b",local_subdevice_id="])),
         Tile(natural(labels[b",remote_device_id="]), natural(labels[b",remote_subdevice_id="])),
         connection,

@@ -23,7 +23,7 @@ _PLAIN_DIGITS = 18
 _MOST = 10**9  # far above any id or lane count, far below what would not fit a label
 
 
-class MalformedError(ValueError):
+class MalformedSampleError(ValueError):
     """The line is no sample that can be understood: count it and go on."""
 
 
@@ -42,7 +42,7 @@ def ends_name(text: bytes, place: int) -> bool:
 def parse(line: bytes, name: bytes) -> tuple[Mapping[bytes, bytes], bytes]:
     """Give the labels, each under the key `,name=`, and the value of a sample.
 
-    Raises `MalformedError`.
+    Raises `MalformedSampleError`.
     """
     # Without a backslash every quote is a delimiter, and splitting at quotes is exact. What is not
     # in the exporter's own spelling, without a blank between its parts, goes the long way.
@@ -66,7 +66,7 @@ def parse(line: bytes, name: bytes) -> tuple[Mapping[bytes, bytes], bytes]:
 def _parse_slowly(line: bytes, name: bytes) -> tuple[Mapping[bytes, bytes], bytes]:
     begin = _BEGIN.match(line)
     if not begin or begin[1] != name:
-        raise MalformedError
+        raise MalformedSampleError
     labels: dict[bytes, bytes] = {}
     position, more = begin.end(), True
     while more and (label := _LABEL.match(line, position)):
@@ -74,7 +74,7 @@ def _parse_slowly(line: bytes, name: bytes) -> tuple[Mapping[bytes, bytes], byte
         position, more = label.end(), label[3] is not None
     end = _END.fullmatch(line, position)
     if not end:
-        raise MalformedError
+        raise MalformedSampleError
     return labels, end[1]
 
 
@@ -85,19 +85,19 @@ def _unescape(match: re.Match[bytes]) -> bytes:
 def integer(text: bytes) -> int:
     """Read a number that is written as an integer, a float or with an exponent.
 
-    Raises `MalformedError`.
+    Raises `MalformedSampleError`.
     """
     if text.isdigit() and len(text) <= _PLAIN_DIGITS:
         return int(text)
     text = text.strip()
     if not _NUMBER.fullmatch(text) or (number := float(text)) != int(number):
-        raise MalformedError
+        raise MalformedSampleError
     return int(number)
 
 
 def natural(text: bytes) -> int:
-    """Read an id or a count. Raises `MalformedError`."""
+    """Read an id or a count. Raises `MalformedSampleError`."""
     number = integer(text)
     if not 0 <= number < _MOST:
-        raise MalformedError
+        raise MalformedSampleError
     return number

@@ -14,7 +14,7 @@ from xelink.daemon.descriptors import is_shortage
 from xelink.daemon.files import PatientReader, Read
 from xelink.topology.text import printable
 from xelink.xpu_manager.errors import ErrorCode, ScrapeError
-from xelink.xpu_manager.exposition import Reader, Reading
+from xelink.xpu_manager.exposition import Exposition, ExpositionReader
 from xelink.xpu_manager.line_filter import TooManyRowsError
 from xelink.xpu_manager.tls import TlsContext, TlsFiles
 from xelink.xpu_manager.transport import CERTIFICATE, HungUpError, Transport
@@ -46,7 +46,7 @@ class Credentials:
 
 
 @dataclass(frozen=True)
-class Target:
+class ScrapeTarget:
     """Where to scrape, and within which bounds."""
 
     port: int
@@ -138,7 +138,7 @@ class Scraper:
 
     def __init__(
         self,
-        target: Target,
+        target: ScrapeTarget,
         *,
         bounded: Callable[[float], AbstractContextManager[None]],
         sleep: Callable[[float], None],
@@ -166,7 +166,7 @@ class Scraper:
                 "User-Agent": user_agent,
             },
         )
-        self._reader = Reader()
+        self._reader = ExpositionReader()
         read = PatientReader(min(_FILE_SECONDS, target.timeout * _FILE_SHARE))
         self._tls = TlsContext(target.tls, self.close, read) if target.tls else None
         self._transport: Transport | None = None
@@ -197,7 +197,7 @@ class Scraper:
         if transport:
             transport.close()
 
-    def scrape(self) -> Reading:
+    def scrape(self) -> Exposition:
         """Fetch the metrics once. Raises `ScrapeError`."""
         try:
             with self._bounded(self._target.timeout), _translated(plain=not self._tls):
@@ -214,7 +214,7 @@ class Scraper:
             self.hang_up()
             raise
 
-    def _get(self, auth: httpx.Auth | None) -> Reading:
+    def _get(self, auth: httpx.Auth | None) -> Exposition:
         context = self._tls.context() if self._tls else None
         if self._transport is None:
             self._transport = Transport(context, self._target.timeout)

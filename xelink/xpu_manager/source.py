@@ -9,7 +9,7 @@ from xelink.topology.observation import Observation, SourceFacts, Unknown
 from xelink.topology.rules import Rules
 from xelink.xpu_manager.classification import answered, classify
 from xelink.xpu_manager.errors import ScrapeError
-from xelink.xpu_manager.exposition import Reading
+from xelink.xpu_manager.exposition import Exposition
 from xelink.xpu_manager.reasons import ScrapeReason
 from xelink.xpu_manager.wording import Options, words
 
@@ -29,11 +29,11 @@ class Scraping(Protocol):
     def certificate_expiry(self) -> float | None:
         """When the server's certificate ends, in seconds since 1970."""
 
-    def scrape(self) -> Reading:
+    def scrape(self) -> Exposition:
         """Scrape once; the same bytes give the very same reading. Raises `ScrapeError`."""
 
 
-class XpuManager:
+class XpuManagerSource:
     """Observes by scraping XPU Manager; a `Source`."""
 
     name = "XPU Manager"
@@ -45,7 +45,7 @@ class XpuManager:
         self._rules = rules
         self._options = options
         self._rows = self._rows_skipped = 0
-        self._classified: tuple[Reading, Observation] | None = None
+        self._classified: tuple[Exposition, Observation] | None = None
 
     @property
     def address(self) -> str:

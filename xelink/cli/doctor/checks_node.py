@@ -9,7 +9,7 @@ from xelink.cli.doctor.finding import Finding, Status, fail, hung, ok, skip, som
 from xelink.cli.doctor.probe import Probe, Visit
 from xelink.inventory.links import NodeLinks, join
 from xelink.kubelet.sockets import KUBELET
-from xelink.nfd.reader import Reading, State
+from xelink.nfd.reader import FileState, Reading
 from xelink.topology.model import PortState, Topology
 from xelink.topology.observation import ObservedLinks
 from xelink.topology.publication import Publication
@@ -152,7 +152,7 @@ def id_map(visit: Visit) -> Finding:
         return hung(why)
     if inventory is None:
         return skip(f"there is no sysfs at {visit.place.prefix / 'sys'}; give --prefix")
-    links = join(Reading(State.IN_USE, said=Publication(topology)), inventory)
+    links = join(Reading(FileState.IN_USE, said=Publication(topology)), inventory)
     functions = {card.bdf for card in inventory.cards if card.is_vf}
     unmapped = [bdf for bdf in links.not_in_map if bdf not in functions]
     names = {card.bdf: card.name for card in inventory.cards}

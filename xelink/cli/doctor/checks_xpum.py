@@ -11,7 +11,7 @@ from xelink.topology.rules import Rules, sidecar_flag, why_no_links
 from xelink.xpu_manager.classification import classify
 from xelink.xpu_manager.errors import ErrorCode
 from xelink.xpu_manager.reasons import ScrapeReason
-from xelink.xpu_manager.rows import Connection
+from xelink.xpu_manager.rows import TileConnection
 from xelink.xpu_manager.scrape import HOST
 
 _LINKABLE = 2  # fewer GPUs have nobody to be linked to
@@ -150,7 +150,7 @@ def host_network(visit: Visit) -> Finding:
     answer = visit.answer
     if not isinstance(answer.outcome, ObservedLinks) or answer.reading is None:
         return skip("not known without a topology", "xpum")
-    if any(row.connection is Connection.XE_LINK for row in answer.reading.rows):
+    if any(row.connection is TileConnection.XE_LINK for row in answer.reading.rows):
         return ok("XPU Manager sees Xe Links")
     if answer.reading.ports:
         return ok("XPU Manager sees Xe Link ports, and no link between GPUs")

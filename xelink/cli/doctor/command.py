@@ -35,7 +35,7 @@ from xelink.kubelet.sockets import DIRECTORY as PLUGIN_DIRECTORY
 from xelink.nfd.reader import DEFAULT_PATH
 from xelink.topology.nfd_format import namespace
 from xelink.topology.publication import DEFAULT_NAMESPACE
-from xelink.xpu_manager.scrape import Target
+from xelink.xpu_manager.scrape import ScrapeTarget
 
 SIDECAR = "http://127.0.0.1:29998"
 PLUGIN = "http://127.0.0.1:29997"
@@ -384,7 +384,7 @@ def _node(options: argparse.Namespace) -> tuple[str, Mapping[str, str]] | None:
     return found[0]
 
 
-def _target(options: argparse.Namespace) -> Target:
+def _target(options: argparse.Namespace) -> ScrapeTarget:
     scheme = "https" if options.cert else "http"
     url = f"{scheme}://{live.HOST}:{options.xpum_port}"
     return live.target(argparse.Namespace(**{**vars(options), "url": url}))

@@ -39,8 +39,8 @@ from xelink.topology.publication import Publication, UnusableError
 from xelink.topology.rules import Rules
 from xelink.xpu_manager.classification import answered, classify
 from xelink.xpu_manager.errors import ErrorCode, ScrapeError
-from xelink.xpu_manager.exposition import Reading
-from xelink.xpu_manager.scrape import Scraper, Target
+from xelink.xpu_manager.exposition import Exposition
+from xelink.xpu_manager.scrape import Scraper, ScrapeTarget
 from xelink.xpu_manager.wording import Words, words
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ class Answer(NamedTuple):
     """What XPU Manager answered."""
 
     outcome: Observation
-    reading: Reading | None
+    reading: Exposition | None
     error: Words | None
     """What went wrong with the scrape itself, in our options' names, and its code."""
     code: ErrorCode | None
@@ -159,7 +159,7 @@ class Visit:
     """One look at a node, at the instant `now`."""
 
     place: Place
-    target: Target
+    target: ScrapeTarget
     user: User
     """Who is to write feature files."""
     now: datetime
@@ -193,7 +193,7 @@ class Visit:
             monotonic=time.monotonic,
             user_agent=f"xelink/{VERSION}",
         )
-        reading: Reading | None = None
+        reading: Exposition | None = None
         what: Words | None = None
         code: ErrorCode | None = None
         try:

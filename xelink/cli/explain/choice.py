@@ -15,7 +15,7 @@ from xelink.cli.exit_codes import WrongCallError
 from xelink.inventory.gpus import Card, Inventory
 from xelink.inventory.links import NodeLinks, join
 from xelink.inventory.workload_facts import Facts, facts
-from xelink.nfd.reader import Reading, State
+from xelink.nfd.reader import FileState, Reading
 from xelink.preference.criteria import WISHES, GpuFacts, Wish
 from xelink.preference.engine import DEFAULT_TIMEOUT
 from xelink.preference.explanation import Alternative, Explanation, explain
@@ -87,7 +87,7 @@ class Choice:
     @cached_property
     def facts(self) -> Facts:
         """What the container would be told, as the plugin tells it."""
-        links = replace(self.links, state=State.GUESS) if self.node.labels_only else self.links
+        links = replace(self.links, state=FileState.GUESS) if self.node.labels_only else self.links
         return facts(links, [card.bdf for card in self.chosen])
 
     def pairs(self, cards: Iterable[str]) -> Iterator[tuple[Card, Card, int | None]]:
@@ -168,7 +168,7 @@ def choose(node: Node, wanted: Wanted, clock: Callable[[], float]) -> Choice:
     cards = tuple(Card(names[gpu.id], gpu.bdf, "i915", 0, gpu.numa) for gpu in topology.gpus)
     if not cards:
         raise WrongCallError("no GPU is known on this node")
-    links = join(Reading(State.IN_USE, said=Publication(topology)), Inventory(cards))
+    links = join(Reading(FileState.IN_USE, said=Publication(topology)), Inventory(cards))
     index = _Index(topology, names, wanted.shares)
     used = index.devices(wanted.used, "--used")
     must = index.shares(wanted.have, used)

@@ -28,10 +28,10 @@ for `daemon-down` and `no-devices`, and everything does for `refuse`.
 """
 
 from xelink.simulators.xpu_manager.blueprint import Blueprint
-from xelink.simulators.xpu_manager.exchange import Exchange, Request
+from xelink.simulators.xpu_manager.exchange import Exchange, MetricsRequest
 from xelink.simulators.xpu_manager.exposition import render
 from xelink.simulators.xpu_manager.faults import MISBEHAVIOURS, misbehaviour
-from xelink.simulators.xpu_manager.gpu import Pod, SimulatedGpu
+from xelink.simulators.xpu_manager.gpu import GpuPod, SimulatedGpu
 from xelink.simulators.xpu_manager.node import SimulatedNode, parse_link
 from xelink.simulators.xpu_manager.server import Serving, Simulator
 
@@ -39,8 +39,8 @@ __all__ = [
     "MISBEHAVIOURS",
     "Blueprint",
     "Exchange",
-    "Pod",
-    "Request",
+    "GpuPod",
+    "MetricsRequest",
     "Serving",
     "SimulatedGpu",
     "SimulatedNode",

@@ -9,7 +9,7 @@ from typing import Any, Protocol, get_origin
 
 from xelink.simulators.xpu_manager import faults
 from xelink.simulators.xpu_manager.blueprint import Blueprint
-from xelink.simulators.xpu_manager.gpu import Pod
+from xelink.simulators.xpu_manager.gpu import GpuPod
 from xelink.simulators.xpu_manager.node import SimulatedNode
 from xelink.topology.model import Link, PortState
 
@@ -110,7 +110,7 @@ def _pod(
     container: str = "main",
 ) -> SimulatedNode:
     """Let a Pod use a GPU, so that its rows carry kube_* labels; a null name frees it."""
-    return node.with_pod(gpu, None if name is None else Pod(name, namespace, container))
+    return node.with_pod(gpu, None if name is None else GpuPod(name, namespace, container))
 
 
 def _host_network(node: SimulatedNode, *, on: bool = False) -> SimulatedNode:

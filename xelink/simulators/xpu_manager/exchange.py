@@ -24,7 +24,7 @@ _LINGER_NOT = struct.pack("ii", 1, 0)
 
 
 @dataclass(frozen=True)
-class Request:
+class MetricsRequest:
     """What a client sent. Header names are in lower case; `body` is decoded by the receiver."""
 
     method: str
@@ -34,7 +34,7 @@ class Request:
     version: str = "HTTP/1.1"
 
     @classmethod
-    def of(cls, line: bytes, headers: Message, body: bytes) -> "Request":
+    def of(cls, line: bytes, headers: Message, body: bytes) -> "MetricsRequest":
         """Read a request line; raises `ValueError`."""
         method, path, version = line.decode("latin-1").split()
         lowered = {name.lower(): value for name, value in headers.items()}
@@ -63,7 +63,7 @@ class Exchange:
     tells that another GET of the metrics was being handled when this one came.
     """
 
-    def __init__(self, connection: socket.socket, request: Request, moment: Moment) -> None:
+    def __init__(self, connection: socket.socket, request: MetricsRequest, moment: Moment) -> None:
         self.request = request
         self.node = moment.node
         self.scrape = moment.scrape

@@ -74,7 +74,7 @@ MODELS: Mapping[str, Model] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Pod:
+class GpuPod:
     """The Pod that uses a GPU, as the exporter adds it to that GPU's rows."""
 
     name: str
@@ -97,7 +97,7 @@ class SimulatedGpu:
     tiles: int = 2
     model: Model = _MAX_1550
     ports: PortState | None = None
-    pod: Pod | None = None
+    pod: GpuPod | None = None
 
     @property
     def uuid(self) -> str:

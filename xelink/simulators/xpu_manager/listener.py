@@ -42,7 +42,7 @@ class _Line(io.RawIOBase):
         return self._connection.recv_into(buffer)
 
 
-class Reader(io.BufferedReader):
+class RequestReader(io.BufferedReader):
     """Reads requests, each within a time of its own. Raises `TimeoutError`, an `OSError`."""
 
     def __init__(self, connection: socket.socket) -> None:
@@ -54,10 +54,10 @@ class Reader(io.BufferedReader):
         self._line.end = time.monotonic() + (PATIENCE if seconds is None else seconds)
 
 
-Serve = Callable[[socket.socket, Reader], bool]
+Serve = Callable[[socket.socket, RequestReader], bool]
 
 
-class Door:
+class Listener:
     """Listen on an address and give each request on each connection to `serve`.
 
     `serve` reads one request, answers it and tells whether the connection goes on; what it raises
@@ -173,7 +173,7 @@ class Door:
         try:
             connection.settimeout(PATIENCE)
             connection = self._secured(connection)
-            with Reader(connection) as reader:
+            with RequestReader(connection) as reader:
                 reader.allow()
                 while self._serve(connection, reader):
                     reader.allow(self._keep_alive)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import count, islice
 
-from xelink.simulators.xpu_manager.gpu import Pod, SimulatedGpu, address, same_plane
+from xelink.simulators.xpu_manager.gpu import GpuPod, SimulatedGpu, address, same_plane
 from xelink.topology.model import Link, PortState, Tile, Topology
 
 # XPU Manager answers without any topology row beyond this many tiles.
@@ -206,7 +206,7 @@ class SimulatedNode:
         """Say this state of all ports of a GPU; None derives it from the links again."""
         return self.with_gpu(replace(self.gpu(device), ports=state))
 
-    def with_pod(self, device: int, pod: Pod | None) -> "SimulatedNode":
+    def with_pod(self, device: int, pod: GpuPod | None) -> "SimulatedNode":
         """Let a Pod use a GPU, or free it."""
         return self.with_gpu(replace(self.gpu(device), pod=pod))
 

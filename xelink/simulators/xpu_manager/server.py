@@ -17,7 +17,7 @@ from typing import Any, Self, TypeAlias
 from xelink.daemon.http_requests import MOST_HEAD
 from xelink.simulators.xpu_manager import control
 from xelink.simulators.xpu_manager.blueprint import Blueprint
-from xelink.simulators.xpu_manager.exchange import HTML, Exchange, Moment, Request
+from xelink.simulators.xpu_manager.exchange import HTML, Exchange, MetricsRequest, Moment
 from xelink.simulators.xpu_manager.faults import (
     MISBEHAVIOURS,
     REFUSE,
@@ -28,7 +28,7 @@ from xelink.simulators.xpu_manager.faults import (
     named,
     spelt,
 )
-from xelink.simulators.xpu_manager.listener import PATIENCE, Door, Reader
+from xelink.simulators.xpu_manager.listener import PATIENCE, Listener, RequestReader
 from xelink.simulators.xpu_manager.node import SimulatedNode
 
 METRICS = "/metrics"
@@ -106,10 +106,10 @@ class Simulator:
         self._timer: Timer | None = None
         self._stopping = False
         self._free = self.serving.workers
-        self._seen: deque[Request] = deque(maxlen=_REMEMBERED)
+        self._seen: deque[MetricsRequest] = deque(maxlen=_REMEMBERED)
         self._requests = self._answers = 0
         self._in_flight = self._busiest = self._failures = 0
-        self._door = Door(
+        self._door = Listener(
             (self.serving.bind, self.serving.port),
             self.serving.tls,
             self.serving.keep_alive,
@@ -232,7 +232,7 @@ class Simulator:
         return self._busiest
 
     @property
-    def seen(self) -> tuple[Request, ...]:
+    def seen(self) -> tuple[MetricsRequest, ...]:
         """The latest requests for the metrics, oldest first."""
         with self._changed:
             return tuple(self._seen)
@@ -295,7 +295,7 @@ class Simulator:
 
     # --- One connection ---
 
-    def _serve(self, connection: socket.socket, reader: Reader) -> bool:
+    def _serve(self, connection: socket.socket, reader: RequestReader) -> bool:
         """Serve one request; tell whether the connection goes on."""
         try:
             request = _read(connection, reader)
@@ -306,7 +306,7 @@ class Simulator:
         goes_on = self._route(connection, request)
         return goes_on and not self._stopping
 
-    def _route(self, connection: socket.socket, request: Request) -> bool:
+    def _route(self, connection: socket.socket, request: MetricsRequest) -> bool:
         """Answer a request; tell whether the connection goes on."""
         exchange = Exchange(connection, request, Moment(self._node))
         if self.serving.control and f"{request.path}/".startswith(f"{CONTROL}/"):
@@ -338,7 +338,7 @@ class Simulator:
             self._free += 1
             self._changed.notify_all()
 
-    def _metrics(self, connection: socket.socket, request: Request) -> Exchange:
+    def _metrics(self, connection: socket.socket, request: MetricsRequest) -> Exchange:
         admitted = self._admits(request)
         # In one step, so that who waits for the request finds it misbehaved to, and heals that.
         with self._changed:
@@ -375,7 +375,7 @@ class Simulator:
                 self._incident = None
         return incident.act
 
-    def _admits(self, request: Request) -> bool:
+    def _admits(self, request: MetricsRequest) -> bool:
         if self.serving.password is None:
             return True
         wanted = b64encode(f"{self.serving.username}:{self.serving.password}".encode()).decode()
@@ -415,7 +415,7 @@ def _behave(exchange: Exchange) -> None:
     exchange.answer(exchange.body)
 
 
-def _read(connection: socket.socket, reader: Reader) -> Request | None:
+def _read(connection: socket.socket, reader: RequestReader) -> MetricsRequest | None:
     """Read one request, or None at the end of the connection; raises `ValueError` for no HTTP."""
     line = reader.readline(MOST_HEAD + 1)
     if not line.strip():
@@ -425,12 +425,12 @@ def _read(connection: socket.socket, reader: Reader) -> Request | None:
     length = int(headers.get("Content-Length") or 0)
     if not 0 <= length <= _LONGEST_BODY:
         raise ValueError(f"a body of {length} bytes")
-    request = Request.of(line, headers, reader.read(length))
+    request = MetricsRequest.of(line, headers, reader.read(length))
     connection.settimeout(PATIENCE)  # for each piece of the answer that is sent
     return request
 
 
-def _rest_of_head(reader: Reader, size: int) -> bytes:
+def _rest_of_head(reader: RequestReader, size: int) -> bytes:
     """Read on to the empty line; `size` bytes were read. Raises `ValueError` where it is long."""
     lines: list[bytes] = []
     while size <= MOST_HEAD:
