@@ -44,7 +44,7 @@ PHASES: Mapping[str, tuple[tuple[object, str], ...]] = {
     "httpx, tenacity, the time limit": ((Scraper, "scrape"),),
     "TLS files and certificate": ((TlsContext, "context"), (Scraper, "_note_certificate")),
     "hang up": ((HTTPConnection, "close"),),
-    "judge": ((Sidecar, "_judge"),),
+    "judge": ((Sidecar, "_evaluate"),),
     "who owns the file, and what stands": (
         (BoundedPublisher, "other_writer"),
         (BoundedPublisher, "read"),

@@ -6,7 +6,7 @@ from xelink.daemon.signals import hold_signals
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run until SIGTERM or SIGINT, or once with -oneshot; give the exit code."""
+    """Run until SIGTERM or SIGINT, or once with -oneshot; return the exit code."""
     hold_signals()
     from sidecar.start import start  # noqa: PLC0415 - takes a while, in which a signal may come
 

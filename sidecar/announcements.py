@@ -1,4 +1,4 @@
-"""What the sidecar says in its log: each change once, with its facts."""
+"""The sidecar's log: each change once, with its facts."""
 
 import re
 from collections.abc import Set as AbstractSet
@@ -13,7 +13,7 @@ from xelink.topology.observation import NoFabricData, ObservedLinks, Unknown
 from xelink.topology.publication import GROUP, Publication
 
 _MOST_NAMED = 8
-_DIGITS = re.compile(r"[0-9]+")  # a detail that differs in numbers only is no news
+_DIGITS = re.compile(r"[0-9]+")  # a detail that differs in numbers only is not new
 
 
 class Announcements:
@@ -29,15 +29,15 @@ class Announcements:
         self._changes = Changes()
 
     def ignored(self, reason: str) -> None:
-        """Say that the feature file that stands is not used."""
-        self._log.warning("what stands is not used", reason=reason)
+        """Log that the existing feature file is not used."""
+        self._log.warning("existing feature file ignored", reason=reason)
 
-    def resumed(self, standing: Publication) -> None:
-        """Say what the feature file that stands is taken for."""
+    def resumed(self, published: Publication) -> None:
+        """Log what the existing feature file publishes."""
         self._log.info(
-            "what stands counts as the last publication",
-            **_facts(standing),
-            expires=expiry_text(standing.expiry),
+            "resuming from the existing feature file",
+            **_facts(published),
+            expires=expiry_text(published.expiry),
         )
 
     def observed(self, observation: ObservedLinks, hint: str) -> bool:
@@ -88,44 +88,44 @@ class Announcements:
             else:
                 self._log.info("source warning resolved", source=self._source)
 
-    def doubts(self, outcome: ObservedLinks, belief: Confirmed) -> None:
-        """Say what of a scrape is doubtful, and what waits for confirmation."""
-        if belief.moved:
+    def warnings(self, observed: ObservedLinks, confirmed: Confirmed) -> None:
+        """Log what of a scrape needs a look, and what waits for confirmation."""
+        if confirmed.moved:
             self._log.warning(
                 "device ids moved: the labels before this named other GPUs",
-                gpus=" ".join(belief.moved),
+                gpus=" ".join(confirmed.moved),
             )
-        if self._changes.of("ambiguous", outcome.ambiguous or None):
-            if outcome.ambiguous:
+        if self._changes.of("ambiguous", observed.ambiguous or None):
+            if observed.ambiguous:
                 self._log.warning(
                     "rows disagree on the PCI address of device ids: left out of the id map",
-                    ids=" ".join(map(str, sorted(outcome.ambiguous))),
+                    ids=" ".join(map(str, sorted(observed.ambiguous))),
                 )
             else:
                 self._log.info("rows agree on all PCI addresses again")
-        if self._changes.of("unread", outcome.unread or None):
-            if outcome.unread:
+        if self._changes.of("unread", observed.unread or None):
+            if observed.unread:
                 self._log.warning(
-                    "rows could not be understood: what they would tell is no loss",
-                    rows=outcome.unread,
+                    "rows not understood: what they would report is not treated as lost",
+                    rows=observed.unread,
                 )
             else:
-                self._log.info("all rows are understood again")
-        if self._changes.of("contradicting", outcome.contradicting or None):
-            if outcome.contradicting:
+                self._log.info("all rows understood again")
+        if self._changes.of("contradicting", observed.contradicting or None):
+            if observed.contradicting:
                 self._log.warning(
-                    "rows contradict each other, and what was cut may still be told: XPU Manager"
-                    " before 1.2.16 never forgets a row",
-                    directions=_some(outcome.contradicting),
+                    "rows contradict each other: a cut link may still be reported",
+                    directions=_some(observed.contradicting),
+                    **({"hint": observed.stale_hint} if observed.stale_hint else {}),
                 )
             else:
                 self._log.info("rows contradict each other no longer")
-        waiting = pending(belief)
+        waiting = pending(confirmed)
         if self._changes.of("pending", waiting) and waiting:
             self._log.info("a loss waits for confirmation", missing=waiting)
 
     def publisher(self, other: str | None) -> None:
-        """Say when another sidecar writes the file, and when it is ours again."""
+        """Log when another sidecar writes the file, and when it is ours again."""
         if self._changes.of("who publishes", other):
             if other:
                 self._log.warning("another sidecar publishes here: standing by", other=other)
@@ -133,7 +133,7 @@ class Announcements:
                 self._log.info("the other sidecar has ended: publishing")
 
     def touched(self, *, by_others: bool) -> None:
-        """Say that the file is not as we left it, as with a second sidecar of other flags."""
+        """Log that the file is not as we left it, as with a second sidecar of other flags."""
         if self._changes.of("other writer", by_others or None) and by_others:
             self._log.warning(
                 "the feature file was changed by somebody else: it is written again; does a second"
@@ -141,7 +141,7 @@ class Announcements:
             )
 
     def group(self, *, missing: bool) -> None:
-        """Say that the largest group is not among the labels."""
+        """Log that the largest group is not among the labels."""
         if self._changes.of("group", missing or None) and missing:
             self._log.warning(
                 "the largest group of linked GPUs was not found within the bound of the search:"
@@ -155,17 +155,17 @@ class Announcements:
         expiry: datetime | None,
         *,
         renewed: bool,
-        said: bool,
+        logged: bool,
     ) -> None:
-        """Say what is published now; a renewal, or what was `said` already, is for debugging."""
-        if renewed or said:
+        """Log what is published now; a renewal, or what was `logged` already, is for debugging."""
+        if renewed or logged:
             self._log.debug(
                 f"labels {'renewed' if renewed else self._verb}", expires=expiry_text(expiry)
             )
             return
         gone = before and before.topology.links and not (wanted.topology or Topology()).links
-        tell = self._log.warning if gone else self._log.info
-        tell(
+        log = self._log.warning if gone else self._log.info
+        log(
             f"labels {self._verb}",
             **_facts(wanted),
             **_difference(before, wanted),
@@ -173,7 +173,7 @@ class Announcements:
         )
 
     def publishing(self, problem: str | None) -> None:
-        """Say when labels cannot be published, and when they can again."""
+        """Log when labels cannot be published, and when they can again."""
         if self._changes.of("publishing", problem):
             if problem:
                 self._log.error("labels not published", reason=problem)
@@ -181,7 +181,7 @@ class Announcements:
                 self._log.info("labels can be published again")
 
     def stopped(self, labels: str, error: str | None = None) -> None:
-        """Say what the end leaves of the labels, and why that is not what was asked for."""
+        """Log what the end leaves of the labels, and why that is not what was asked for."""
         if error:
             self._log.error("stopped", labels=labels, reason=error)
         else:
@@ -196,9 +196,9 @@ def _news(observation: NoFabricData | Unknown) -> tuple[str, str]:
     return observation.reason, detail
 
 
-def pending(belief: Confirmed) -> str | None:
+def pending(confirmed: Confirmed) -> str | None:
     """Return what waits for confirmation, in words; None when nothing does."""
-    counts = {kind.value: belief.pending(kind) for kind in LossKind}
+    counts = {kind.value: confirmed.pending(kind) for kind in LossKind}
     return ", ".join(f"{kind} {count}" for kind, count in counts.items() if count) or None
 
 
@@ -228,7 +228,7 @@ def _difference(before: Confirmed | None, wanted: Publication) -> dict[str, obje
 
 
 def _some(ends: AbstractSet[tuple[Tile, Tile]]) -> str:
-    """Name a few links; a log line is no place for hundreds."""
+    """Return the names of a few links; a log line is no place for hundreds."""
     names = [f"{a}-{b}" for a, b in sorted(ends)]
     more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
     return " ".join(names[:_MOST_NAMED]) + more or "none"

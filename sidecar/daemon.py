@@ -44,7 +44,7 @@ _LEAST_DESCRIPTORS = 64
 
 
 class Printer:
-    """Stands in for the publisher with -dry-run: prints what would be written."""
+    """The destination with -dry-run: prints what would be written."""
 
     verb = "printed"
 
@@ -53,7 +53,7 @@ class Printer:
         self._content: bytes | None = None
 
     def read(self) -> bytes | None:
-        """Give what was printed last, or else what really stands. Raises `PublishError`."""
+        """Return what was printed last, or else the current file. Raises `PublishError`."""
         return self._content or self._publisher.read()
 
     def publish(self, content: bytes) -> None:
@@ -73,18 +73,18 @@ class Printer:
         """Remove nothing."""
 
     def other_writer(self) -> str | None:
-        """Give none: what is printed is nobody else's."""
+        """Return None: what is printed is nobody else's."""
         return None
 
 
 def run(loaded: "Loaded[SidecarSettings]") -> int:
-    """Run until SIGTERM or SIGINT, or once with -oneshot; give the exit code.
+    """Run until SIGTERM or SIGINT, or once with -oneshot; return the exit code.
 
     Raises `CannotStartError`.
     """
     settings = loaded.settings
     log = logger_to_stderr(settings.log_format, debug=settings.debug)
-    for warning in (*loaded.warnings, *settings.doubts, *_without_effect(loaded)):
+    for warning in (*loaded.warnings, *settings.warnings, *_without_effect(loaded)):
         log.warning(warning)
     require_descriptors(_LEAST_DESCRIPTORS)
     policy = _policy(settings)
@@ -137,10 +137,10 @@ def _prepare(
         return
     try:
         removed = publisher.prepare()
-    except PublishError:  # the first publication tells, and makes the stage if it is not there
+    except PublishError:  # the first publication logs it, and makes the stage if it is not there
         return
     if removed:
-        log.info("removed what a killed predecessor left", names=" ".join(removed))
+        log.info("removed leftovers of an earlier run", names=" ".join(removed))
 
 
 # Flags that mean something for a daemon only, or for a file that is really written

@@ -1,13 +1,13 @@
-"""What is believed: a gain at once, a loss only when scrapes in a row agree on it. Pure.
+"""What is confirmed: a gain at once, a loss only when scrapes in a row agree on it. Pure.
 
 A scrape that overlaps another one, or comes just after a start, can miss a GPU's rows. So whatever
-is believed and not seen stays believed until it was missing from `confirmations` good scrapes in a
-row. Everything that can be lost is a level: presence of a link, tile or GPU (0 or 1), lanes of a
-direction, health of a GPU's ports. A level may rise at once; it falls to the best that was seen
-while it was missing.
+is confirmed stays so until it was missing from `confirmations` good scrapes in a row. Everything
+that can be lost is a level: presence of a link, tile or GPU (0 or 1), lanes of a direction, health
+of a GPU's ports. A level may rise at once; it falls to the best that was observed while it was
+missing.
 
-And a row that could not be understood is no row that was missing: what nobody told of in a scrape
-with such rows is neither lost nor there.
+A row that could not be understood is not a row that was missing: in a scrape with such rows, what
+was not reported is neither lost nor there.
 """
 
 from collections.abc import Hashable, Mapping
@@ -38,7 +38,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """How often in a row a level was seen lower than believed, and the best that was seen."""
+    """How often in a row a level was lower than confirmed, and the best that was observed."""
 
     scrapes: int
     best: int
@@ -46,80 +46,80 @@ class Missing:
 
 @dataclass(frozen=True)
 class Confirmed:
-    """The topology that is believed, and the losses that wait to be confirmed."""
+    """The topology that is confirmed, and the losses that wait for it."""
 
     topology: Topology
     missing: Mapping[Key, Missing] = field(default_factory=dict)
     moved: tuple[str, ...] = ()
-    """PCI addresses whose device id changed with the last scrape: older labels named others."""
+    """PCI addresses whose device id changed with the last scrape: older labels named other GPUs."""
 
     def pending(self, kind: LossKind) -> int:
-        """Count the losses of a kind that wait to be confirmed."""
+        """Return how many losses of a kind wait to be confirmed."""
         return sum(key.kind is kind for key in self.missing)
 
 
-def debounce(standing: Confirmed | None, seen: ObservedLinks, confirmations: int) -> Confirmed:
-    """Judge what a good scrape has seen in the light of what stands."""
-    topology = seen.topology
-    if standing is None:
+def debounce(before: Confirmed | None, observed: ObservedLinks, confirmations: int) -> Confirmed:
+    """Return what is confirmed after a good scrape, given what was before."""
+    topology = observed.topology
+    if before is None:
         return Confirmed(topology)
-    if topology == standing.topology:
-        return Confirmed(standing.topology)
-    if moved := _moved(standing.topology, topology):
+    if topology == before.topology:
+        return Confirmed(before.topology)
+    if moved := _moved(before.topology, topology):
         return Confirmed(topology, moved=moved)
-    believed, now = _levels(standing.topology), _levels(topology)
-    evidence = _Evidence(seen, now)
+    levels, now = _levels(before.topology), _levels(topology)
+    evidence = _Evidence(observed, now)
     missing: dict[Key, Missing] = {}
-    confirmed: dict[Key, Missing] = {}
+    lost: dict[Key, Missing] = {}
     settled = dict(now)
-    for key, level in believed.items():
+    for key, level in levels.items():
         current = now.get(key, 0)
-        if current >= level or (key.kind is LossKind.GPU and key.of in seen.ambiguous):
+        if current >= level or (key.kind is LossKind.GPU and key.of in observed.ambiguous):
             continue
-        before = standing.missing.get(key, Missing(0, 0))
+        so_far = before.missing.get(key, Missing(0, 0))
         if not evidence.of_loss(key):
             settled[key] = level
-            if before.scrapes:
-                missing[key] = before
+            if so_far.scrapes:
+                missing[key] = so_far
             continue
-        loss = Missing(min(before.scrapes + 1, confirmations), max(before.best, current))
+        loss = Missing(min(so_far.scrapes + 1, confirmations), max(so_far.best, current))
         if loss.scrapes >= confirmations:
             settled[key] = loss.best
-            confirmed[key] = loss
+            lost[key] = loss
         else:
             settled[key] = level
             missing[key] = loss
-    believed_now = _topology(settled, standing.topology, topology)
-    if excess(believed_now.tiles, believed_now.by_id):
-        # What comes in the place of what stands is no gain beside it: no node has so many GPUs.
-        return Confirmed(standing.topology, {**missing, **confirmed})
-    return Confirmed(believed_now, missing)
+    merged = _topology(settled, before.topology, topology)
+    if excess(merged.tiles, merged.by_id):
+        # What replaces the confirmed GPUs is no gain beside them: no node has so many.
+        return Confirmed(before.topology, {**missing, **lost})
+    return Confirmed(merged, missing)
 
 
 class _Evidence:
     """What a scrape can prove to be lost."""
 
-    def __init__(self, seen: ObservedLinks, levels: Mapping[Key, int]) -> None:
-        self._all_understood = not seen.unread
-        self._reported = seen.reported
-        self._tiles = frozenset(seen.topology.tiles)
-        self._devices = {tile.device for tile in seen.topology.tiles}
+    def __init__(self, observed: ObservedLinks, levels: Mapping[Key, int]) -> None:
+        self._all_understood = not observed.unread
+        self._reported = observed.reported
+        self._tiles = frozenset(observed.topology.tiles)
+        self._devices = {tile.device for tile in observed.topology.tiles}
         self._levels = levels
 
     def of_loss(self, key: Key) -> bool:
-        """Tell whether the scrape speaks against what it does not show."""
+        """Return whether the scrape proves the loss of what it does not show."""
         match key.of:
             case (Tile() as one, Tile() as other) if key.kind is LossKind.LINK:
-                return self._speaks_of(one, other) or self._speaks_of(other, one)
+                return self._reports(one, other) or self._reports(other, one)
             case (Tile() as one, Tile() as other) if key.kind is LossKind.LANES:
-                return self._speaks_of(one, other)
+                return self._reports(one, other)
         if key.kind is LossKind.GPU:
             return key.of not in self._devices  # else only its own rows are late
         if key.kind is LossKind.PORTS:
-            return key in self._levels  # not told is not worse
+            return key in self._levels  # not reported is not worse
         return True
 
-    def _speaks_of(self, one: Tile, other: Tile) -> bool:
+    def _reports(self, one: Tile, other: Tile) -> bool:
         return (
             self._all_understood
             or (one, other) in self._reported
@@ -127,13 +127,13 @@ class _Evidence:
         )
 
 
-def _moved(standing: Topology, seen: Topology) -> tuple[str, ...]:
-    before = {gpu.bdf: gpu.id for gpu in standing.gpus}
+def _moved(before: Topology, observed: Topology) -> tuple[str, ...]:
+    ids = {gpu.bdf: gpu.id for gpu in before.gpus}
     return tuple(
         gpu.bdf
-        for gpu in seen.gpus
-        if before.get(gpu.bdf, gpu.id) != gpu.id
-        or (gpu.id in standing.by_id and standing.by_id[gpu.id].bdf != gpu.bdf)
+        for gpu in observed.gpus
+        if ids.get(gpu.bdf, gpu.id) != gpu.id
+        or (gpu.id in before.by_id and before.by_id[gpu.id].bdf != gpu.bdf)
     )
 
 
@@ -155,7 +155,7 @@ _HEALTH = {state: level for level, state in enumerate(reversed(PortState), start
 _STATE = {level: state for state, level in _HEALTH.items()}
 
 
-def _topology(levels: Mapping[Key, int], standing: Topology, seen: Topology) -> Topology:
+def _topology(levels: Mapping[Key, int], before: Topology, observed: Topology) -> Topology:
     def of(kind: LossKind) -> set[Hashable]:
         return {key.of for key, level in levels.items() if key.kind is kind and level}
 
@@ -169,23 +169,23 @@ def _topology(levels: Mapping[Key, int], standing: Topology, seen: Topology) -> 
                 levels.get(Key(LossKind.LANES, (a, b)), 0),
                 levels.get(Key(LossKind.LANES, (b, a)), 0),
             )
-            for a, b in {*standing.by_ends, *seen.by_ends}
+            for a, b in {*before.by_ends, *observed.by_ends}
             if (a, b) in ends
         ),
         gpus=tuple(
-            _merge(standing.by_id.get(device), seen.by_id.get(device), levels)
-            for device in {*standing.by_id, *seen.by_id}
+            _merge(before.by_id.get(device), observed.by_id.get(device), levels)
+            for device in {*before.by_id, *observed.by_id}
             if device in devices
         ),
-        tiles=tuple(tile for tile in {*standing.tiles, *seen.tiles} if tile in tiles),
+        tiles=tuple(tile for tile in {*before.tiles, *observed.tiles} if tile in tiles),
     )
 
 
-def _merge(standing: Gpu | None, seen: Gpu | None, levels: Mapping[Key, int]) -> Gpu:
-    """Take what the scrape tells of a GPU, and what stands where it tells nothing."""
-    newest, oldest = seen or standing, standing or seen
+def _merge(before: Gpu | None, observed: Gpu | None, levels: Mapping[Key, int]) -> Gpu:
+    """Return a GPU as the scrape reports it, and as it was where the scrape reports nothing."""
+    newest, oldest = observed or before, before or observed
     if newest is None or oldest is None:
-        raise AssertionError("a GPU that is neither seen nor believed")
+        raise AssertionError("a GPU that is neither observed nor confirmed")
     return replace(
         newest,
         card=newest.card or oldest.card,

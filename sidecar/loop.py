@@ -38,7 +38,7 @@ _MOST_REMEMBERED = 20
 
 
 class Sidecar:
-    """The loop's state: what is believed, what was seen last, and the feature file."""
+    """The loop's state: what is confirmed, the last observations, and the feature file."""
 
     def __init__(
         self,
@@ -51,39 +51,39 @@ class Sidecar:
         self._source = source
         self._policy = policy
         self._telemetry = telemetry
-        self._say = Announcements(log, source.name, target.verb)
-        self._file = PublishedFile(target, policy, telemetry, self._say)
-        self._belief: Confirmed | None = None
-        self._fault: str | None = None
+        self._announce = Announcements(log, source.name, target.verb)
+        self._file = PublishedFile(target, policy, telemetry, self._announce)
+        self._confirmed: Confirmed | None = None
+        self._error: str | None = None
         self.observation: Observation | None = None
         self.scrapes: tuple[Scrape, ...] = ()
         """The last ones, newest first."""
 
     @property
-    def belief(self) -> Confirmed | None:
-        """What is believed now."""
-        return self._belief
+    def confirmed(self) -> Confirmed | None:
+        """What is confirmed now."""
+        return self._confirmed
 
     @property
     def policy(self) -> Policy:
-        """How what is seen becomes what is published."""
+        """How what is observed becomes what is published."""
         return self._policy
 
-    def standing(self) -> bytes | None:
-        """Give the feature file as it is. Raises `PublishError` where that is not known."""
+    def current_file(self) -> bytes | None:
+        """Return the feature file as it is. Raises `PublishError` where that is not known."""
         return self._file.content()
 
     def resume(self, now: datetime) -> None:
-        """Believe what stands in the file: a restart forgets nothing.
+        """Take what the file publishes as confirmed: a restart forgets nothing.
 
-        Until that is known, each tick tries again and judges nothing.
+        Until the file is known, each tick tries again and confirms nothing.
         """
-        standing = self._file.resume(now)
-        if standing and standing.topology is not None:
-            self._hold(Confirmed(standing.topology))
+        published = self._file.resume(now)
+        if published and published.topology is not None:
+            self._hold(Confirmed(published.topology))
 
     def leave(self, on_exit: OnExit, now: datetime) -> None:
-        """Do with the feature file what was asked for the end."""
+        """Leave the feature file, remove it or keep it for ever, as `on_exit` says."""
         self._file.leave(on_exit, now)
 
     def tick(self, now: Callable[[], datetime], monotonic: Callable[[], float]) -> Observation:
@@ -91,9 +91,9 @@ class Sidecar:
         try:
             observation = self._tick(now, monotonic)
         except Exception:
-            self._fault = "the last tick failed; see the log"
+            self._error = "the last tick failed; see the log"
             raise
-        self._fault = None
+        self._error = None
         return observation
 
     def _tick(self, now: Callable[[], datetime], monotonic: Callable[[], float]) -> Observation:
@@ -103,38 +103,38 @@ class Sidecar:
         self.scrapes = (Scrape(at, seconds, observation), *self.scrapes[: _MOST_REMEMBERED - 1])
         self._telemetry.observed(observation, seconds, at.timestamp())
         self._telemetry.source(facts)
-        self._say.source_warning(facts.warning)
+        self._announce.source_warning(facts.warning)
         at = now()
         if self._file.valid_until and self._file.valid_until < at:
             self._file.valid_until = None
-            self._hold(None)  # what has expired stands no longer
-        said = self._say_observation(observation)
+            self._hold(None)  # what has expired is published no longer
+        logged = self._log_observation(observation)
         if not self._file.resumed:
             self.resume(at)
         if self._file.resumed:
-            self._judge(observation, at, said=said)
+            self._evaluate(observation, at, logged=logged)
         self.observation = observation
         return observation
 
     def not_ready(self) -> str | None:
-        """Say why what is published is not what was last seen; None when it is."""
-        if self._fault or self.observation is None:
-            return self._fault or "no scrape yet"
+        """Return why what is published is not what was last observed; None when it is."""
+        if self._error or self.observation is None:
+            return self._error or "no scrape yet"
         match self.observation:
             case Unknown() as unknown:
                 return f"last scrape unknown, {unknown.reason}: {unknown.detail}"
-            case NoFabricData() as nothing if self._belief is not None:
+            case NoFabricData() as nothing if self._confirmed is not None:
                 return f"last scrape {nothing.result.value}: {nothing.detail}"
         if self._file.problem:
             return f"not published: {self._file.problem}"
-        if self._belief and self._belief.missing:
-            return f"a loss waits for confirmation: {pending(self._belief)}"
+        if self._confirmed and self._confirmed.missing:
+            return f"a loss waits for confirmation: {pending(self._confirmed)}"
         return self._file.not_as_written()
 
     def ready(self) -> Verdict | str | None:
-        """Say why we are not ready; and, when we are, who publishes for us, or why no link is.
+        """Return why we are not ready; when we are, who else publishes, or why there are no links.
 
-        Who stands by is ready: in a rollout that overlaps, the old one ends when the new one is.
+        A sidecar that stands by is ready: in a rollout, the old one ends when the new one is.
         """
         if problem := self.not_ready():
             return problem
@@ -155,33 +155,35 @@ class Sidecar:
         """Whether the last attempt to publish, if any, went well."""
         return self._file.published
 
-    def _judge(self, observation: Observation, now: datetime, *, said: bool) -> None:
+    def _evaluate(self, observation: Observation, now: datetime, *, logged: bool) -> None:
         if isinstance(observation, ObservedLinks):
-            before = self._belief
-            belief = debounce(before, observation, self._policy.confirmations)
-            self._hold(belief)
-            self._say.doubts(observation, belief)
-            self._file.publish(Publication(belief.topology), now, before)
+            before = self._confirmed
+            confirmed = debounce(before, observation, self._policy.confirmations)
+            self._hold(confirmed)
+            self._announce.warnings(observation, confirmed)
+            self._file.publish(Publication(confirmed.topology), now, before)
         elif self._is_state_alone(observation):
-            self._file.publish(Publication(None), now, None, said=said)
+            self._file.publish(Publication(None), now, None, logged=logged)
 
     def _is_state_alone(self, observation: NoFabricData | Unknown) -> bool:
-        """Tell whether what is published is only that there is no fabric data."""
+        """Return whether what is published is only that there is no fabric data."""
         return (
-            isinstance(observation, NoFabricData) and self._belief is None and self._policy.summary
+            isinstance(observation, NoFabricData)
+            and self._confirmed is None
+            and self._policy.summary
         )
 
-    def _hold(self, belief: Confirmed | None) -> None:
-        if belief != self._belief:
-            self._telemetry.believed(belief)
-        self._belief = belief
+    def _hold(self, confirmed: Confirmed | None) -> None:
+        if confirmed != self._confirmed:
+            self._telemetry.confirmed(confirmed)
+        self._confirmed = confirmed
 
-    def _say_observation(self, observation: Observation) -> bool:
+    def _log_observation(self, observation: Observation) -> bool:
         if isinstance(observation, ObservedLinks):
-            return self._say.observed(observation, self._hint(observation))
-        return self._say.no_links_known(
+            return self._announce.observed(observation, self._hint(observation))
+        return self._announce.no_links_known(
             observation,
-            published=self._belief is not None,
+            published=self._confirmed is not None,
             until=self._file.valid_until,
             alone=self._is_state_alone(observation),
         )

@@ -1,4 +1,4 @@
-"""How what is seen becomes what is published."""
+"""How what is observed becomes what is published."""
 
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -9,7 +9,7 @@ from xelink.topology.rules import Rules
 
 @dataclass(frozen=True)
 class Policy:
-    """How what is seen becomes what is published."""
+    """How what is observed becomes what is published."""
 
     rules: Rules = field(default_factory=Rules)
     confirmations: int = 2

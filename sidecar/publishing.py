@@ -1,4 +1,4 @@
-"""The feature file: what stands in it, what is to stand there, and for how long."""
+"""The feature file: what it publishes, what it is to publish, and for how long."""
 
 import errno
 from contextlib import suppress
@@ -25,7 +25,7 @@ from xelink.topology.text import printable
 if TYPE_CHECKING:
     from sidecar.telemetry import Telemetry
 
-_UNREAD = timedelta(minutes=5)  # until what stands and cannot be read is given up
+_UNREAD = timedelta(minutes=5)  # until a file that cannot be read is given up
 
 
 class Destination(Protocol):
@@ -33,37 +33,37 @@ class Destination(Protocol):
 
     @property
     def verb(self) -> str:
-        """Say what becomes of labels there: published, or only printed."""
+        """What becomes of labels there: published, or only printed."""
 
     def other_writer(self) -> str | None:
-        """Give who else writes there; None where it is ours. Raises `PublishError`."""
+        """Return who else writes there; None where it is ours. Raises `PublishError`."""
 
     def read(self) -> bytes | None:
-        """Give what stands. Raises `PublishError` where that is not known."""
+        """Return the current file. Raises `PublishError` where that is not known."""
 
     def publish(self, content: bytes) -> None:
-        """Replace what stands. Raises `PublishError`."""
+        """Replace the current file. Raises `PublishError`."""
 
     def withdraw(self) -> None:
-        """Remove what stands. Raises `PublishError`."""
+        """Remove the current file. Raises `PublishError`."""
 
 
 class PublishedFile:
     """What was written last, and what keeps it from being written.
 
-    `valid_until` is how long what is believed binds us: until the labels expire, or as long as they
-    would have lived had they been written by us; None for ever. `problem` is why the last attempt
-    failed, `other` who publishes in our place. `resumed` is whether what stood at the start is
-    known, or was given up.
+    `valid_until` is how long the confirmed topology counts: until the labels expire, or as long as
+    they would have lived had they been written by us; None for ever. `problem` is why the last
+    attempt failed, `other` who publishes in our place. `resumed` is whether the file that was there
+    at the start is known, or was given up.
     """
 
     def __init__(
-        self, target: Destination, policy: Policy, telemetry: "Telemetry", say: Announcements
+        self, target: Destination, policy: Policy, telemetry: "Telemetry", announce: Announcements
     ) -> None:
         self._target = target
         self._policy = policy
         self._telemetry = telemetry
-        self._say = say
+        self._announce = announce
         self._written: tuple[Publication, bytes] | None = None
         self._unread_since: datetime | None = None
         self.valid_until: datetime | None = None
@@ -81,7 +81,7 @@ class PublishedFile:
         return self._target.read()
 
     def resume(self, now: datetime) -> Publication | None:
-        """Return what stands in the file as the last publication, None where nothing can be used.
+        """Return what the file publishes as the last publication, None where nothing can be used.
 
         Where it cannot be read, this is asked again, for some minutes: then a new file takes its
         place.
@@ -99,35 +99,35 @@ class PublishedFile:
         if content is None:
             return None
         try:
-            standing = read(content, self._policy.namespace, now)
+            published = read(content, self._policy.namespace, now)
         except AbsentError:
             return None
         except UnusableError as error:
-            self._say.ignored(str(error))
+            self._announce.ignored(str(error))
             return None
-        if standing.topology is not None:
-            # The reference's files never expire: what it said last must not bind us for ever.
-            self.valid_until = standing.expiry or self._expiry(now)
-        self._telemetry.stands(_timestamp(standing.expiry))
-        self._say.resumed(standing)
-        return standing
+        if published.topology is not None:
+            # Files of Intel's XeLink sidecar never expire: its last one must not count for ever.
+            self.valid_until = published.expiry or self._expiry(now)
+        self._telemetry.expires(_timestamp(published.expiry))
+        self._announce.resumed(published)
+        return published
 
     def publish(
-        self, wanted: Publication, now: datetime, before: Confirmed | None, *, said: bool = False
+        self, wanted: Publication, now: datetime, before: Confirmed | None, *, logged: bool = False
     ) -> None:
-        """Publish where that changes something; `said` is that the change was told already."""
+        """Publish where that changes something; `logged` is whether the log has that already."""
         try:
             self._stand_by(self._target.other_writer())
             if self.other:
-                # What is believed lives as long as if it had been written: it may be, at any time.
+                # What is confirmed counts as if it had been written: it may be, at any time.
                 self.valid_until, self._written = self._expiry(now), None
                 return
-            content = self._standing()
+            content = self._current()
         except PublishError as error:
             self._fail(error, now, held=wanted.topology is not None)
             return
-        self._say.touched(by_others=self._written is not None and content != self._written[1])
-        standing = nfd_format.parse(content, now).expiry if content is not None else None
+        self._announce.touched(by_others=self._written is not None and content != self._written[1])
+        current = nfd_format.parse(content, now).expiry if content is not None else None
         try:
             # After a failure it is not certain that what is there will last: it is written again.
             same = (
@@ -135,11 +135,11 @@ class PublishedFile:
                 and self.published
                 and (
                     self._written == (wanted, content)  # the usual case: nothing to render
-                    or content == self._render(wanted.until(standing))
+                    or content == self._render(wanted.until(current))
                 )
             )
-            if same and not self._due(standing, now):
-                self.valid_until = standing
+            if same and not self._due(current, now):
+                self.valid_until = current
                 self._settle(None)
                 return
             expiry = self._expiry(now)
@@ -154,15 +154,15 @@ class PublishedFile:
         self._telemetry.published(
             "renewed" if same else "changed", now.timestamp(), _timestamp(expiry)
         )
-        self._say.group(
+        self._announce.group(
             missing=self._policy.summary
             and wanted.topology is not None
             and f"/{GROUP}=".encode() not in content
         )
-        self._say.published(wanted, before, expiry, renewed=same, said=said)
+        self._announce.published(wanted, before, expiry, renewed=same, logged=logged)
 
     def not_as_written(self) -> str | None:
-        """Say that the file is not what was written last; None where it is."""
+        """Return that the file is not what was written last; None where it is."""
         written = self._written  # which the loop may change while we wait for the file
         if self.other or not written:
             return None
@@ -170,44 +170,44 @@ class PublishedFile:
             same = self._target.read() == written[1]
         except PublishError as error:
             return f"not published: {printable(str(error))}"
-        said = "the feature file is not what was published; mended at the next scrape"
-        return None if same else said
+        text = "the feature file is not what was published; repaired at the next scrape"
+        return None if same else text
 
     def leave(self, on_exit: OnExit, now: datetime) -> None:
-        """Do with the feature file what was asked for the end."""
+        """Leave the file, remove it or keep it for ever, as `on_exit` says."""
         try:
             if self.other or self._target.other_writer():
-                self._say.stopped("those of another sidecar")
+                self._announce.stopped("those of another sidecar")
                 return
             content = self._target.read()
         except PublishError as error:
-            self._say.stopped("not certain", _advised(error))
+            self._announce.stopped("not certain", _advised(error))
             return
         if content is None or on_exit is OnExit.EXPIRE:
             expiry = nfd_format.parse(content or b"", now).expiry
             stay = f"stay until {expiry_text(expiry)}" if expiry else "stay for ever"
-            self._say.stopped(stay if content else "none")
+            self._announce.stopped(stay if content else "none")
             return
         try:
             if on_exit is OnExit.REMOVE:
                 self._target.withdraw()
                 self._telemetry.published("withdrawn", now.timestamp(), 0)
-                self._say.stopped("removed")
+                self._announce.stopped("removed")
             else:
                 self._keep(content, now)
         except (PublishError, UnusableError) as error:
             labels = "not certain"
             with suppress(PublishError):
                 labels = "as they were" if self._target.read() == content else labels
-            self._say.stopped(labels, _advised(error))
+            self._announce.stopped(labels, _advised(error))
 
     def _stand_by(self, other: str | None) -> None:
         self.other = None if other is None else printable(other)
         self._telemetry.stands_by(other is not None)
-        self._say.publisher(other)
+        self._announce.publisher(other)
 
-    def _standing(self) -> bytes | None:
-        """Give what stands; None, too, where it cannot be read: then it is written anew.
+    def _current(self) -> bytes | None:
+        """Return the current file; None, too, where it cannot be read: then it is written anew.
 
         Raises `HangingError`.
         """
@@ -220,7 +220,7 @@ class PublishedFile:
 
     def _fail(self, error: PublishError | UnwritableError, now: datetime, *, held: bool) -> None:
         if held:
-            # What is believed is no better for it: it lives as long as if it had been written.
+            # What is confirmed is no better for it: it counts as long as if it had been written.
             self.valid_until = self.valid_until or self._expiry(now)
         outcome = "failed"
         if isinstance(error, HangingError):
@@ -236,7 +236,7 @@ class PublishedFile:
         return now.replace(microsecond=0) + self._policy.life if self._policy.life else None
 
     def _due(self, expiry: datetime | None, now: datetime) -> bool:
-        """Tell whether a third of the life is over, or the clock was set back."""
+        """Return whether a third of the life is over, or the clock was set back."""
         if not self._policy.life or expiry is None:
             return bool(self._policy.life) != (expiry is not None)
         left = expiry - now
@@ -244,13 +244,13 @@ class PublishedFile:
 
     def _settle(self, problem: str | None) -> None:
         self.problem = problem
-        self._say.publishing(problem)
+        self._announce.publishing(problem)
 
     def _keep(self, content: bytes, now: datetime) -> None:
-        """Take the expiry away; but what has expired is not brought back to life."""
+        """Remove the expiry; what has expired already is not published again."""
         if read(content, self._policy.namespace, now).expiry:
             self._target.publish(nfd_format.without_expiry(content))
-        self._say.stopped("stay for ever")
+        self._announce.stopped("stay for ever")
 
 
 def _advised(error: Exception) -> str:

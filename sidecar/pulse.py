@@ -13,28 +13,28 @@ if TYPE_CHECKING:
 
 # The loop is dead, and kubelet should restart us, after so many intervals without a tick.
 _MISSED_INTERVALS = 3
-# At the feature file, in one tick: who owns it, what stands, what stood before, and a publication.
+# At the feature file, in one tick: who owns it, the current file, the one before, a publication.
 _LOOKS = 4
 
 
 class Pulse:
-    """Tells whether the loop still ticks; only a tick that went well is a beat."""
+    """Whether the loop still ticks; only a tick that succeeded is a beat."""
 
     def __init__(self, settings: "SidecarSettings", monotonic: Callable[[], float]) -> None:
         """Allow for the delay before the first tick, and for a tick that takes its whole time."""
         self._monotonic = monotonic
         steps = settings.timeout + _LOOKS * SECONDS
-        self._patience = _MISSED_INTERVALS * settings.interval + steps
+        self._timeout = _MISSED_INTERVALS * settings.interval + steps
         self._last = monotonic() + settings.startup_delay
 
     def beat(self) -> None:
-        """Note that a tick went well."""
+        """Note that a tick succeeded."""
         self._last = self._monotonic()
 
     def problem(self) -> str | None:
-        """Say for how long there was no beat, where that is too long."""
+        """Return for how long there was no beat, where that is too long."""
         silence = self._monotonic() - self._last
-        return f"the loop has not ticked for {silence:.0f} s" if silence > self._patience else None
+        return f"the loop has not ticked for {silence:.0f} s" if silence > self._timeout else None
 
 
 def ticks(
@@ -44,20 +44,20 @@ def ticks(
     beat: Callable[[], None],
     log: FilteringBoundLogger,
 ) -> Observation | None:
-    """Tick until `wait` says that the end is asked for, or once with -oneshot.
+    """Tick until `wait` returns that the end is asked for, or once with -oneshot.
 
-    Gives the outcome of that one tick; what it raises is raised then.
+    Return the observation of that one tick; what it raises is raised then.
     """
     delay = 0 if settings.oneshot else settings.startup_delay
     while not wait(delay):
         try:
             outcome = tick()
         except Exception:
-            # A fault of ours must not end the daemon: what stands still stands. But without a
-            # beat /healthz fails before long, and kubelet starts us anew.
+            # An error of ours must not end the daemon: the published labels stay. But without a
+            # beat /healthz fails before long, and kubelet restarts us.
             if settings.oneshot:
                 raise
-            log.exception("a tick failed: what is published stands")
+            log.exception("a tick failed: the published labels stay")
         else:
             beat()
             if settings.oneshot:

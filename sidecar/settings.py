@@ -1,4 +1,4 @@
-"""The flags of `xelink-sidecar`: all of the reference sidecar's, and our own."""
+"""The flags of `xelink-sidecar`: all of Intel's XeLink sidecar, and our own."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -33,7 +33,7 @@ OptionalPath = Annotated[Path | None, BeforeValidator(_empty_is_none)]
 
 
 class SidecarSettings(KlogSettings):
-    """One field is one flag; the names of the reference mean what they mean there."""
+    """One field is one flag; the names of Intel's XeLink sidecar mean what they mean there."""
 
     model_config = SettingsConfigDict(env_prefix="XELINK_SIDECAR_")
 
@@ -137,7 +137,7 @@ class SidecarSettings(KlogSettings):
         return self
 
     @property
-    def doubts(self) -> tuple[str, ...]:
+    def warnings(self) -> tuple[str, ...]:
         """What is allowed, and still is hardly meant."""
         short = (
             f"-expiry={self.life} is less than {_LEAST_INTERVALS} intervals of {self.interval} s:"

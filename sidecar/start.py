@@ -28,7 +28,7 @@ def start(arguments: Sequence[str] | None) -> int:
 
 
 def read(arguments: Sequence[str] | None) -> "Loaded[SidecarSettings] | int":
-    """Read the settings, or give the exit code of what was said in their place."""
+    """Read the settings, or give the exit code of what was printed in their place."""
     lean_settings()
     with nothing_to_collect():
         from sidecar.settings import SidecarSettings  # noqa: PLC0415 - as above

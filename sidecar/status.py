@@ -1,4 +1,4 @@
-"""What the sidecar tells of itself: for programs as JSON, for people as a page."""
+"""The state of the sidecar: for programs as JSON, for people as a page."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,32 +17,34 @@ from xelink.topology.text import printable
 
 
 def status(sidecar: Sidecar, source: str, file: str, now: datetime, *, host: str) -> Status:
-    """Tell all there is, ready for JSON; nothing of it is secret."""
-    belief = sidecar.belief
+    """Return all there is, ready for JSON; nothing of it is secret."""
+    confirmed = sidecar.confirmed
     content, unreadable = None, None
     try:
-        content = sidecar.standing()
+        content = sidecar.current_file()
     except PublishError as error:
         unreadable = printable(str(error))
-    standing = nfd_format.parse(content, now) if content is not None else None
+    published = nfd_format.parse(content, now) if content is not None else None
     return {
         "now": iso(now),
         "host": host,
         "source": source,
         "not_ready": sidecar.not_ready(),
-        "topology": {**shape(belief.topology), "gpus": id_map(belief.topology)} if belief else None,
+        "topology": {**shape(confirmed.topology), "gpus": id_map(confirmed.topology)}
+        if confirmed
+        else None,
         "published": {
             "file": file,
-            "expires": iso(standing.expiry),
-            "expired": standing.expired,
-            "labels": dict(standing.labels),
+            "expires": iso(published.expiry),
+            "expired": published.expired,
+            "labels": dict(published.labels),
         }
-        if standing
+        if published
         else None,
         "unreadable": unreadable,
         "waiting": [
             _waiting(key, missing, sidecar.policy.confirmations)
-            for key, missing in (belief.missing if belief else {}).items()
+            for key, missing in (confirmed.missing if confirmed else {}).items()
         ],
         "scrapes": [_scrape(scrape) for scrape in sidecar.scrapes],
     }
@@ -75,21 +77,21 @@ def _scrape(scrape: Scrape) -> dict[str, Any]:
     }
 
 
-def body(told: Status) -> Sequence[Html]:
-    """Write the parts of the page."""
+def body(found: Status) -> Sequence[Html]:
+    """Return the parts of the page."""
     return (
-        _summary(told),
-        _links(told),
-        _waits(told),
-        _labels(told),
-        _scrapes(told),
-        _gpus(told),
+        _summary(found),
+        _links(found),
+        _waits(found),
+        _labels(found),
+        _scrapes(found),
+        _gpus(found),
     )
 
 
-def _summary(told: Status) -> Html:
-    problem = told["not_ready"]
-    scrape = told["scrapes"][0]["result"] if told["scrapes"] else "none yet"
+def _summary(found: Status) -> Html:
+    problem = found["not_ready"]
+    scrape = found["scrapes"][0]["result"] if found["scrapes"] else "none yet"
     return section(
         "summary",
         "Now",
@@ -99,27 +101,27 @@ def _summary(told: Status) -> Html:
             f" \N{EN DASH} {problem}" if problem else "",
             data_news="",
         ),
-        tag("p", f"Last scrape of {told['source']}: {scrape}."),
+        tag("p", f"Last scrape of {found['source']}: {scrape}."),
     )
 
 
-def _links(told: Status) -> Html:
+def _links(found: Status) -> Html:
     from xelink.view.node_view import Node  # noqa: PLC0415 - most daemons never draw
     from xelink.view.svg import svg  # noqa: PLC0415 - the same
 
-    node = Node("", told["host"], reason="nothing is believed yet")
-    if told["topology"]:
-        topology = parsed(told["topology"], told["topology"]["gpus"])
-        node = replace(Node.of(topology), name=told["host"])
+    node = Node("", found["host"], reason="no topology is confirmed yet")
+    if found["topology"]:
+        topology = parsed(found["topology"], found["topology"]["gpus"])
+        node = replace(Node.of(topology), name=found["host"])
     return section("links", "Links", Html(svg(node)))
 
 
-def _labels(told: Status) -> Html:
-    published = told["published"]
+def _labels(found: Status) -> Html:
+    published = found["published"]
     if not published:
-        unreadable = told["unreadable"]
-        said = f"Not known: {unreadable}." if unreadable else "Nothing is published."
-        return section("labels", "Labels", tag("p", said))
+        unreadable = found["unreadable"]
+        text = f"Not known: {unreadable}." if unreadable else "Nothing is published."
+        return section("labels", "Labels", tag("p", text))
     expires = "expired" if published["expired"] else "expire"
     rows = [(code(name), code(value, "_")) for name, value in published["labels"].items()]
     names = {name.rpartition("/")[2] for name in published["labels"]}
@@ -136,7 +138,7 @@ def _labels(told: Status) -> Html:
 _UNFINISHED = "the largest group was not found within the bound of the search."
 
 
-def _scrapes(told: Status) -> Html:
+def _scrapes(found: Status) -> Html:
     rows = [
         (
             instant(scrape["at"]),
@@ -146,7 +148,7 @@ def _scrapes(told: Status) -> Html:
             if scrape["links"] is not None
             else ": ".join(filter(None, (scrape["reason"], scrape["detail"]))),
         )
-        for scrape in told["scrapes"]
+        for scrape in found["scrapes"]
     ]
     return section(
         "scrapes", "Scrapes", table("last scrapes", ("when", "result", "took", "found"), rows)
@@ -162,10 +164,10 @@ _LOST = {
 }
 
 
-def _waits(told: Status) -> Html:
+def _waits(found: Status) -> Html:
     # One GPU takes dozens of links, lanes and ports with it.
     lost: dict[tuple[LossKind, str], list[str]] = {}
-    for loss in told["waiting"]:
+    for loss in found["waiting"]:
         agreed = f"{loss['scrapes']} of {loss['confirmations']}"
         lost.setdefault((LossKind(loss["kind"]), agreed), []).append(loss["of"])
     rows = [
@@ -181,8 +183,8 @@ def _waits(told: Status) -> Html:
     )
 
 
-def _gpus(told: Status) -> Html:
-    gpus = told["topology"]["gpus"] if told["topology"] else []
+def _gpus(found: Status) -> Html:
+    gpus = found["topology"]["gpus"] if found["topology"] else []
     rows = [
         (
             str(gpu["id"]),

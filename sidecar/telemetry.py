@@ -42,7 +42,7 @@ class Telemetry:
         self._skipped = metrics.counter("rows_skipped", "rows that could not be understood")
         self._contradicting = metrics.gauge(
             "rows_contradicting",
-            "directions between tiles of which rows tell different things, as before XPU Manager"
+            "directions between tiles of which rows differ, as before XPU Manager"
             " 1.2.16: a cut link may still be published",
         )
         self._filtered = metrics.gauge(
@@ -52,9 +52,9 @@ class Telemetry:
         )
         for rule in ("lane-count", "allow-subdeviceless-links"):
             self._filtered.labels(rule)
-        self._links = metrics.gauge("links", "links that are believed")
+        self._links = metrics.gauge("links", "links that are confirmed")
         self._lanes = metrics.gauge("lanes", "lanes of these links, weaker direction")
-        self._tiles = metrics.gauge("tiles", "tiles that are believed")
+        self._tiles = metrics.gauge("tiles", "tiles that are confirmed")
         self._gpus = metrics.gauge("gpus", "GPUs in the id map")
         self._pending = metrics.gauge(
             "pending_losses", "losses that wait for confirmation, by kind", "kind"
@@ -103,15 +103,15 @@ class Telemetry:
         self._skipped.inc(facts.rows_skipped)
         self._certificate.set(facts.certificate_expiry or 0)
 
-    def believed(self, belief: Confirmed | None) -> None:
-        """Show what is believed now."""
-        topology = belief.topology if belief else Topology()
+    def confirmed(self, now: Confirmed | None) -> None:
+        """Show what is confirmed now."""
+        topology = now.topology if now else Topology()
         self._links.set(len(topology.links))
         self._lanes.set(sum(link.width for link in topology.links))
         self._tiles.set(len(topology.tiles))
         self._gpus.set(len(topology.gpus))
         for kind in LossKind:
-            self._pending.labels(kind.value).set(belief.pending(kind) if belief else 0)
+            self._pending.labels(kind.value).set(now.pending(kind) if now else 0)
         self._ports.clear()
         for gpu in topology.gpus:
             for state in PortState if gpu.ports else ():
@@ -124,8 +124,8 @@ class Telemetry:
             self._last_publication.set(now)
             self._expiry.set(expiry)
 
-    def stands(self, expiry: float) -> None:
-        """Show when what stands expires."""
+    def expires(self, expiry: float) -> None:
+        """Show when the current feature file expires."""
         self._expiry.set(expiry)
 
     def stands_by(self, standing: bool) -> None:  # noqa: FBT001 - there is nothing else to say

@@ -383,9 +383,9 @@ def test_the_life_of_the_labels(arguments: list[str], life: int) -> None:
 
 
 def test_a_life_that_is_too_short_to_be_renewed_is_told() -> None:
-    assert "-expiry=5" in settings("-expiry=5", "-interval=2").doubts[0]
-    assert settings("-expiry=6", "-interval=2").doubts == ()
-    assert settings("-expiry=0").doubts == ()
+    assert "-expiry=5" in settings("-expiry=5", "-interval=2").warnings[0]
+    assert settings("-expiry=6", "-interval=2").warnings == ()
+    assert settings("-expiry=0").warnings == ()
 
 
 FLAGS = [f"-{name}" for name in SidecarSettings.model_fields if name != "config_file"]

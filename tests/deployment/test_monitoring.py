@@ -107,7 +107,7 @@ def metrics() -> dict[str, tuple[str, ...]]:
 def values() -> dict[tuple[str, str], set[str]]:
     """Give the values that a label of a metric has been seen with, once everything was told."""
     sidecar, node = SidecarTelemetry(XpuManagerSource.reasons), Metrics("xelink_device_plugin")
-    sidecar.believed(Confirmed(Blueprint(gpus=2).build().topology))
+    sidecar.confirmed(Confirmed(Blueprint(gpus=2).build().topology))
     plugin = ServingTelemetry(node)
     plugin.begin("any")
     plugin.advertised("any", ())

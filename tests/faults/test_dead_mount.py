@@ -120,9 +120,9 @@ def test_it_starts_beside_a_dead_mount_and_knows_later_what_stood_there(
         with shim.failing("hang", 1), Running("sidecar", *flags, env=env) as late:
             late.wait_for("labels not published")
             late.wait_for("scrape result changed")
-            assert not [line for line in late.lines if "counts as the last" in line]
+            assert not [line for line in late.lines if "resuming from" in line]
             shim.say("hang", 0)
-            late.wait_for("what stands counts as the last publication")
+            late.wait_for("resuming from the existing feature file")
             assert late.stop() == 0
 
 

@@ -235,7 +235,7 @@ def test_after_its_expiry_nothing_stands_and_the_first_scrape_counts(scene: Scen
     scene.tick(MESH)
     scene.now += timedelta(seconds=301)
     scene.restart()
-    assert "what stands is not used" in scene.events("warning")
+    assert "existing feature file ignored" in scene.events("warning")
     scene.tick(CUT)
     assert scene.links == LESS
 
@@ -671,7 +671,7 @@ def test_rows_that_are_not_understood_are_counted_and_said(scene: Scenario) -> N
     assert scene.metric("rows_total") == len(TILES) + len(MESH) + 1
     scene.tick([*MESH, "xpum_topology_link{}", "xpum_xelink_port_status{} 0.0"])
     assert scene.metric("rows_skipped_total") == 3
-    assert any("could not be understood" in event for event in scene.events("warning"))
+    assert any("rows not understood" in event for event in scene.events("warning"))
 
 
 def test_rows_that_are_not_understood_are_no_loss(scene: Scenario) -> None:

@@ -403,7 +403,7 @@ def test_a_rollout_changes_nothing(xpum: Simulator, labels: Path) -> None:
         process.stop()
     for number in (signal.SIGKILL, signal.SIGTERM):
         with running("sidecar", *arguments(xpum, labels)) as process:
-            process.wait_for("counts as the last publication")
+            process.wait_for("resuming from the existing feature file")
             xpum.wait_for_answer(xpum.answers + 2)
             process.stop(number)
         assert (labels.stat().st_mtime_ns, labels.read_bytes()) == written

@@ -95,7 +95,7 @@ def test_a_daemon_whose_every_tick_fails_is_dead() -> None:
     daemon.run([ZeroDivisionError()] * 23)
     assert "the loop has not ticked for" in str(daemon.pulse.problem())
     assert {entry["event"] for entry in daemon.logs.entries} == {
-        "a tick failed: what is published stands"
+        "a tick failed: the published labels stay"
     }
     daemon.run([UNKNOWN])
     assert daemon.pulse.problem() is None

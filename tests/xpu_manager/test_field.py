@@ -314,13 +314,14 @@ def test_forged_gpus_and_their_pages_stay_within_the_memory_of_the_overlays(
 def test_rows_that_contradict_each_other_are_told_once_per_change(tmp_path: Path) -> None:
     scene = Scenario(tmp_path)
     stale = [*self_rows(*TILES), *PAIR, row("0.0", "1.0", value="3.0", lanes=0)]
-    told = "rows contradict each other, and what was cut may still be told: XPU Manager before"
+    told = "rows contradict each other: a cut link may still be reported"
     for _ in range(3):
         outcome = scene.tick(body(stale))
         assert isinstance(outcome, ObservedLinks)
         assert len(outcome.contradicting) == 1
     entries = [entry for entry in scene.logs.entries if entry["event"].startswith(told)]
     assert [entry["directions"] for entry in entries] == ["0.0-1.0"]
+    assert "before 1.2.16" in entries[0]["hint"]
     assert scene.metric("rows_contradicting") == 1
     scene.tick(body([*self_rows(*TILES), *PAIR, row("0.0", "1.0", lanes=8)]))
     assert scene.metric("rows_contradicting") == 1

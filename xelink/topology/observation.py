@@ -39,6 +39,8 @@ class ObservedLinks:
     """Rows that could not be understood: what they would have reported is unknown."""
     contradicting: frozenset[tuple[Tile, Tile]] = frozenset()
     """Directions of which two rows differ: one of them is out of date."""
+    stale_hint: str = ""
+    """Why rows may be out of date, in the source's words."""
     narrow: int = 0
     """Xe Links that are filtered, as neither direction has the lanes."""
     one_tile: int = 0

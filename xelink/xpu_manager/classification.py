@@ -17,6 +17,7 @@ _HINT = (
     "no Xe Link was observed: is XPU Manager's Pod on the host network (hostNetwork: true)?"
     " GPUs without Xe Links, such as Flex, have none"
 )
+_STALE_HINT = "XPU Manager before 1.2.16 never forgets a row: update it"
 
 
 def classify(reading: Exposition, rules: Rules) -> Observation:
@@ -48,9 +49,10 @@ def classify(reading: Exposition, rules: Rules) -> Observation:
         ambiguous,
         reading.unread,
         _contradicting(reading),
-        narrow,
-        one_tile,
-        _HINT,
+        narrow=narrow,
+        one_tile=one_tile,
+        hint=_HINT,
+        stale_hint=_STALE_HINT,
     )
 
 
