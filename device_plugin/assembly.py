@@ -1,4 +1,4 @@
-"""A snapshot from what was seen: GPUs on the bus, links in the feature file, health. Pure.
+"""A snapshot from an observation: GPUs on the bus, links in the feature file, health. Pure.
 
 What of it takes time, the tables of the preference, is kept from one snapshot to the next as long
 as the GPUs, their links and their ports are the same.
@@ -7,11 +7,12 @@ as the GPUs, their links and their ports are the same.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from device_plugin.resources import Device, Offer, devices
+from device_plugin.resources import Device, ResourceOptions, devices
 from device_plugin.snapshot import DevicePreference, Resource, Snapshot
-from xelink.inventory.gpus import Card, Inventory
-from xelink.inventory.health import Health, complaints
+from xelink.inventory.gpus import Card
+from xelink.inventory.health import complaints
 from xelink.inventory.links import UNREAD, NodeLinks, Pair
+from xelink.inventory.observation import Observation
 from xelink.preference.criteria import GpuFacts
 from xelink.preference.decision import Decisions
 from xelink.preference.engine import DEFAULT_TIMEOUT, Clock
@@ -20,33 +21,18 @@ from xelink.preference.shares import Preferences, prepare
 
 
 @dataclass(frozen=True)
-class Seen:
-    """The latest of each source.
-
-    `cdi` names the cards that may be named as CDI devices, `cdi_trouble` says what keeps others
-    from it.
-    """
-
-    inventory: Inventory = field(default_factory=Inventory)
-    links: NodeLinks = UNREAD
-    health: Health = field(default_factory=Health)
-    cdi: frozenset[str] = frozenset()
-    cdi_trouble: str = ""
-
-
-@dataclass(frozen=True)
-class Choosing:
-    """How devices are offered and preferred."""
+class PreferenceConfig:
+    """How devices are advertised and preferred."""
 
     clock: Clock
-    offer: Offer = field(default_factory=Offer)
+    options: ResourceOptions = field(default_factory=ResourceOptions)
     policy: Policy = "topology"
     timeout: float = DEFAULT_TIMEOUT
     """Seconds that one preference may take beyond 16 GPUs."""
 
 
 @dataclass(frozen=True)
-class _Ground:
+class _PreferenceInputs:
     """What a preference rests on."""
 
     gpus: tuple[GpuFacts, ...]
@@ -56,24 +42,24 @@ class _Ground:
 class Assembler:
     """Makes snapshots, and remembers the prepared preference of each resource."""
 
-    def __init__(self, choosing: Choosing) -> None:
-        self._choosing = choosing
-        self._prepared: dict[str, tuple[_Ground, Preferences]] = {}
+    def __init__(self, config: PreferenceConfig) -> None:
+        self._config = config
+        self._prepared: dict[str, tuple[_PreferenceInputs, Preferences]] = {}
 
-    def assemble(self, seen: Seen) -> Snapshot:
-        """Return the snapshot of what was seen; up to 40 ms where a preference must be prepared."""
-        offered = devices(
-            seen.inventory,
-            self._choosing.offer,
-            complaints(seen.health, seen.inventory.cards),
-            seen.cdi,
+    def assemble(self, observed: Observation) -> Snapshot:
+        """Return the snapshot of an observation: up to 40 ms if a preference must be prepared."""
+        advertised = devices(
+            observed.inventory,
+            self._config.options,
+            complaints(observed.health, observed.inventory.cards),
+            observed.cdi,
         )
-        cards = {card.bdf: card for card in seen.inventory.cards}
-        links = _known(seen.links)
+        cards = {card.bdf: card for card in observed.inventory.cards}
+        links = _known(observed.links)
         return Snapshot(
             {
-                name: self._resource(name, every, cards, seen.links, links)
-                for name, every in offered.items()
+                name: self._resource(name, every, cards, observed.links, links)
+                for name, every in advertised.items()
             }
         )
 
@@ -88,7 +74,7 @@ class Assembler:
         gpus = {device.unit: cards[device.unit] for device in every if device.unit}
         if not gpus:
             return Resource(name, every)
-        preferences = self._prepare(name, _ground(gpus, seen, links.lanes))
+        preferences = self._prepare(name, _inputs(gpus, seen, links.lanes))
         return Resource(
             name,
             every,
@@ -100,18 +86,18 @@ class Assembler:
             links,
         )
 
-    def _prepare(self, resource: str, ground: _Ground) -> Preferences:
+    def _prepare(self, resource: str, inputs: _PreferenceInputs) -> Preferences:
         known = self._prepared.get(resource)
-        if known is None or known[0] != ground:
+        if known is None or known[0] != inputs:
             prepared = prepare(
-                ground.gpus,
-                dict(ground.lanes),
-                clock=self._choosing.clock,
-                replicas=self._choosing.offer.shared,
-                policy=self._choosing.policy,
-                timeout=self._choosing.timeout,
+                inputs.gpus,
+                dict(inputs.lanes),
+                clock=self._config.clock,
+                replicas=self._config.options.shared,
+                policy=self._config.policy,
+                timeout=self._config.timeout,
             )
-            self._prepared[resource] = known = (ground, prepared)
+            self._prepared[resource] = known = (inputs, prepared)
         return known[1]
 
 
@@ -122,8 +108,10 @@ def _known(links: NodeLinks) -> NodeLinks:
     return NodeLinks(links.state, lanes=dict(links.lanes), not_in_map=links.not_in_map)
 
 
-def _ground(gpus: Mapping[str, Card], links: NodeLinks, every: Mapping[Pair, int]) -> _Ground:
-    return _Ground(
+def _inputs(
+    gpus: Mapping[str, Card], links: NodeLinks, every: Mapping[Pair, int]
+) -> _PreferenceInputs:
+    return _PreferenceInputs(
         tuple(
             GpuFacts(card.name, bdf, card.numa, links.ports_healthy(bdf), card.physfn)
             for bdf, card in sorted(gpus.items())

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING
 
 from structlog.typing import FilteringBoundLogger
 
-from device_plugin.assembly import Assembler, Choosing
+from device_plugin.assembly import Assembler, PreferenceConfig
+from device_plugin.cdi_spec import CdiSpec
 from device_plugin.endpoints import Endpoints
 from device_plugin.limits import Limits
-from device_plugin.node import Node, Sources
 from device_plugin.page import body
-from device_plugin.resources import Offer
+from device_plugin.resources import ResourceOptions
 from device_plugin.servicer import ServingOptions
 from device_plugin.snapshot import Snapshot
 from device_plugin.status import Parts, status
 from device_plugin.telemetry import NodeTelemetry, ServingTelemetry
+from device_plugin.updates import Updates
 from xelink.daemon.command import OK
 from xelink.daemon.descriptors import require_descriptors
 from xelink.daemon.html import pages
@@ -33,6 +34,8 @@ from xelink.daemon.version import VERSION
 from xelink.daemon.watch import Watch
 from xelink.inventory import xpumd
 from xelink.inventory.devfs import Roots
+from xelink.inventory.observation import Observation
+from xelink.inventory.watcher import Watcher, WatcherConfig
 from xelink.kubelet import sockets
 from xelink.kubelet.sockets import SocketName
 
@@ -40,21 +43,21 @@ if TYPE_CHECKING:
     from device_plugin.settings import PluginSettings
     from xelink.daemon.loaded_settings import Loaded
 
-# The loop is dead, and kubelet should restart us, after so many seconds without a look at the node.
-_PATIENCE = 60.0
+# kubelet should restart us after so many seconds without a scan: the loop hangs, or a device.
+_STALLED = 60.0
 _PREFERENCE_MARGIN = 1.0
 # gRPC takes a dozen for a server, and ends the process where it cannot have them
 _LEAST_DESCRIPTORS = 128
 
 
 def run(loaded: "Loaded[PluginSettings]") -> int:
-    """Run until SIGTERM or SIGINT; give the exit code. Raises `CannotStartError`."""
+    """Run until SIGTERM or SIGINT and return the exit code. Raises `CannotStartError`."""
     settings = loaded.settings
     log = logger_to_stderr(settings.log_format, debug=settings.debug)
     for warning in loaded.warnings:
         log.warning(warning)
     require_descriptors(_LEAST_DESCRIPTORS)
-    # Before anything is written: without kubelet there is nobody to write a CDI spec for.
+    # Before anything is written: without kubelet nobody needs a CDI spec.
     sockets.require_directory(settings.plugin_dir)
     asyncio.run(_serve(settings, log))
     log.info("stopped")
@@ -68,10 +71,15 @@ async def _serve(settings: "PluginSettings", log: FilteringBoundLogger) -> None:
         loop.add_signal_handler(number, stop.set)
     release_signals()
     metrics = Metrics("xelink_device_plugin")
-    telemetry = ServingTelemetry(metrics)
+    telemetry, node_telemetry = ServingTelemetry(metrics), NodeTelemetry(metrics)
+    observed = Watch(Observation(monitored=bool(settings.xpumd_endpoint)))
     watch = Watch(Snapshot())
-    assembler = Assembler(_choosing(settings))
-    node = Node(_sources(settings), assembler, watch, NodeTelemetry(metrics), log)
+    spec = CdiSpec(settings.cdi_dir, settings.bypath, log) if settings.cdi else None
+    watcher = Watcher(
+        _watcher_config(settings), observed, node_telemetry, log, spec.refresh if spec else None
+    )
+    assembler = Assembler(_preference_config(settings))
+    updates = Updates(observed, assembler, watch, node_telemetry, log)
     endpoints = Endpoints(
         watch,
         telemetry,
@@ -82,20 +90,21 @@ async def _serve(settings: "PluginSettings", log: FilteringBoundLogger) -> None:
     )
 
     def alive() -> str | None:
-        return stalled(time.monotonic() - node.last_look, looking_for()) or node.must_restart
+        hangs = stalled(time.monotonic() - watcher.last_scan, looking_for())
+        return hangs or updates.observation.must_restart
 
     def ready() -> Verdict:
-        problem = endpoints.not_ready() if node.scanned else "no scan has succeeded yet"
-        said = filter(None, (problem, node.device_trouble, node.label_state))
-        return Verdict(problem is None, "; ".join(said))
+        problem = endpoints.not_ready() if watcher.scanned else "no scan has succeeded yet"
+        facts = (problem, updates.device_error, updates.observation.link_state)
+        return Verdict(problem is None, "; ".join(filter(None, facts)))
 
-    node.last_look = time.monotonic()
+    watcher.last_scan = time.monotonic()
     parts = Parts(
         host=gethostname(),
         policy=settings.allocation_policy.value,
         file=settings.label_file,
         ready=ready,
-        node=node,
+        updates=updates,
         watch=watch,
         endpoints=endpoints,
     )
@@ -106,22 +115,23 @@ async def _serve(settings: "PluginSettings", log: FilteringBoundLogger) -> None:
         log.info("started", version=VERSION, listen=address or "none")
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(node.run(stop))
+                tasks.create_task(watcher.run(stop))
+                tasks.create_task(updates.run(stop))
                 tasks.create_task(endpoints.run(stop))
         except BaseExceptionGroup as group:
-            # Whatever else there was, it came of the first.
+            # Whatever else there was, the first error caused it.
             raise group.exceptions[0] from None
 
 
 def stalled(silence: float, look: float) -> str | None:
-    """Say what hangs so that kubelet should restart us: a scan, or what looks beside it.
+    """Return what hangs so that kubelet should restart us, None where nothing does.
 
-    `silence` is the seconds since the node was last looked at, `look` those that a look at sockets
-    or the feature file has taken by now.
+    `silence` is the seconds since the last scan, `look` those that a poll of sockets or of the
+    feature file has taken by now.
     """
-    if silence > _PATIENCE:
+    if silence > _STALLED:
         return f"no look at the node for {silence:.0f} s"
-    if look > _PATIENCE:
+    if look > _STALLED:
         return f"a look at sockets or the feature file has taken {look:.0f} s"
     return None
 
@@ -142,10 +152,10 @@ def _pages(settings: "PluginSettings", parts: Parts) -> Mapping[str, Page]:
     return pages(title, lambda: status(parts, datetime.now(UTC)), body)
 
 
-def _choosing(settings: "PluginSettings") -> Choosing:
-    return Choosing(
+def _preference_config(settings: "PluginSettings") -> PreferenceConfig:
+    return PreferenceConfig(
         clock=time.monotonic,
-        offer=Offer(
+        options=ResourceOptions(
             settings.shared_dev_num,
             settings.bypath,
             settings.monitoring_mode if settings.enable_monitoring else None,
@@ -155,15 +165,13 @@ def _choosing(settings: "PluginSettings") -> Choosing:
     )
 
 
-def _sources(settings: "PluginSettings") -> Sources:
-    return Sources(
+def _watcher_config(settings: "PluginSettings") -> WatcherConfig:
+    return WatcherConfig(
         Roots.under(settings.prefix, settings.device_root),
         settings.label_file,
         settings.label_namespace,
         settings.allow_ids,
         settings.deny_ids,
-        cdi_dir=settings.cdi_dir if settings.cdi else None,
-        by_path=settings.bypath,
         endpoint=settings.xpumd_endpoint,
         rule=xpumd.Rule(settings.health_severity.severity, settings.health_confirmations),
     )

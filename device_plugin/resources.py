@@ -26,10 +26,11 @@ class Monitoring(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
-    """How GPUs are offered: `shared` containers may use one at a time (at least 1).
+class ResourceOptions:
+    """How GPUs are advertised: `shared` containers may use one at a time (at least 1).
 
-    `monitoring` None offers no monitoring. Raises `ValueError` when `shared` is less than 1.
+    Without `monitoring` there is no monitoring resource. Raises `ValueError` when `shared` is less
+    than 1.
     """
 
     shared: int = 1
@@ -67,7 +68,7 @@ class Device:
 
 def devices(
     inventory: Inventory,
-    offer: Offer,
+    options: ResourceOptions,
     complaints: Mapping[str, str] | None = None,
     cdi: AbstractSet[str] = frozenset(),
 ) -> dict[str, tuple[Device, ...]]:
@@ -85,16 +86,16 @@ def devices(
                 Device(
                     id=f"{card.name}-{share}",
                     nodes=card.nodes,
-                    mounts=mounts(card, inventory, offer.by_path),
+                    mounts=mounts(card, inventory, options.by_path),
                     numa=card.numa,
                     unit=card.bdf,
                     cdi=qualified_name(card) if card.name in cdi else "",
                     complaint=(complaints or {}).get(card.bdf) or card.complaint,
                 )
                 for card in cards
-                for share in range(offer.shared)
+                for share in range(options.shared)
             )
-    return found | _monitoring(inventory.monitored, offer.monitoring)
+    return found | _monitoring(inventory.monitored, options.monitoring)
 
 
 def _monitoring(

@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 
 from device_plugin.endpoints import Endpoint, Endpoints
 from device_plugin.history import MOST_PREFERENCES
-from device_plugin.node import Node
 from device_plugin.snapshot import Snapshot
+from device_plugin.updates import Updates
 from xelink.daemon.html import Status, iso
 from xelink.daemon.http_server import Verdict
 from xelink.daemon.watch import Watch
@@ -27,36 +27,38 @@ Facts: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True)
 class Parts:
-    """The plugin on the node `host`, as far as there is to be told of it."""
+    """The plugin on the node `host`: what its status is made of."""
 
     host: str
     policy: str
     file: Path
     ready: Callable[[], Verdict]
-    node: Node
+    updates: Updates
     watch: Watch[Snapshot]
     endpoints: Endpoints
 
 
 def status(parts: Parts, now: datetime) -> Status:
     """Return the status; nothing of it is secret."""
-    ready, snapshot, seen = parts.ready(), parts.watch.current, parts.node.seen
-    silent, complaints = parts.node.health_unknown, _complaints(snapshot)
+    ready, snapshot, observed = parts.ready(), parts.watch.current, parts.updates.observation
+    unknown, complaints = observed.health_unknown, _complaints(snapshot)
     every = sorted(parts.endpoints.every, key=lambda one: one.plugin.resource)
-    allocations = [told for one in every for told in _allocations(one)]
-    preferences = [told for one in every for told in _preferences_of(one)]
+    allocations = [facts for one in every for facts in _allocations(one)]
+    preferences = [facts for one in every for facts in _preferences_of(one)]
     return {
         "now": iso(now),
         "host": parts.host,
         "ready": ready.fine,
         "readyz": ready.text,
         "policy": parts.policy,
-        "health": parts.node.health_state,
-        "links": _links(seen.links, seen.inventory, parts.file, now),
+        "health": observed.health_state,
+        "links": _links(observed.links, observed.inventory, parts.file, now),
         "resources": [_resource(one, snapshot) for one in every],
-        "gpus": [_gpu(card, complaints, seen.links, silent) for card in seen.inventory.cards],
-        "excluded": [str(gpu) for gpu in seen.inventory.withheld],
-        "warnings": list(parts.node.doubts),
+        "gpus": [
+            _gpu(card, complaints, observed.links, unknown) for card in observed.inventory.cards
+        ],
+        "excluded": [str(gpu) for gpu in observed.inventory.excluded],
+        "warnings": list(parts.updates.warnings),
         "allocations": _newest_first(allocations),
         "preferences": _newest_first(preferences)[:MOST_PREFERENCES],
     }
@@ -78,7 +80,7 @@ def _links(links: NodeLinks, inventory: Inventory, file: Path, now: datetime) ->
 
 
 def _mapped(links: NodeLinks, inventory: Inventory) -> Topology:
-    """Give the topology with this node's own cards in its id map; without one, as guessed."""
+    """Return the topology with this node's own cards in its id map; without one, as inferred."""
     topology = links.topology or Topology()
     cards = {card.bdf: card for card in inventory.cards}
     gpus = topology.gpus or tuple(Gpu(id_, bdf) for id_, bdf in links.addresses.items())
@@ -116,7 +118,7 @@ def _complaints(snapshot: Snapshot) -> Mapping[str, str | None]:
 
 
 def _gpu(
-    card: Card, complaints: Mapping[str, str | None], links: NodeLinks, silent: Sequence[str]
+    card: Card, complaints: Mapping[str, str | None], links: NodeLinks, unknown: Sequence[str]
 ) -> Facts:
     linked = {bdf for pair in links.lanes if card.bdf in pair for bdf in pair} - {card.bdf}
     known = linked or links.knows(card.bdf)
@@ -130,7 +132,7 @@ def _gpu(
         "tiles": card.tiles,
         "vf_of": card.physfn,
         "unhealthy": complaints.get(card.bdf),
-        "health_known": card.bdf not in silent,
+        "health_known": card.bdf not in unknown,
         "linked_to": sorted(linked) if known else None,
     }
 
@@ -139,11 +141,11 @@ Dated: TypeAlias = tuple[float, Facts]
 
 
 def _newest_first(dated: Iterable[Dated]) -> list[Facts]:
-    return [told for _, told in sorted(dated, key=lambda item: -item[0])]
+    return [facts for _, facts in sorted(dated, key=lambda item: -item[0])]
 
 
 def _allocations(endpoint: Endpoint) -> Iterator[Dated]:
-    """Tell of each container that got a device which was not given again since.
+    """Return each container that got a device which was not reallocated since.
 
     `devices` are these; some of the same container may have been `reallocated`.
     """

@@ -3,11 +3,11 @@
 import time
 from datetime import datetime
 
-from device_plugin.assembly import Seen
 from device_plugin.history import Followed
 from device_plugin.responses import AdvertisedDevice
 from xelink.daemon.metrics import Metrics
 from xelink.inventory.health import Health
+from xelink.inventory.observation import Observation
 from xelink.inventory.workload_facts import Linked
 from xelink.nfd.reader import FileState
 from xelink.preference.decision import WORDS
@@ -123,16 +123,16 @@ class ServingTelemetry:
 
 
 class NodeTelemetry:
-    """The metrics of the plugin's eyes."""
+    """The metrics of what was observed of the node."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._scans = metrics.counter("scans", "scans of sysfs and devfs: good, failed", "outcome")
-        self._gpus = metrics.gauge("gpus", "GPUs that are offered")
+        self._gpus = metrics.gauge("gpus", "GPUs that are advertised")
         self._problems = metrics.gauge("gpu_problems", "GPUs of which something cannot be read")
         self._unusable = metrics.gauge(
             "unusable_gpus",
-            "GPUs that are offered as unhealthy: without a device node or a render node, or can no"
-            " longer be read",
+            "GPUs that are advertised as unhealthy: without a device node or a render node, or no"
+            " longer readable",
         )
         self._cdi = metrics.gauge("cdi_devices", "GPUs that are named as CDI devices")
         self._pairs = metrics.gauge("linked_pairs", "pairs of GPUs that are linked")
@@ -147,10 +147,12 @@ class NodeTelemetry:
         self._expiry = metrics.gauge(
             "feature_file_expiry_timestamp_seconds", "when it expires; 0: never, or there is none"
         )
-        self._unhealthy = metrics.gauge("unhealthy_gpus", "GPUs that XPU Manager calls unhealthy")
-        self._known = metrics.gauge("health_known", "1 while XPU Manager tells GPUs' health")
+        self._unhealthy = metrics.gauge(
+            "unhealthy_gpus", "GPUs that XPU Manager reports as unhealthy"
+        )
+        self._known = metrics.gauge("health_known", "1 while XPU Manager reports GPUs' health")
         self._silent = metrics.gauge(
-            "gpus_health_unknown", "GPUs of which XPU Manager, which tells of others, says nothing"
+            "gpus_health_unknown", "GPUs missing from XPU Manager's health report"
         )
         self._changes = metrics.counter("health_changes", "changes of a GPU's health", "to")
         self._unread = metrics.counter(
@@ -166,24 +168,24 @@ class NodeTelemetry:
         """Count one scan."""
         self._scans.labels("good" if good else "failed").inc()
 
-    def sees(self, seen: Seen, *, health_unknown: int) -> None:
-        """Show the latest of each source."""
-        self._silent.set(health_unknown)
-        self._gpus.set(len(seen.inventory.cards))
-        self._problems.set(len(seen.inventory.problems))
-        self._unusable.set(sum(not card.healthy for card in seen.inventory.cards))
-        self._cdi.set(len(seen.cdi))
-        self._pairs.set(len(seen.links.lanes))
+    def observed(self, observed: Observation) -> None:
+        """Show the observation that is in use."""
+        self._silent.set(len(observed.health_unknown))
+        self._gpus.set(len(observed.inventory.cards))
+        self._problems.set(len(observed.inventory.problems))
+        self._unusable.set(sum(not card.healthy for card in observed.inventory.cards))
+        self._cdi.set(len(observed.cdi))
+        self._pairs.set(len(observed.links.lanes))
         for state in FileState:
-            self._state.labels(state.value).set(state is seen.links.state)
-        self._written = _timestamp(seen.links.published)
+            self._state.labels(state.value).set(state is observed.links.state)
+        self._written = _timestamp(observed.links.published)
         self._published.set(self._written)
-        self._expiry.set(_timestamp(seen.links.expiry))
+        self._expiry.set(_timestamp(observed.links.expiry))
 
-    def judged(self, health: Health) -> None:
-        """Show what XPU Manager says of the GPUs."""
+    def health_reported(self, health: Health) -> None:
+        """Show the latest health report."""
         self._unhealthy.set(len(health.unhealthy))
-        self._known.set(not health.trouble)
+        self._known.set(not health.error)
         unread = health.bad_messages + health.bad_addresses + health.bad_severities
         self._unread.inc(unread - self._unread_before)
         self._unread_before = unread

@@ -109,7 +109,7 @@ ONE_LINE: dict[str, Callable[[str], str]] = {
     "wrong file": lambda text: captured(
         lambda: answer(SidecarSettings, [f"-config-file=/nowhere/{text.replace(chr(0), '')}"])
     ),
-    "health": health.told,
+    "health": health.one_line,
     "feature file": lambda text: (
         read(
             Look((1,), f"# +{text}".encode(errors="surrogatepass"), None), "gpu.intel.com", NOW

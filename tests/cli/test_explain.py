@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_plugin.assembly import Assembler, Choosing, Seen
-from device_plugin.resources import Offer
+from device_plugin.assembly import Assembler, PreferenceConfig
+from device_plugin.resources import ResourceOptions
 from tests.cli.commands import EXAMPLES, Xelink, labels, topology
 from tests.patience import PATIENCE
 from tests.strategies import topologies
@@ -27,6 +27,7 @@ from xelink.cli.explain.text import WISHES, choice_facts, told
 from xelink.cli.tables import plain
 from xelink.inventory.gpus import Card, Inventory
 from xelink.inventory.links import join
+from xelink.inventory.observation import Observation
 from xelink.nfd.reader import Look
 from xelink.nfd.reader import read as read_labels
 from xelink.preference.criteria import WISHES as TABLE
@@ -79,8 +80,8 @@ def test_it_prefers_what_the_plugin_prefers(
         tuple(Card(gpu.card or "", gpu.bdf, "i915", 0x0BD5, gpu.numa) for gpu in shape.gpus)
     )
     reading = read_labels(Look(content=content), DEFAULT_NAMESPACE, datetime.now(UTC))
-    choosing = Choosing(time.monotonic, Offer(shared=shares), policy)
-    snapshot = Assembler(choosing).assemble(Seen(inventory, join(reading, inventory)))
+    choosing = PreferenceConfig(time.monotonic, ResourceOptions(shared=shares), policy)
+    snapshot = Assembler(choosing).assemble(Observation(inventory, join(reading, inventory)))
     every = [f"{card.name}-{i}" for card in inventory.cards for i in range(shares)]
     used = choice_of(st.lists(st.sampled_from(every), unique=True, max_size=len(every) - 1))
     free = [device for device in every if device not in used]

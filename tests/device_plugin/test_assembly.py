@@ -7,8 +7,8 @@ from types import MethodType
 
 import pytest
 
-from device_plugin.assembly import Assembler, Choosing, Seen
-from device_plugin.resources import Monitoring, Offer
+from device_plugin.assembly import Assembler, PreferenceConfig
+from device_plugin.resources import Monitoring, ResourceOptions
 from device_plugin.snapshot import Snapshot
 from tests.device_plugin.plugins import I915, MONITORING, bdf, card
 from xelink.inventory.by_path import ByPath
@@ -16,6 +16,7 @@ from xelink.inventory.cdi import KIND
 from xelink.inventory.gpus import Card, Inventory, Problem
 from xelink.inventory.health import GpuHealth, Health
 from xelink.inventory.links import UNREAD, NodeLinks, Pair
+from xelink.inventory.observation import Observation
 from xelink.nfd.reader import FileState
 from xelink.preference.shares import Preferences
 from xelink.topology.model import PortState
@@ -23,15 +24,15 @@ from xelink.topology.model import PortState
 XE = "gpu.intel.com/xe"
 
 
-def assembler(offer: Offer | None = None) -> Assembler:
-    return Assembler(Choosing(clock=lambda: 0.0, offer=offer or Offer()))
+def assembler(options: ResourceOptions | None = None) -> Assembler:
+    return Assembler(PreferenceConfig(clock=lambda: 0.0, options=options or ResourceOptions()))
 
 
-def node(*cards: Card, links: NodeLinks | None = None) -> Seen:
-    return Seen(
+def node(*cards: Card, links: NodeLinks | None = None) -> Observation:
+    return Observation(
         inventory=Inventory(cards or tuple(card(number, numa=0) for number in (1, 2, 3, 4))),
         links=links or wired((1, 2), (3, 4)),
-        health=Health(trouble=""),
+        health=Health(error=""),
     )
 
 
@@ -65,19 +66,19 @@ def links_of(snapshot: Snapshot) -> NodeLinks:
     return links
 
 
-def with_cards(change: Callable[[Card], Card]) -> Callable[[Seen], Seen]:
-    def changed(seen: Seen) -> Seen:
+def with_cards(change: Callable[[Card], Card]) -> Callable[[Observation], Observation]:
+    def changed(seen: Observation) -> Observation:
         first, *others = seen.inventory.cards
         return replace(seen, inventory=replace(seen.inventory, cards=(change(first), *others)))
 
     return changed
 
 
-def with_links(**changes: object) -> Callable[[Seen], Seen]:
+def with_links(**changes: object) -> Callable[[Observation], Observation]:
     return lambda seen: replace(seen, links=replace(seen.links, **changes))  # type: ignore[arg-type]  # fields of the caller
 
 
-UNCHANGED: Mapping[str, Callable[[Seen], Seen]] = {
+UNCHANGED: Mapping[str, Callable[[Observation], Observation]] = {
     "nothing": lambda seen: seen,
     "the labels were renewed": with_links(expiry=datetime.now(UTC), published=datetime.now(UTC)),
     "the same lanes in another order": lambda seen: replace(
@@ -88,7 +89,7 @@ UNCHANGED: Mapping[str, Callable[[Seen], Seen]] = {
     ),
     "ports of a GPU that is not here": with_links(ports={bdf(9): PortState.FAILED}),
     "a GPU is ill": lambda seen: replace(
-        seen, health=Health({bdf(1): GpuHealth(healthy=False, reason="hot")}, trouble="")
+        seen, health=Health({bdf(1): GpuHealth(healthy=False, reason="hot")}, error="")
     ),
     "a device node is gone": with_cards(lambda one: replace(one, missing=("/dev/dri/card1",))),
     "a card is a CDI device": lambda seen: replace(seen, cdi=frozenset({"card1"})),
@@ -97,7 +98,7 @@ UNCHANGED: Mapping[str, Callable[[Seen], Seen]] = {
     ),
 }
 
-CHANGED: Mapping[str, Callable[[Seen], Seen]] = {
+CHANGED: Mapping[str, Callable[[Observation], Observation]] = {
     "lanes": lambda seen: replace(seen, links=wired((1, 2), (3, 4), lanes=4)),
     "a link less": lambda seen: replace(seen, links=wired((1, 2))),
     "no links any more": lambda seen: replace(seen, links=wired()),
@@ -118,7 +119,7 @@ CHANGED: Mapping[str, Callable[[Seen], Seen]] = {
 
 @pytest.mark.parametrize("change", UNCHANGED.values(), ids=UNCHANGED)
 def test_a_preference_is_kept_when_nothing_that_matters_to_it_changed(
-    change: Callable[[Seen], Seen],
+    change: Callable[[Observation], Observation],
 ) -> None:
     ours = assembler()
     before = ours.assemble(node())
@@ -128,7 +129,7 @@ def test_a_preference_is_kept_when_nothing_that_matters_to_it_changed(
 
 @pytest.mark.parametrize("change", CHANGED.values(), ids=CHANGED)
 def test_a_preference_is_prepared_anew_when_what_it_rests_on_changed(
-    change: Callable[[Seen], Seen],
+    change: Callable[[Observation], Observation],
 ) -> None:
     ours = assembler()
     before = ours.assemble(node())
@@ -176,14 +177,14 @@ def test_i915_and_xe_are_apart() -> None:
 )
 def test_monitoring_is_offered_and_has_no_preference(mode: Monitoring, names: set[str]) -> None:
     seen = node(card(1), replace(card(2), driver="xe"))
-    snapshot = assembler(Offer(1, ByPath.SINGLE, mode)).assemble(seen)
+    snapshot = assembler(ResourceOptions(1, ByPath.SINGLE, mode)).assemble(seen)
     assert snapshot.resources.keys() == names | {I915, XE}
     preferring = {name for name, one in snapshot.resources.items() if one.preference}
     assert preferring == {I915, XE}
 
 
 def test_shares_are_offered_and_preferred_by_gpu() -> None:
-    snapshot = assembler(Offer(2)).assemble(node(links=wired((2, 4))))
+    snapshot = assembler(ResourceOptions(2)).assemble(node(links=wired((2, 4))))
     assert [device.id for device in snapshot.resource(I915).devices][:4] == [
         "card1-0",
         "card1-1",
@@ -219,7 +220,7 @@ def test_what_changes_no_answer_is_no_news_to_kubelet(before: NodeLinks, after: 
 
 
 def test_before_the_first_look_no_lanes_are_known() -> None:
-    snapshot = assembler().assemble(Seen(inventory=Inventory((card(1), card(2)))))
+    snapshot = assembler().assemble(Observation(inventory=Inventory((card(1), card(2)))))
     assert links_of(snapshot) == UNREAD
     assert preferred(snapshot, 1) == ("card1-0",)
 
@@ -244,13 +245,13 @@ def test_a_node_without_links_is_known_to_have_none() -> None:
 def test_without_gpus_there_is_nothing_to_offer_and_what_was_known_comes_back() -> None:
     ours = assembler()
     before = ours.assemble(node())
-    empty = ours.assemble(Seen())
+    empty = ours.assemble(Observation())
     assert empty == Snapshot()
     assert prepared(ours.assemble(node())) is prepared(before)
 
 
 def test_a_complaint_makes_a_device_unhealthy_and_gives_the_reason() -> None:
-    hot = Health({bdf(2): GpuHealth(healthy=False, reason="core is critical (hot)")}, trouble="")
+    hot = Health({bdf(2): GpuHealth(healthy=False, reason="core is critical (hot)")}, error="")
     snapshot = assembler().assemble(replace(node(), health=hot))
     told = {device.id: device.complaint for device in snapshot.resource(I915).devices}
     assert told == {
@@ -262,7 +263,7 @@ def test_a_complaint_makes_a_device_unhealthy_and_gives_the_reason() -> None:
 
 
 def test_a_virtual_function_is_as_ill_as_its_physical_function() -> None:
-    hot = Health({bdf(9): GpuHealth(healthy=False, reason="hot")}, trouble="")
+    hot = Health({bdf(9): GpuHealth(healthy=False, reason="hot")}, error="")
     seen = replace(node(replace(card(1), physfn=bdf(9)), card(2)), health=hot)
     snapshot = assembler().assemble(seen)
     ill = [(one.unit, one.complaint) for one in snapshot.resource(I915).devices if not one.healthy]

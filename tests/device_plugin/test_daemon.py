@@ -180,15 +180,15 @@ from pathlib import Path
 from device_plugin import daemon
 from device_plugin.__main__ import main
 from xelink.kubelet import sockets
-identity, sources, quick = sockets.identity, daemon._sources, threading.Event()
+identity, sources, quick = sockets.identity, daemon._watcher_config, threading.Event()
 def hangs(path):
     while os.path.exists(os.environ["HANG"]) and threading.current_thread() != MAIN:
         quick.wait(0.01)
     return identity(path)
 def fast(settings):
-    return replace(sources(settings), scan_seconds=0.05, look_seconds=0.05)
+    return replace(sources(settings), scan_seconds=0.05, poll_seconds=0.05)
 MAIN = threading.main_thread()
-sockets.identity, daemon._sources, daemon._PATIENCE = hangs, fast, 2.0
+sockets.identity, daemon._watcher_config, daemon._STALLED = hangs, fast, 2.0
 sys.exit(main())
 """
 

@@ -106,7 +106,7 @@ def test_a_gpu_that_is_unhealthy_here_and_offered_there_is_told_with_every_reaso
     assert "unhealthy" in row
     page = (DOCS / "device-plugin.md").read_text()
     (gauge,) = re.findall(r"^\| `xelink_device_plugin_unusable_gpus` .*$", page, re.MULTILINE)
-    assert all(why in gauge for why in ("device node", "render node", "no longer be read"))
+    assert all(why in gauge for why in ("device node", "render node", "no longer readable"))
 
 
 def test_where_the_node_is_a_container_the_page_says_how_to_recover_from_a_reload() -> None:

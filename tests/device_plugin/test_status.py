@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from device_plugin.assembly import Assembler, Choosing, Seen
+from device_plugin.assembly import Assembler, PreferenceConfig
 from device_plugin.endpoints import Endpoints
 from device_plugin.history import (
     MOST_DEVICES,
@@ -22,11 +22,11 @@ from device_plugin.history import (
     History,
     PreferenceRecord,
 )
-from device_plugin.node import Node, Sources
 from device_plugin.page import body
 from device_plugin.snapshot import Snapshot
 from device_plugin.status import Parts, status
 from device_plugin.telemetry import NodeTelemetry
+from device_plugin.updates import Updates
 from tests.device_plugin.happenings import until
 from tests.device_plugin.plugins import I915, Account, Running, changed, directory
 from tests.device_plugin.plugins import node as snapshot_of
@@ -42,6 +42,7 @@ from xelink.inventory.devfs import Roots
 from xelink.inventory.gpus import Inventory, scan
 from xelink.inventory.health import GpuHealth, Health
 from xelink.inventory.links import join
+from xelink.inventory.observation import Observation
 from xelink.inventory.workload_facts import Linked
 from xelink.nfd import reader as labels
 from xelink.preference.decision import Decision
@@ -102,7 +103,7 @@ class Scene:
     """A plugin's eyes, which see what they are given, and what is told of it."""
 
     path: Path
-    node: Node
+    updates: Updates
     watch: Watch[Snapshot]
     endpoints: Endpoints
     ready: Verdict = READY
@@ -110,8 +111,13 @@ class Scene:
     def see(self, file: bytes | None, inventory: Inventory) -> None:
         seen = labels.Look(content=file, modified=NOW - timedelta(seconds=7))
         links = join(labels.read(seen, NAMESPACE, NOW), inventory)
-        self.node.seen = Seen(inventory, links)
-        self.watch.replace(Assembler(Choosing(clock=time.monotonic)).assemble(self.node.seen))
+        self.updates.observation = replace(
+            self.updates.observation, inventory=inventory, links=links
+        )
+        self.updates.assembled = True
+        self.watch.replace(
+            Assembler(PreferenceConfig(clock=time.monotonic)).assemble(self.updates.observation)
+        )
 
     def told(self) -> dict[str, Any]:
         parts = Parts(
@@ -119,7 +125,7 @@ class Scene:
             policy="topology",
             file=Path("/labels.txt"),
             ready=lambda: self.ready,
-            node=self.node,
+            updates=self.updates,
             watch=self.watch,
             endpoints=self.endpoints,
         )
@@ -133,11 +139,11 @@ class Scene:
 def scene(path: Path, run: Running | None = None, endpoint: str = "") -> Scene:
     account = run or Account()
     watch = run.watch if run else Watch(Snapshot())
-    sources = Sources(Roots.under(path / "n"), endpoint=endpoint)
-    assembler = Assembler(Choosing(clock=time.monotonic))
-    node = Node(sources, assembler, watch, NodeTelemetry(Metrics("eyes")), account.log)
+    observed = Watch(Observation(monitored=bool(endpoint)))
+    assembler = Assembler(PreferenceConfig(clock=time.monotonic))
+    updates = Updates(observed, assembler, watch, NodeTelemetry(Metrics("node")), account.log)
     endpoints = run.endpoints if run else Endpoints(watch, account.telemetry, account.log)
-    return Scene(path, node, watch, endpoints)
+    return Scene(path, updates, watch, endpoints)
 
 
 @pytest.fixture
@@ -344,10 +350,10 @@ def test_where_health_comes_from_is_told_and_of_which_gpus_nothing_is_said(
     here = scene(tmp_path, endpoint="/run/xpumd.sock")
     here.see(None, scan(Roots.under(tmp_path / "n")))
     assert here.told()["health"] == "unknown: not connected yet"
-    health = Health(gpus={"0000:29:00.0": GpuHealth(known=True)}, trouble="")
-    here.node.seen = replace(here.node.seen, health=health)
+    health = Health(gpus={"0000:29:00.0": GpuHealth(known=True)}, error="")
+    here.updates.observation = replace(here.updates.observation, health=health)
     told = here.told()
-    assert told["health"] == "as XPU Manager tells it"
+    assert told["health"] == "as reported by XPU Manager"
     assert [gpu["health_known"] for gpu in told["gpus"]] == [True, *[False] * 7]
     assert page_of(told).texts.count(" (XPU Manager says nothing of it)") == 7
 

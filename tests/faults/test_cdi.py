@@ -22,7 +22,7 @@ from xelink.inventory.by_path import ByPath
 node, directory = map(Path, sys.argv[1:])
 inventory = scan(Roots.under(node)) if node.exists() else Inventory()
 standing = cdi.refresh(directory, inventory, ByPath.NONE)
-print(standing.trouble or standing.changed)
+print(standing.error or standing.changed)
 """
 
 

@@ -24,7 +24,7 @@ from tests.patience import PATIENCE
 from xelink.api import deviceplugin_pb2 as pb
 from xelink.daemon.flags import DaemonSettings, HelpWanted, UsageError, load, print_config
 from xelink.inventory import xpumd
-from xelink.inventory.health import Health, Message, Threshold, judge, pci_address
+from xelink.inventory.health import Health, Message, Threshold, evaluate, pci_address
 from xelink.nfd import reader as plugin_labels
 from xelink.preference.criteria import GpuFacts
 from xelink.preference.shares import prepare
@@ -141,15 +141,15 @@ def health(data: bytes) -> None:
     except DecodeError:
         return
     for threshold in Threshold:
-        once = judge(Health(), message, threshold.severity, 1)
+        once = evaluate(Health(), message, threshold.severity, 1)
         for address, gpu in once.gpus.items():
             assert pci_address(address) == address
             assert bool(gpu.reason) is not gpu.healthy
             assert gpu.reason.isprintable()
             assert len(gpu.reason) <= 300
-        assert judge(once, message, threshold.severity, 1) == once
-        assert judge(once, Message(2.0), threshold.severity, 1).unhealthy == once.unhealthy
-        assert not judge(Health(), message, threshold.severity, 2).unhealthy
+        assert evaluate(once, message, threshold.severity, 1) == once
+        assert evaluate(once, Message(2.0), threshold.severity, 1).unhealthy == once.unhealthy
+        assert not evaluate(Health(), message, threshold.severity, 2).unhealthy
 
 
 _METHODS: tuple[tuple[str, Callable[[bytes], object]], ...] = (

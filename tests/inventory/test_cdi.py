@@ -269,7 +269,7 @@ def test_a_directory_that_cannot_be_is_an_error(tmp_path: Path, inventory: Inven
     (tmp_path / "file").write_text("")
     standing = cdi.refresh(tmp_path / "file/cdi", inventory, ByPath.SINGLE)
     assert not standing.named
-    assert standing.trouble.startswith(f"cannot write {tmp_path}/file/cdi/{cdi.FILE_NAME}: ")
+    assert standing.error.startswith(f"cannot write {tmp_path}/file/cdi/{cdi.FILE_NAME}: ")
     with pytest.raises(cdi.CdiError, match="cannot remove"):
         cdi.remove(tmp_path / "file/cdi")
 
@@ -280,7 +280,7 @@ def test_a_failed_write_leaves_what_stood_and_nothing_else(
     (directory / cdi.FILE_NAME / "occupied").mkdir(parents=True)
     standing = cdi.refresh(directory, inventory, ByPath.SINGLE)
     assert not standing.named
-    assert standing.trouble.endswith("Is a directory")
+    assert standing.error.endswith("Is a directory")
     assert [path.name for path in directory.iterdir()] == [cdi.FILE_NAME]
     with pytest.raises(cdi.CdiError, match="cannot remove"):
         cdi.remove(directory)
@@ -445,7 +445,7 @@ def test_beside_a_file_too_long_to_be_looked_through_ours_stays_and_nothing_is_n
     (directory / "huge.yaml").write_text("#" * (1 << 20) + "\n")
     standing = cdi.refresh(directory, inventory, ByPath.SINGLE)
     assert (standing.named, standing.changed) == (frozenset(), False)
-    assert standing.trouble == (
+    assert standing.error == (
         "longer than 1048576 bytes, so that nobody knows whether they define the same devices:"
         f" {directory}/huge.yaml"
     )
@@ -520,7 +520,7 @@ def test_the_remedy_is_one_line_of_a_bounded_length(directory: Path, inventory: 
     directory.mkdir(parents=True)
     for number in range(20):
         (directory / f"a b\x1b[0m{number:02}.yaml").write_text(INTELS)
-    said = cdi.refresh(directory, inventory, ByPath.SINGLE).trouble
+    said = cdi.refresh(directory, inventory, ByPath.SINGLE).error
     assert said.isprintable()
     assert said.count(".yaml'") == 16
     assert said.endswith(" (and 4 more)")

@@ -9,18 +9,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from device_plugin.resources import Device, Monitoring, Offer, devices
+from device_plugin.resources import Device, Monitoring, ResourceOptions, devices
 from xelink.inventory import devfs
 from xelink.inventory.by_path import ByPath, mounts
 from xelink.inventory.devfs import DeviceNode, Mount, Roots
 from xelink.inventory.gpus import (
     Card,
+    DriState,
+    ExcludedGpu,
+    Exclusion,
     Inventory,
     Problem,
-    Reason,
     ScanError,
-    Sight,
-    Withheld,
     fingerprint,
     scan,
 )
@@ -75,7 +75,7 @@ def test_a_max_node_is_told_in_full(node: Node) -> None:
     assert [card.numa for card in inventory.cards] == [0] * 4 + [1] * 4
     assert {card.model for card in inventory.cards} == {"Data Center GPU Max 1550"}
     assert all(card.healthy and not card.is_vf for card in inventory.cards)
-    assert not inventory.withheld
+    assert not inventory.excluded
     assert not inventory.problems
 
 
@@ -109,7 +109,7 @@ def test_cards_of_others_are_none_of_ours(tmp_path: Path) -> None:
     (tmp_path / "sys/class/drm/card2").symlink_to(platform / "drm/card2")
     (tmp_path / "sys/class/drm/card0-DP-1").mkdir()
     inventory = look(node)
-    assert (inventory.cards, inventory.withheld, inventory.problems) == ((), (), ())
+    assert (inventory.cards, inventory.excluded, inventory.problems) == ((), (), ())
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_a_node_that_cannot_be_looked_at_is_an_error(node: Node, spoil: object) 
 def test_a_node_that_is_taken_away_during_a_scan_is_no_node_without_gpus(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def last_part(*_: object) -> tuple[Withheld, ...]:
+    def last_part(*_: object) -> tuple[ExcludedGpu, ...]:
         (node.root / "sys").rename(node.root / "gone")
         return ()
 
@@ -211,58 +211,58 @@ def test_an_unknown_numa_node_never_keeps_a_card_back(
 @pytest.mark.parametrize(
     ("allow", "deny", "offered", "reason"),
     [
-        pytest.param({0x0BD5}, set(), ["card1"], Reason.NOT_ALLOWED, id="allow"),
-        pytest.param(set(), {0x56C0}, ["card1"], Reason.DENIED, id="deny"),
-        pytest.param({0x56C0}, set(), ["card2"], Reason.NOT_ALLOWED, id="allow the other"),
+        pytest.param({0x0BD5}, set(), ["card1"], Exclusion.NOT_ALLOWED, id="allow"),
+        pytest.param(set(), {0x56C0}, ["card1"], Exclusion.DENIED, id="deny"),
+        pytest.param({0x56C0}, set(), ["card2"], Exclusion.NOT_ALLOWED, id="allow the other"),
     ],
 )
 def test_device_ids_are_allowed_and_denied(
-    tmp_path: Path, allow: set[int], deny: set[int], offered: list[str], reason: Reason
+    tmp_path: Path, allow: set[int], deny: set[int], offered: list[str], reason: Exclusion
 ) -> None:
     node = Node(tmp_path)
     node.add(SimulatedGpu(FIRST, 1))
     node.add(SimulatedGpu(SECOND, 2, device_id=0x56C0))
     inventory = look(node, frozenset(allow), frozenset(deny))
     assert cards(inventory) == offered
-    assert [withheld.reason for withheld in inventory.withheld] == [reason]
+    assert [withheld.reason for withheld in inventory.excluded] == [reason]
     assert [card.name for card in inventory.monitored] == offered
 
 
 @pytest.mark.parametrize(
     ("driver", "reason"),
-    [("vfio-pci", Reason.OTHER_DRIVER), (None, Reason.NO_DRIVER)],
+    [("vfio-pci", Exclusion.OTHER_DRIVER), (None, Exclusion.NO_DRIVER)],
 )
 def test_a_gpu_without_our_driver_is_told_and_is_no_problem(
-    node: Node, driver: str | None, reason: Reason
+    node: Node, driver: str | None, reason: Exclusion
 ) -> None:
     node.rebind(FIRST, driver)
     inventory = look(node)
     assert cards(inventory) == [f"card{number}" for number in range(2, 9)]
-    assert inventory.withheld == (Withheld(FIRST, reason, None, driver),)
+    assert inventory.excluded == (ExcludedGpu(FIRST, reason, None, driver),)
     assert not inventory.problems
-    assert str(inventory.withheld[0]).startswith(f"GPU at {FIRST} is not offered: ")
+    assert str(inventory.excluded[0]).startswith(f"GPU at {FIRST} is not advertised: ")
 
 
 def test_a_card_of_another_driver_is_told_by_name(node: Node) -> None:
     path = node.damage(FIRST, "driver", Damage.MISSING)
     path.symlink_to("../../../bus/pci/drivers/nouveau")
-    [withheld] = look(node).withheld
-    expected = f"card1 at {FIRST} is not offered: its driver is not one of ours (nouveau)"
+    [withheld] = look(node).excluded
+    expected = f"card1 at {FIRST} is not advertised: its driver is not one of ours (nouveau)"
     assert str(withheld) == expected
 
 
 def test_a_driver_that_made_no_card_is_told(node: Node) -> None:
     (node.root / "sys/class/drm/card1").unlink()
-    [withheld] = look(node).withheld
-    assert (withheld.bdf, withheld.reason) == (FIRST, Reason.NO_CARD)
+    [withheld] = look(node).excluded
+    assert (withheld.bdf, withheld.reason) == (FIRST, Exclusion.NO_CARD)
 
 
 def test_a_function_that_could_not_be_told_is_asked_again(node: Node) -> None:
     node.rebind(FIRST, None)
     path = node.damage(FIRST, "class", Damage.NONSENSE)
-    assert look(node).withheld == ()
+    assert look(node).excluded == ()
     path.write_text("0x038000\n")
-    assert [withheld.bdf for withheld in look(node).withheld] == [FIRST]
+    assert [withheld.bdf for withheld in look(node).excluded] == [FIRST]
 
 
 def test_what_a_function_is_is_asked_once_while_the_same_ones_are_there(node: Node) -> None:
@@ -270,23 +270,23 @@ def test_what_a_function_is_is_asked_once_while_the_same_ones_are_there(node: No
     (functions / "0000:fe:00.0").mkdir()
     (functions / "0000:fe:00.0/class").write_text("0x020000\n")
     (functions / "0000:fe:00.0/vendor").write_text("0x8086\n")
-    assert look(node).withheld == ()
+    assert look(node).excluded == ()
     (functions / "0000:fe:00.0/class").unlink()
     (functions / "0000:fe:00.0/class").write_text("0x030000\n")
-    assert look(node).withheld == (), "no such function changes in its place"
+    assert look(node).excluded == (), "no such function changes in its place"
     (functions / "0000:ff:00.0").mkdir()
-    assert [withheld.bdf for withheld in look(node).withheld] == ["0000:fe:00.0"]
+    assert [withheld.bdf for withheld in look(node).excluded] == ["0000:fe:00.0"]
 
 
 def test_functions_that_come_and_go_are_asked(node: Node) -> None:
     functions = node.root / "sys/bus/pci/devices"
-    assert look(node).withheld == ()
+    assert look(node).excluded == ()
     (functions / "0000:fe:00.0").mkdir()
     (functions / "0000:fe:00.0/class").write_text("0x030000\n")
     (functions / "0000:fe:00.0/vendor").write_text("0x8086\n")
-    assert [withheld.bdf for withheld in look(node).withheld] == ["0000:fe:00.0"]
+    assert [withheld.bdf for withheld in look(node).excluded] == ["0000:fe:00.0"]
     (functions / "0000:fe:00.0").rename(functions / "0000:ff:00.0")
-    assert [withheld.bdf for withheld in look(node).withheld] == ["0000:ff:00.0"]
+    assert [withheld.bdf for withheld in look(node).excluded] == ["0000:ff:00.0"]
 
 
 def test_pci_functions_that_are_no_intel_gpus_are_not_mentioned(node: Node) -> None:
@@ -301,7 +301,7 @@ def test_pci_functions_that_are_no_intel_gpus_are_not_mentioned(node: Node) -> N
         (device / "vendor").write_text(vendor)
         (device / "class").write_text(kind)
     inventory = look(node)
-    assert not inventory.withheld
+    assert not inventory.excluded
     assert not inventory.problems
 
 
@@ -311,8 +311,8 @@ def test_vfs_stand_in_for_their_physical_function(node: Node) -> None:
     assert [card.bdf for card in inventory.cards][:3] == ["0000:29:00.1", "0000:29:00.2", SECOND]
     assert [card.physfn for card in inventory.cards][:3] == [FIRST, FIRST, None]
     assert [card.is_vf for card in inventory.cards][:3] == [True, True, False]
-    [withheld] = inventory.withheld
-    assert (withheld.bdf, withheld.reason) == (FIRST, Reason.VFS_ON)
+    [withheld] = inventory.excluded
+    assert (withheld.bdf, withheld.reason) == (FIRST, Exclusion.VFS_ON)
     assert FIRST in [card.bdf for card in inventory.monitored]
     node.disable_vfs(FIRST)
     assert cards(look(node)) == [f"card{number}" for number in range(1, 9)]
@@ -322,10 +322,10 @@ def test_vfs_that_are_passed_through_are_not_offered(node: Node) -> None:
     node.enable_vfs(FIRST, 2, driver="vfio-pci")
     inventory = look(node)
     assert cards(inventory) == [f"card{number}" for number in range(2, 9)]
-    assert [withheld.reason for withheld in inventory.withheld] == [
-        Reason.VFS_ON,
-        Reason.OTHER_DRIVER,
-        Reason.OTHER_DRIVER,
+    assert [withheld.reason for withheld in inventory.excluded] == [
+        Exclusion.VFS_ON,
+        Exclusion.OTHER_DRIVER,
+        Exclusion.OTHER_DRIVER,
     ]
 
 
@@ -552,7 +552,7 @@ def test_a_card_says_which_device_node_is_not_there(
         node.lose_node(FIRST, minor)
     inventory = look(node)
     assert inventory.cards[0].complaint == complaint
-    assert inventory.sight is Sight.FINE
+    assert inventory.dri is DriState.FINE
 
 
 def test_a_card_without_a_render_node_is_unhealthy(tmp_path: Path) -> None:
@@ -579,15 +579,15 @@ def test_a_directory_of_before_a_reload_of_the_driver_is_told_from_an_empty_one(
     node: Node, tmp_path: Path
 ) -> None:
     with mounted(node, tmp_path / "mounted") as roots:
-        assert scan(roots).sight is Sight.FINE
+        assert scan(roots).dri is DriState.FINE
         node.reload_driver()
         inventory = scan(roots)
-        assert inventory.sight is Sight.GONE
+        assert inventory.dri is DriState.GONE
         # In kind or LXC a new start of ours mounts the same directory again
-        assert "or restart the node's container" in inventory.sight.value
+        assert "or restart the node's container" in inventory.dri.value
         assert not any(card.healthy for card in inventory.cards)
-    assert look(node).sight is Sight.FINE
-    assert scan(Roots(node.root / "sys", tmp_path / "nothing")).sight is Sight.EMPTY
+    assert look(node).dri is DriState.FINE
+    assert scan(Roots(node.root / "sys", tmp_path / "nothing")).dri is DriState.EMPTY
 
 
 def test_a_node_without_a_driver_sees_nothing_amiss_in_a_directory_that_is_gone(
@@ -597,7 +597,7 @@ def test_a_node_without_a_driver_sees_nothing_amiss_in_a_directory_that_is_gone(
         node.reload_driver()
         for gpu in node.gpus:
             node.rebind(gpu.bdf, None)
-        assert scan(roots).sight is Sight.FINE
+        assert scan(roots).dri is DriState.FINE
 
 
 @pytest.mark.parametrize("minor", ["card1", "renderD128"])
@@ -728,7 +728,9 @@ def test_management_engines_are_named_by_sysfs_where_the_hosts_dev_is_not_seen(
     (prefix / "sys").symlink_to(node.root / "sys")
     inventory = scan(Roots.under(prefix))
     assert inventory.cards[4].mei == (DeviceNode("/dev/mei4", "/dev/mei4"),)
-    (monitor,) = devices(inventory, Offer(monitoring=Monitoring.SINGLE))["gpu.intel.com/monitoring"]
+    (monitor,) = devices(inventory, ResourceOptions(monitoring=Monitoring.SINGLE))[
+        "gpu.intel.com/monitoring"
+    ]
     assert {f"/dev/mei{number}" for number in range(8)} <= {
         entry.host_path for entry in monitor.nodes
     }
@@ -736,14 +738,16 @@ def test_management_engines_are_named_by_sysfs_where_the_hosts_dev_is_not_seen(
 
 def test_engines_without_any_gpu_are_nothing_to_monitor(node: Node, tmp_path: Path) -> None:
     inventory = scan(Roots(node.root / "sys", tmp_path / "nothing"))
-    (monitor,) = devices(inventory, Offer(monitoring=Monitoring.SINGLE))["gpu.intel.com/monitoring"]
+    (monitor,) = devices(inventory, ResourceOptions(monitoring=Monitoring.SINGLE))[
+        "gpu.intel.com/monitoring"
+    ]
     assert [entry.container_path for entry in monitor.nodes] == [f"/dev/mei{n}" for n in range(8)]
     assert not monitor.healthy
 
 
 def test_a_gpu_is_one_device_by_default(node: Node) -> None:
     inventory = look(node)
-    found = devices(inventory, Offer())
+    found = devices(inventory, ResourceOptions())
     assert list(found) == ["gpu.intel.com/i915"]
     first = inventory.cards[0]
     assert found["gpu.intel.com/i915"][0] == Device(
@@ -756,7 +760,7 @@ def test_a_gpu_is_one_device_by_default(node: Node) -> None:
 
 def test_shares_of_a_gpu_are_devices_with_the_same_nodes(node: Node) -> None:
     node.lose_node(SECOND)
-    found = devices(look(node), Offer(shared=3))["gpu.intel.com/i915"]
+    found = devices(look(node), ResourceOptions(shared=3))["gpu.intel.com/i915"]
     assert [device.id for device in found][:4] == ["card1-0", "card1-1", "card1-2", "card2-0"]
     assert len(found) == 24
     assert found[0].nodes == found[2].nodes
@@ -769,24 +773,24 @@ def test_shares_of_a_gpu_are_devices_with_the_same_nodes(node: Node) -> None:
 
 def test_each_driver_has_its_resource(node: Node) -> None:
     node.rebind(FIRST, "xe")
-    found = devices(look(node), Offer())
+    found = devices(look(node), ResourceOptions())
     assert [device.id for device in found["gpu.intel.com/xe"]] == ["card1-0"]
     assert len(found["gpu.intel.com/i915"]) == 7
 
 
 def test_a_gpu_is_shared_by_one_at_least() -> None:
     with pytest.raises(ValueError, match="0 containers"):
-        Offer(shared=0)
+        ResourceOptions(shared=0)
 
 
 @pytest.mark.parametrize("mode", [None, *Monitoring])
 def test_no_gpus_are_no_resources(tmp_path: Path, mode: Monitoring | None) -> None:
-    assert devices(look(Node(tmp_path)), Offer(monitoring=mode)) == {}
+    assert devices(look(Node(tmp_path)), ResourceOptions(monitoring=mode)) == {}
 
 
 def test_monitoring_is_one_device_with_every_node_and_mei(node: Node) -> None:
     node.rebind(FIRST, "xe")
-    found = devices(look(node), Offer(shared=5, monitoring=Monitoring.SINGLE))
+    found = devices(look(node), ResourceOptions(shared=5, monitoring=Monitoring.SINGLE))
     [device] = found["gpu.intel.com/monitoring"]
     assert (device.id, device.unit, device.healthy, device.numa) == ("all", "", True, None)
     assert {entry.container_path for entry in device.nodes} == {
@@ -799,7 +803,7 @@ def test_monitoring_is_one_device_with_every_node_and_mei(node: Node) -> None:
 
 def test_split_monitoring_is_one_device_for_each_driver(node: Node) -> None:
     node.rebind(FIRST, "xe")
-    found = devices(look(node), Offer(monitoring=Monitoring.SPLIT))
+    found = devices(look(node), ResourceOptions(monitoring=Monitoring.SPLIT))
     assert set(found) == {
         "gpu.intel.com/i915",
         "gpu.intel.com/i915_monitoring",
@@ -816,13 +820,15 @@ def test_split_monitoring_is_one_device_for_each_driver(node: Node) -> None:
 
 def test_monitoring_sees_the_physical_function_that_is_not_offered(node: Node) -> None:
     node.enable_vfs(FIRST, 1)
-    [device] = devices(look(node), Offer(monitoring=Monitoring.SINGLE))["gpu.intel.com/monitoring"]
+    [device] = devices(look(node), ResourceOptions(monitoring=Monitoring.SINGLE))[
+        "gpu.intel.com/monitoring"
+    ]
     assert {"/dev/dri/card1", "/dev/mei0"} <= {entry.container_path for entry in device.nodes}
 
 
 def test_a_lost_node_is_not_handed_to_the_monitor(node: Node) -> None:
     node.lose_node(FIRST)
-    [device] = devices(look(node), Offer(monitoring=Monitoring.SPLIT))[
+    [device] = devices(look(node), ResourceOptions(monitoring=Monitoring.SPLIT))[
         "gpu.intel.com/i915_monitoring"
     ]
     assert device.healthy
@@ -955,7 +961,7 @@ def test_what_the_simulator_built_is_what_the_scan_finds(
         ours = [gpu for gpu in built if gpu.vendor == 0x8086]
         offered = {gpu.bdf: gpu for gpu in ours if gpu.driver in {"i915", "xe"}}
         assert {card.bdf for card in inventory.cards} == offered.keys()
-        assert {gpu.bdf for gpu in inventory.withheld} == {gpu.bdf for gpu in ours} - offered.keys()
+        assert {gpu.bdf for gpu in inventory.excluded} == {gpu.bdf for gpu in ours} - offered.keys()
         assert not inventory.problems
         for card in inventory.cards:
             gpu = offered[card.bdf]
@@ -1026,7 +1032,7 @@ def test_no_node_is_too_broken_to_be_looked_at(
         if spoiled and (node.root / spoiled).exists():
             (node.root / spoiled).rename(node.root / "gone")
             (node.root / spoiled).write_text("")
-        devices(look(node), Offer(shared=2, monitoring=Monitoring.SPLIT))
+        devices(look(node), ResourceOptions(shared=2, monitoring=Monitoring.SPLIT))
         fingerprint(Roots.under(root))
 
 

@@ -11,14 +11,14 @@ from xelink.inventory.gpus import Card
 from xelink.inventory.health import (
     GpuHealth,
     Health,
+    HealthReport,
+    HealthStatus,
     Message,
-    Report,
     Severity,
-    Status,
     Threshold,
     age,
     complaints,
-    judge,
+    evaluate,
     pci_address,
     unknown,
 )
@@ -28,8 +28,8 @@ SECOND = "0000:3a:00.0"
 
 
 def message(*severities: int, at: float = 0.0, bdf: str = FIRST) -> Message:
-    statuses = tuple(Status(f"check{n}", severity) for n, severity in enumerate(severities))
-    return Message(at, (Report(bdf, statuses),))
+    statuses = tuple(HealthStatus(f"check{n}", severity) for n, severity in enumerate(severities))
+    return Message(at, (HealthReport(bdf, statuses),))
 
 
 def verdicts(
@@ -40,7 +40,7 @@ def verdicts(
     """Give the verdict on the GPU after each message, True where it is healthy."""
     health, found = Health(), []
     for severities in story:
-        health = judge(health, message(*severities), severity, confirmations)
+        health = evaluate(health, message(*severities), severity, confirmations)
         found.append(FIRST not in health.unhealthy)
     return found
 
@@ -116,7 +116,7 @@ def test_a_verdict_changes_when_the_last_messages_that_tell_agree(
 
 def test_a_gpu_that_is_not_mentioned_keeps_verdict_and_count() -> None:
     health = reduce(
-        lambda before, bdf: judge(before, message(FAILED, bdf=bdf), Severity.CRITICAL, 2),
+        lambda before, bdf: evaluate(before, message(FAILED, bdf=bdf), Severity.CRITICAL, 2),
         [FIRST, SECOND, FIRST],
         Health(),
     )
@@ -126,44 +126,50 @@ def test_a_gpu_that_is_not_mentioned_keeps_verdict_and_count() -> None:
 
 def test_two_reports_of_one_gpu_are_one() -> None:
     told = Message(
-        0.0, (Report(FIRST, (Status("memory", FAILED),)), Report(FIRST, (Status("power", OK),)))
+        0.0,
+        (
+            HealthReport(FIRST, (HealthStatus("memory", FAILED),)),
+            HealthReport(FIRST, (HealthStatus("power", OK),)),
+        ),
     )
-    assert judge(Health(), told, Severity.CRITICAL, 1).unhealthy == {FIRST: "memory is failed"}
+    assert evaluate(Health(), told, Severity.CRITICAL, 1).unhealthy == {FIRST: "memory is failed"}
 
 
 def test_the_reason_names_what_is_bad_the_worst_first() -> None:
     told = Message(
         0.0,
         (
-            Report(
+            HealthReport(
                 FIRST,
                 (
-                    Status("power", CRITICAL, "over limit", "700 W"),
-                    Status("fan", WARNING),
-                    Status("memory", FAILED, message="ECC\nerrors \x1b[31m"),
+                    HealthStatus("power", CRITICAL, "over limit", "700 W"),
+                    HealthStatus("fan", WARNING),
+                    HealthStatus("memory", FAILED, message="ECC\nerrors \x1b[31m"),
                 ),
             ),
         ),
     )
-    assert judge(Health(), told, Severity.CRITICAL, 1).unhealthy == {
+    assert evaluate(Health(), told, Severity.CRITICAL, 1).unhealthy == {
         FIRST: r"memory is failed (ECC\nerrors \x1b[31m); power is critical (over limit, 700 W)"
     }
 
 
 def test_a_reason_changes_with_what_is_bad_and_not_with_its_words() -> None:
     def told(severity: int, words: str) -> Message:
-        return Message(0.0, (Report(FIRST, (Status("heat", severity, message=words),)),))
+        return Message(
+            0.0, (HealthReport(FIRST, (HealthStatus("heat", severity, message=words),)),)
+        )
 
-    first = judge(Health(), told(CRITICAL, "101 C"), Severity.CRITICAL, 1)
-    assert judge(first, told(CRITICAL, "102 C"), Severity.CRITICAL, 1) == first
-    worse = judge(first, told(FAILED, "120 C"), Severity.CRITICAL, 1)
+    first = evaluate(Health(), told(CRITICAL, "101 C"), Severity.CRITICAL, 1)
+    assert evaluate(first, told(CRITICAL, "102 C"), Severity.CRITICAL, 1) == first
+    worse = evaluate(first, told(FAILED, "120 C"), Severity.CRITICAL, 1)
     assert worse.unhealthy == {FIRST: "heat is failed (120 C)"}
-    assert not judge(worse, told(OK, ""), Severity.CRITICAL, 1).unhealthy
+    assert not evaluate(worse, told(OK, ""), Severity.CRITICAL, 1).unhealthy
 
 
 def test_a_reason_is_never_long() -> None:
-    told = Message(0.0, (Report(FIRST, (Status("x" * 10_000, FAILED),)),))
-    assert len(judge(Health(), told, Severity.CRITICAL, 1).unhealthy[FIRST]) <= 300
+    told = Message(0.0, (HealthReport(FIRST, (HealthStatus("x" * 10_000, FAILED),)),))
+    assert len(evaluate(Health(), told, Severity.CRITICAL, 1).unhealthy[FIRST]) <= 300
 
 
 # Addresses and numbers that are none
@@ -210,7 +216,7 @@ def test_every_address_is_read_however_it_is_spelled(
 def test_spellings_of_one_address_are_one_gpu() -> None:
     health = Health()
     for bdf in ("9A:00.0", "0000:9a:00.0", "00000000:9A:00.0"):
-        health = judge(health, message(FAILED, bdf=bdf), Severity.CRITICAL, 3)
+        health = evaluate(health, message(FAILED, bdf=bdf), Severity.CRITICAL, 3)
     assert health.unhealthy == {"0000:9a:00.0": "check0 is failed"}
 
 
@@ -218,13 +224,16 @@ def test_what_is_not_understood_is_counted_and_harms_nobody() -> None:
     told = Message(
         0.0,
         (
-            Report("rubbish", (Status("memory", FAILED),)),
-            Report(""),
-            Report(FIRST, (Status("memory", 9), Status("power", -1), Status("fan", 0))),
-            Report(SECOND, (Status("memory", OK),)),
+            HealthReport("rubbish", (HealthStatus("memory", FAILED),)),
+            HealthReport(""),
+            HealthReport(
+                FIRST,
+                (HealthStatus("memory", 9), HealthStatus("power", -1), HealthStatus("fan", 0)),
+            ),
+            HealthReport(SECOND, (HealthStatus("memory", OK),)),
         ),
     )
-    health = judge(judge(Health(), told, Severity.CRITICAL, 1), told, Severity.CRITICAL, 1)
+    health = evaluate(evaluate(Health(), told, Severity.CRITICAL, 1), told, Severity.CRITICAL, 1)
     assert not health.unhealthy
     assert set(health.gpus) == {SECOND}
     assert (health.messages, health.bad_addresses, health.bad_severities) == (2, 4, 4)
@@ -236,7 +245,7 @@ def test_what_is_not_understood_is_counted_and_harms_nobody() -> None:
             st.one_of(st.text(max_size=12), st.sampled_from([FIRST, SECOND])),
             st.lists(
                 st.builds(
-                    Status,
+                    HealthStatus,
                     st.text(),
                     st.integers(-(2**31), 2**31 - 1) | st.integers(0, 4),
                     st.text(),
@@ -248,12 +257,12 @@ def test_what_is_not_understood_is_counted_and_harms_nobody() -> None:
         max_size=5,
     )
 )
-def test_no_message_is_too_strange(reports: list[tuple[str, list[Status]]]) -> None:
-    told = Message(0.0, tuple(Report(bdf, tuple(statuses)) for bdf, statuses in reports))
-    health = judge(Health(), told, Severity.CRITICAL, 1)
+def test_no_message_is_too_strange(reports: list[tuple[str, list[HealthStatus]]]) -> None:
+    told = Message(0.0, tuple(HealthReport(bdf, tuple(statuses)) for bdf, statuses in reports))
+    health = evaluate(Health(), told, Severity.CRITICAL, 1)
     assert all(pci_address(bdf) == bdf for bdf in health.gpus)
     assert all(reason.isprintable() and reason for reason in health.unhealthy.values())
-    assert str(Status("memory", 12)) == "memory is severity 12"
+    assert str(HealthStatus("memory", 12)) == "memory is severity 12"
 
 
 # Silence
@@ -261,7 +270,7 @@ def test_no_message_is_too_strange(reports: list[tuple[str, list[Status]]]) -> N
 
 def ill() -> Health:
     told = Message(100.0, (*message(FAILED).reports, *message(OK, bdf=SECOND).reports))
-    return judge(Health(), told, Severity.CRITICAL, 1)
+    return evaluate(Health(), told, Severity.CRITICAL, 1)
 
 
 def test_no_news_is_unknown_and_changes_no_verdict() -> None:
@@ -269,12 +278,12 @@ def test_no_news_is_unknown_and_changes_no_verdict() -> None:
     assert age(health, 130.0) == health
     silent = age(health, 130.1)
     assert silent != health
-    assert silent.trouble == "no news for 30 s"
+    assert silent.error == "no news for 30 s"
     assert silent.unhealthy == health.unhealthy
     assert not any(gpu.known for gpu in silent.gpus.values())
     assert silent.gpus[SECOND].healthy
-    again = judge(silent, message(FAILED, at=200.0), Severity.CRITICAL, 1)
-    assert again.trouble == ""
+    again = evaluate(silent, message(FAILED, at=200.0), Severity.CRITICAL, 1)
+    assert again.error == ""
     assert again.gpus[FIRST].known
     assert not again.gpus[SECOND].known
 
@@ -282,14 +291,14 @@ def test_no_news_is_unknown_and_changes_no_verdict() -> None:
 def test_a_gpu_that_messages_no_longer_mention_is_unknown_alone() -> None:
     health = ill()
     for at in (110.0, 120.0, 131.0):
-        health = age(judge(health, message(FAILED, at=at), Severity.CRITICAL, 1), at)
-    assert health.trouble == ""
+        health = age(evaluate(health, message(FAILED, at=at), Severity.CRITICAL, 1), at)
+    assert health.error == ""
     assert (health.gpus[FIRST].known, health.gpus[SECOND].known) == (True, False)
 
 
 def test_a_trouble_that_is_known_is_not_hidden_by_silence() -> None:
-    lost = replace(ill(), trouble="UNAVAILABLE: gone")
-    assert age(lost, 1000.0).trouble == "UNAVAILABLE: gone"
+    lost = replace(ill(), error="UNAVAILABLE: gone")
+    assert age(lost, 1000.0).error == "UNAVAILABLE: gone"
     assert age(Health(), 1000.0) == Health()
 
 
@@ -300,14 +309,14 @@ def test_a_trouble_that_is_known_is_not_hidden_by_silence() -> None:
 def test_time_never_changes_a_verdict(times: list[float], severities: list[int]) -> None:
     health = Health()
     for at, severity in zip(sorted(times), severities, strict=False):
-        health = judge(health, message(severity, at=at), Severity.CRITICAL, 2)
+        health = evaluate(health, message(severity, at=at), Severity.CRITICAL, 2)
         assert age(health, at + 500).unhealthy == health.unhealthy
         assert age(age(health, at + 500), at + 500) == age(health, at + 500)
 
 
 def test_a_message_that_says_the_same_is_an_equal_value() -> None:
-    first = judge(Health(), message(OK, at=1.0), Severity.CRITICAL, 2)
-    assert judge(first, message(OK, at=6.0), Severity.CRITICAL, 2) == first
+    first = evaluate(Health(), message(OK, at=1.0), Severity.CRITICAL, 2)
+    assert evaluate(first, message(OK, at=6.0), Severity.CRITICAL, 2) == first
     assert first.gpus[FIRST] == GpuHealth(known=True)
 
 
@@ -341,11 +350,13 @@ def test_metrics_tell_whether_health_is_known_and_count_what_was_not_understood_
         value = metrics.registry.get_sample_value
         return value("x_health_known"), value("x_health_unread_total")
 
-    telemetry.judged(Health())
+    telemetry.health_reported(Health())
     assert told() == (0, 0)
-    telemetry.judged(Health(trouble="", bad_messages=1, bad_addresses=2, bad_severities=3))
+    telemetry.health_reported(Health(error="", bad_messages=1, bad_addresses=2, bad_severities=3))
     assert told() == (1, 6)
-    telemetry.judged(Health(trouble="", bad_messages=2, bad_addresses=2, bad_severities=3))
+    telemetry.health_reported(Health(error="", bad_messages=2, bad_addresses=2, bad_severities=3))
     assert told() == (1, 7)
-    telemetry.judged(Health(trouble="gone", bad_messages=2, bad_addresses=2, bad_severities=3))
+    telemetry.health_reported(
+        Health(error="gone", bad_messages=2, bad_addresses=2, bad_severities=3)
+    )
     assert told() == (0, 7)

@@ -11,13 +11,13 @@ import pytest
 
 from tests.patience import NEVER, PATIENCE
 from xelink.inventory.health import Health, Severity
-from xelink.inventory.xpumd import Pace, Rule, target, watch
+from xelink.inventory.xpumd import Rule, XpumdTimings, target, watch
 from xelink.simulators.xpumd import Xpumd
 
 FIRST = "0000:29:00.0"
 SECOND = "0000:3A:00.0"  # as XPU Manager may spell it
 SECOND_BDF = SECOND.lower()
-QUICK = Pace(patience=NEVER, first_pause=0.005, longest_pause=0.02, tick=0.002)
+QUICK = XpumdTimings(silence=NEVER, first_pause=0.005, longest_pause=0.02, tick=0.002)
 Ts = TypeVarTuple("Ts")
 
 
@@ -45,7 +45,7 @@ class Watcher:
 
 @asynccontextmanager
 async def watching(
-    endpoint: Path | str, rule: Rule | None = None, pace: Pace = QUICK
+    endpoint: Path | str, rule: Rule | None = None, timings: XpumdTimings = QUICK
 ) -> AsyncIterator[Watcher]:
     watcher, stop = Watcher(), asyncio.Event()
     async with asyncio.timeout(PATIENCE):
@@ -56,7 +56,7 @@ async def watching(
                 watcher.tell,
                 stop,
                 now=lambda: watcher.clock,
-                pace=pace,
+                timings=timings,
             )
         )
         try:
@@ -86,7 +86,7 @@ def test_a_gpu_is_unhealthy_after_two_messages_and_healthy_after_two_more(socket
     async def story() -> None:
         async with Xpumd(socket, [FIRST, SECOND], every=None) as xpumd, watching(socket) as watcher:
             health = await watcher.until(after(1))
-            assert health.trouble == ""
+            assert health.error == ""
             assert {bdf: gpu.known for bdf, gpu in health.gpus.items()} == {
                 FIRST: True,
                 SECOND_BDF: True,
@@ -133,11 +133,11 @@ def test_messages_come_by_themselves(socket: Path) -> None:
 def test_it_waits_for_an_xpumd_that_comes_later(socket: Path) -> None:
     async def story() -> None:
         async with watching(socket) as watcher:
-            health = await watcher.until(lambda health: "UNAVAILABLE" in health.trouble)
-            assert "\n" not in health.trouble
+            health = await watcher.until(lambda health: "UNAVAILABLE" in health.error)
+            assert "\n" not in health.error
             assert not health.gpus
             async with Xpumd(socket, [FIRST]):
-                await watcher.until(lambda health: health.gpus and not health.trouble)
+                await watcher.until(lambda health: health.gpus and not health.error)
 
     run(story)
 
@@ -151,7 +151,7 @@ def test_it_comes_back_after_every_restart_and_forgets_no_verdict(socket: Path) 
                 async with xpumd:
                     health = await watcher.until(after(restart))
                     assert bool(health.unhealthy) is (restart == 3)
-                await watcher.until(lambda health: health.trouble)
+                await watcher.until(lambda health: health.error)
             assert watcher.health.unhealthy
 
     run(story)
@@ -175,7 +175,7 @@ def test_a_stream_that_ends_is_told_and_opened_again(
             for messages in (1, 2, 3):
                 await watcher.until(after(messages))
                 xpumd.hang_up(code)
-                await watcher.until(lambda health: health.trouble == trouble)
+                await watcher.until(lambda health: health.error == trouble)
             assert xpumd.connections >= 3
             assert not watcher.health.unhealthy
 
@@ -203,25 +203,25 @@ class Hourglass(asyncio.SelectorEventLoop):
 def test_an_xpumd_that_is_down_is_asked_less_and_less_often_until_there_is_news(
     socket: Path,
 ) -> None:
-    pace = Pace(patience=NEVER, first_pause=0.001, longest_pause=0.016, tick=NEVER)
+    timings = XpumdTimings(silence=NEVER, first_pause=0.001, longest_pause=0.016, tick=NEVER)
 
     async def story() -> None:
-        async with watching(socket, pace=pace) as watcher:
+        async with watching(socket, timings=timings) as watcher:
             await watcher.until(lambda _: watcher.told > 30)
-            pauses = [pause for pause in loop.pauses if pause <= pace.longest_pause]
-            assert all(pause >= pace.first_pause for pause in pauses)
-            assert max(pauses[:2]) <= 2 * pace.first_pause, "at first soon"
-            assert max(pauses) > 2 * pace.first_pause
+            pauses = [pause for pause in loop.pauses if pause <= timings.longest_pause]
+            assert all(pause >= timings.first_pause for pause in pauses)
+            assert max(pauses[:2]) <= 2 * timings.first_pause, "at first soon"
+            assert max(pauses) > 2 * timings.first_pause
             async with Xpumd(socket, [FIRST], every=None) as xpumd:
                 await watcher.until(after(1))
                 loop.pauses.clear()
                 xpumd.hang_up()
                 await watcher.until(after(2))
-                assert pace.first_pause in loop.pauses, "never at once, news or not"
+                assert timings.first_pause in loop.pauses, "never at once, news or not"
                 loop.pauses.clear()
-            await watcher.until(lambda health: health.trouble)
+            await watcher.until(lambda health: health.error)
             await watcher.until(lambda _: loop.pauses)
-            assert loop.pauses[0] == pace.first_pause, "from the beginning"
+            assert loop.pauses[0] == timings.first_pause, "from the beginning"
 
     with contextlib.closing(Hourglass()) as loop:
         loop.run_until_complete(story())
@@ -233,7 +233,7 @@ def test_a_server_that_knows_no_health_is_asked_again(socket: Path) -> None:
         server.add_insecure_port(f"unix:{socket}")
         await server.start()
         async with watching(socket) as watcher:
-            await watcher.until(lambda health: "UNIMPLEMENTED" in health.trouble)
+            await watcher.until(lambda health: "UNIMPLEMENTED" in health.error)
             await server.stop(None)
             async with Xpumd(socket, [FIRST]):
                 await watcher.until(after(1))
@@ -248,8 +248,8 @@ def test_silence_is_unknown_and_no_verdict(socket: Path) -> None:
             async with watching(socket, Rule(confirmations=1)) as watcher:
                 before = await watcher.until(after(1))
                 watcher.clock = NEVER + 0.5
-                silent = await watcher.until(lambda health: health.trouble)
-                assert silent.trouble == "no news for 3600 s"
+                silent = await watcher.until(lambda health: health.error)
+                assert silent.error == "no news for 3600 s"
                 assert silent.unhealthy == before.unhealthy
                 assert not any(gpu.known for gpu in silent.gpus.values())
                 xpumd.push()
@@ -259,17 +259,17 @@ def test_silence_is_unknown_and_no_verdict(socket: Path) -> None:
     run(story)
 
 
-HASTY = Pace(patience=0.1, first_pause=0.005, longest_pause=0.02, tick=60.0)
+HASTY = XpumdTimings(silence=0.1, first_pause=0.005, longest_pause=0.02, tick=60.0)
 
 
 def test_a_stream_that_hangs_is_opened_again(socket: Path) -> None:
     async def story() -> None:
         async with (
             Xpumd(socket, [FIRST], every=None) as xpumd,
-            watching(socket, pace=HASTY) as watcher,
+            watching(socket, timings=HASTY) as watcher,
         ):
             await watcher.until(after(1))
-            await watcher.until(lambda health: health.trouble == "no news for 0.1 s")
+            await watcher.until(lambda health: health.error == "no news for 0.1 s")
             await watcher.until(after(3))
             assert xpumd.connections >= 3
 
@@ -280,8 +280,8 @@ def test_a_server_that_never_says_anything_is_asked_again(socket: Path) -> None:
     async def story() -> None:
         async with Xpumd(socket, [FIRST]) as xpumd:
             xpumd.silent = True
-            async with watching(socket, pace=HASTY) as watcher:
-                await watcher.until(lambda health: health.trouble == "no news for 0.1 s")
+            async with watching(socket, timings=HASTY) as watcher:
+                await watcher.until(lambda health: health.error == "no news for 0.1 s")
                 assert not watcher.health.messages
                 xpumd.silent = False
                 await watcher.until(after(1))
@@ -310,7 +310,7 @@ def test_what_is_no_message_is_counted_and_survived(
             assert not [record for record in caplog.records if record.name.startswith("grpc")]
             xpumd.remove("rubbish")
             xpumd.send(bytes(5 << 20))  # more than a message may have
-            await watcher.until(lambda health: "RESOURCE_EXHAUSTED" in health.trouble)
+            await watcher.until(lambda health: "RESOURCE_EXHAUSTED" in health.error)
             await watcher.until(after(3))
 
     run(story)
@@ -327,8 +327,8 @@ def test_what_is_no_message_is_counted_and_survived(
 def test_an_endpoint_that_cannot_be_is_a_trouble_and_no_exception(endpoint: str) -> None:
     async def story() -> None:
         async with watching(endpoint) as watcher:
-            health = await watcher.until(lambda health: health.trouble != Health().trouble)
-            assert health.trouble.isprintable()
+            health = await watcher.until(lambda health: health.error != Health().error)
+            assert health.error.isprintable()
 
     run(story)
 
@@ -347,9 +347,9 @@ def test_a_path_is_a_unix_socket(endpoint: str, name: str) -> None:
 
 def test_a_stop_ends_it_while_it_waits(socket: Path) -> None:
     async def story() -> None:
-        for slow in (Pace(), Pace(first_pause=3600, longest_pause=3600)):
-            async with watching(socket, pace=slow) as watcher:
-                await watcher.until(lambda health: "UNAVAILABLE" in health.trouble)
+        for slow in (XpumdTimings(), XpumdTimings(first_pause=3600, longest_pause=3600)):
+            async with watching(socket, timings=slow) as watcher:
+                await watcher.until(lambda health: "UNAVAILABLE" in health.error)
         async with Xpumd(socket, [FIRST]), watching(socket) as watcher:
             await watcher.until(after(1))
 

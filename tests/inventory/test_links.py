@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests import strategies
 from xelink.inventory.devfs import Roots
-from xelink.inventory.gpus import Card, Inventory, Problem, Reason, Withheld, scan
+from xelink.inventory.gpus import Card, ExcludedGpu, Exclusion, Inventory, Problem, scan
 from xelink.inventory.links import UNREAD, NodeLinks, join, pair
 from xelink.nfd.reader import FileState, Look, Reading, read
 from xelink.simulators.node.sysfs import Damage, Node, SimulatedGpu
@@ -97,7 +97,7 @@ def test_gpus_that_only_one_side_knows_are_told_and_left_out() -> None:
 def test_a_gpu_that_is_withheld_or_broken_is_on_the_bus_all_the_same() -> None:
     node = replace(
         inventory(FIRST),
-        withheld=(Withheld(SECOND, Reason.NO_DRIVER),),
+        excluded=(ExcludedGpu(SECOND, Exclusion.NO_DRIVER),),
         problems=(Problem("card2", "broken", THIRD), Problem("card3", "broken")),
     )
     found = join(reading(topology(link(0, 1), addresses=(FIRST, SECOND, THIRD))), node)
@@ -150,7 +150,7 @@ def test_labels_alone_are_joined_by_pci_order_and_called_a_guess() -> None:
 def test_pci_order_is_that_of_numbers() -> None:
     node = Inventory(
         tuple(Card(f"card{i}", bdf, "xe", 0x0BD5) for i, bdf in enumerate(("2000:01:00.0", FIRST))),
-        (Withheld("10000:01:00.0", Reason.DENIED, "card7", "xe"),),
+        (ExcludedGpu("10000:01:00.0", Exclusion.DENIED, "card7", "xe"),),
     )
     assert guess(node, link(0, 1), link(1, 2)).linked == {
         (FIRST, "2000:01:00.0"),
@@ -161,10 +161,10 @@ def test_pci_order_is_that_of_numbers() -> None:
 def test_gpus_that_are_not_offered_still_have_ids() -> None:
     node = replace(
         inventory(SECOND, THIRD),
-        withheld=(
-            Withheld(FIRST, Reason.NOT_ALLOWED, "card0", "i915"),
-            Withheld("0000:30:00.0", Reason.OTHER_DRIVER, None, "vfio-pci"),
-            Withheld("0000:31:00.0", Reason.NO_CARD, None, "i915"),
+        excluded=(
+            ExcludedGpu(FIRST, Exclusion.NOT_ALLOWED, "card0", "i915"),
+            ExcludedGpu("0000:30:00.0", Exclusion.OTHER_DRIVER, None, "vfio-pci"),
+            ExcludedGpu("0000:31:00.0", Exclusion.NO_CARD, None, "i915"),
         ),
     )
     assert guess(node, link(1, 2)).linked == {(SECOND, THIRD)}
@@ -181,7 +181,7 @@ def test_gpus_that_are_not_offered_still_have_ids() -> None:
         pytest.param(
             replace(
                 inventory(SECOND, THIRD),
-                withheld=(Withheld(FIRST, Reason.DENIED, "card9", "xe"),),
+                excluded=(ExcludedGpu(FIRST, Exclusion.DENIED, "card9", "xe"),),
             ),
             "two drivers",
             id="two drivers, one withheld",

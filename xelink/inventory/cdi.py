@@ -58,11 +58,11 @@ class Rivals(NamedTuple):
     unread: tuple[str, ...] = ()
 
 
-class Standing(NamedTuple):
+class CdiState(NamedTuple):
     """What stands now: the cards that may be named, and what keeps others from it, if anything."""
 
     named: frozenset[str]
-    trouble: str = ""
+    error: str = ""
     changed: bool = False
     """Whether the file had to be written or removed."""
 
@@ -93,7 +93,7 @@ def spec(inventory: Inventory, by_path: ByPath) -> dict[str, Any] | None:
     }
 
 
-def refresh(directory: Path, inventory: Inventory, by_path: ByPath) -> Standing:
+def refresh(directory: Path, inventory: Inventory, by_path: ByPath) -> CdiState:
     """Make the spec file tell the inventory, without the cards that somebody else's specs define.
 
     Of a device that two files define a runtime takes neither; the other cards keep their names,
@@ -103,7 +103,7 @@ def refresh(directory: Path, inventory: Inventory, by_path: ByPath) -> Standing:
 
     The file appears whole, synced and readable by all (0644), and is left alone when it says the
     same. The directory is made when it is not there. Never raises `CdiError`: what it says is part
-    of the trouble, beside the rivals.
+    of the error, beside the rivals.
     """
     others = rivals(directory, inventory)
     ours = tuple(card for card in inventory.cards if card.name not in others.cards)
@@ -111,9 +111,9 @@ def refresh(directory: Path, inventory: Inventory, by_path: ByPath) -> Standing:
     try:
         changed = _put(directory, replace(inventory, cards=ours), by_path)
     except CdiError as error:
-        return Standing(frozenset(), "; ".join(filter(None, (str(error), told))))
+        return CdiState(frozenset(), "; ".join(filter(None, (str(error), told))))
     named = frozenset() if others.unread else frozenset(card.name for card in ours)
-    return Standing(named, told, changed)
+    return CdiState(named, told, changed)
 
 
 def _put(directory: Path, inventory: Inventory, by_path: ByPath) -> bool:

@@ -104,7 +104,7 @@ class Card:
         return tuple(node for node in self.nodes if node.container_path not in self.missing)
 
 
-class Reason(Enum):
+class Exclusion(Enum):
     """Why an Intel GPU is not offered, though nothing is wrong."""
 
     VFS_ON = "its virtual functions are on, and offered instead"
@@ -116,22 +116,22 @@ class Reason(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Withheld:
+class ExcludedGpu:
     """An Intel GPU that is not offered on purpose; `name` is None when it is no DRM card.
 
     `card` is there for a physical function with VFs on: it is still to be monitored.
     """
 
     bdf: str
-    reason: Reason
+    reason: Exclusion
     name: str | None = None
     driver: str | None = None
     card: Card | None = None
 
     def __str__(self) -> str:
         who = f"{self.name} at {self.bdf}" if self.name else f"GPU at {self.bdf}"
-        driver = f" ({self.driver})" if self.reason is Reason.OTHER_DRIVER else ""
-        return f"{who} is not offered: {self.reason.value}{driver}"
+        driver = f" ({self.driver})" if self.reason is Exclusion.OTHER_DRIVER else ""
+        return f"{who} is not advertised: {self.reason.value}{driver}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,7 @@ class Problem:
         return f"{self.name}{f' at {self.bdf}' if self.bdf else ''}: {self.message}"
 
 
-class Sight(Enum):
+class DriState(Enum):
     """What we see of `/dev/dri`, as a whole."""
 
     FINE = ""
@@ -171,10 +171,10 @@ class Inventory:
     """
 
     cards: tuple[Card, ...] = ()
-    withheld: tuple[Withheld, ...] = ()
+    excluded: tuple[ExcludedGpu, ...] = ()
     problems: tuple[Problem, ...] = ()
     by_path: Mount | None = None
-    sight: Sight = Sight.FINE
+    dri: DriState = DriState.FINE
 
     @property
     def monitored(self) -> tuple[Card, ...]:
@@ -183,7 +183,7 @@ class Inventory:
         Not so what is only remembered: a device node that is gone would fail the monitor's start.
         """
         offered = (card for card in self.cards if not card.broken)
-        hidden = (gpu.card for gpu in self.withheld if gpu.card)
+        hidden = (gpu.card for gpu in self.excluded if gpu.card)
         return tuple(sorted((*offered, *hidden), key=by_address))
 
     def keep_known(self, before: "Inventory") -> "Inventory":
@@ -195,7 +195,7 @@ class Inventory:
         """
         if not self.problems:
             return self
-        told = {card.bdf for card in self.cards} | {withheld.bdf for withheld in self.withheld}
+        told = {card.bdf for card in self.cards} | {withheld.bdf for withheld in self.excluded}
         names = {card.name for card in self.cards}
         broken = {problem.name: problem.bdf for problem in self.problems}
         kept = (
@@ -227,18 +227,18 @@ def scan(
     _card_names(roots)  # a node that was taken away meanwhile was seen by half: that is no scan
     found = Inventory(
         tuple(sorted((entry for entry in told if isinstance(entry, Card)), key=by_address)),
-        tuple(sorted((entry for entry in told if isinstance(entry, Withheld)), key=by_address)),
+        tuple(sorted((entry for entry in told if isinstance(entry, ExcludedGpu)), key=by_address)),
         tuple(entry for entry in told if isinstance(entry, Problem)),
         devfs.by_path_directory(roots),
     )
-    return replace(found, sight=_sight(roots, found))
+    return replace(found, dri=_sight(roots, found))
 
 
-def _sight(roots: Roots, found: Inventory) -> Sight:
+def _sight(roots: Roots, found: Inventory) -> DriState:
     named = [card for card in found.monitored if card.nodes]
     if not named or any(card.present_nodes for card in named):
-        return Sight.FINE
-    return Sight.GONE if devfs.is_gone(roots) else Sight.EMPTY
+        return DriState.FINE
+    return DriState.GONE if devfs.is_gone(roots) else DriState.EMPTY
 
 
 def fingerprint(roots: Roots) -> tuple[str, ...]:
@@ -286,8 +286,8 @@ def _card_names(roots: Roots) -> list[str]:
 
 
 def _tell(
-    roots: Roots, name: str, seen: dict[str, str], unwanted: Callable[[int], Reason | None]
-) -> Iterator[Card | Withheld | Problem]:
+    roots: Roots, name: str, seen: dict[str, str], unwanted: Callable[[int], Exclusion | None]
+) -> Iterator[Card | ExcludedGpu | Problem]:
     """Tell all of one card: nothing when it is not Intel's; `seen` collects names by address."""
     device = f"{roots.sysfs}/class/drm/{name}/device"
     bdf = None
@@ -301,29 +301,29 @@ def _tell(
         device_id = sysfs.parse(sysfs.read(f"{device}/device") or "", 16, "device")
         driver = sysfs.link_name(f"{device}/driver")
         if reason := unwanted(device_id) or _unusable(driver):
-            yield Withheld(bdf, reason, name, driver)
+            yield ExcludedGpu(bdf, reason, name, driver)
             return
         card, complaint = _read_card(roots, device, Card(name, bdf, driver or "", device_id))
         if complaint:
             yield Problem(name, complaint, bdf)
         vfs = sysfs.number(f"{device}/sriov_numvfs", 10)
-        yield Withheld(bdf, Reason.VFS_ON, name, driver, card) if vfs else card
+        yield ExcludedGpu(bdf, Exclusion.VFS_ON, name, driver, card) if vfs else card
     except BrokenError as error:
         yield Problem(name, str(error), bdf)
 
 
 def _unwanted(
     device_id: int, allow_ids: AbstractSet[int], deny_ids: AbstractSet[int]
-) -> Reason | None:
+) -> Exclusion | None:
     if allow_ids and device_id not in allow_ids:
-        return Reason.NOT_ALLOWED
-    return Reason.DENIED if device_id in deny_ids else None
+        return Exclusion.NOT_ALLOWED
+    return Exclusion.DENIED if device_id in deny_ids else None
 
 
-def _unusable(driver: str | None) -> Reason | None:
+def _unusable(driver: str | None) -> Exclusion | None:
     if driver is None:
-        return Reason.NO_DRIVER
-    return None if driver in DRIVERS else Reason.OTHER_DRIVER
+        return Exclusion.NO_DRIVER
+    return None if driver in DRIVERS else Exclusion.OTHER_DRIVER
 
 
 def _read_card(roots: Roots, device: str, card: Card) -> tuple[Card, str | None]:
@@ -354,7 +354,7 @@ def _read_card(roots: Roots, device: str, card: Card) -> tuple[Card, str | None]
     ), complaint
 
 
-def _without_card(roots: Roots, seen: AbstractSet[str]) -> Iterator[Withheld]:
+def _without_card(roots: Roots, seen: AbstractSet[str]) -> Iterator[ExcludedGpu]:
     """Find the Intel GPUs that are no DRM card: given to vfio-pci, or left without a driver."""
     functions = f"{roots.sysfs}/bus/pci/devices"
     try:
@@ -366,7 +366,7 @@ def _without_card(roots: Roots, seen: AbstractSet[str]) -> Iterator[Withheld]:
             if bdf in seen or not sysfs.is_intel_display(f"{functions}/{bdf}"):
                 continue
             driver = sysfs.link_name(f"{functions}/{bdf}/driver")
-            yield Withheld(bdf, _unusable(driver) or Reason.NO_CARD, None, driver)
+            yield ExcludedGpu(bdf, _unusable(driver) or Exclusion.NO_CARD, None, driver)
 
 
 @lru_cache(maxsize=1)
@@ -386,6 +386,6 @@ def _displays(functions: str, addresses: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def by_address(gpu: Card | Withheld) -> tuple[int, ...]:
+def by_address(gpu: Card | ExcludedGpu) -> tuple[int, ...]:
     """Order GPUs by PCI address."""
     return place(gpu.bdf)

@@ -1,11 +1,12 @@
-"""Health of GPUs, as the xpumd of XPU Manager 2.x tells it: judged by a pure state machine.
+"""Health of GPUs as reported by xpumd of XPU Manager 2.x: a pure state machine.
 
-A GPU is unhealthy at a severity or above in so many messages in a row, and healthy again after as
-many without. What a message does not tell of, and the lack of messages, changes no verdict: it only
-makes what stands unknown, which is reported. `xpumd` is the client that brings the messages.
+A GPU becomes unhealthy when so many messages in a row report a severity or above, and healthy again
+after as many without. A GPU that a message does not mention, and a lack of messages, change no
+verdict: health becomes unknown, which is reported. `xpumd` is the client that receives the
+messages.
 
-XPU Manager 1.x tells no health of this kind: its port states and links travel in the feature file
-and lower preference only.
+XPU Manager 1.x reports no health of this kind: its port states and links are in the feature file
+and only lower a preference.
 """
 
 import re
@@ -16,8 +17,8 @@ from enum import Enum, IntEnum
 from xelink.inventory.gpus import Card
 from xelink.topology.text import printable
 
-PATIENCE = 30.0
-"""Seconds without news after which health is unknown; a message comes about every 5."""
+SILENCE_SECONDS = 30.0
+"""Seconds without a message after which health is unknown; one comes about every 5."""
 
 _TEXT_LIMIT = 300  # bytes of what xpumd says of one GPU
 
@@ -28,7 +29,7 @@ _BDF = re.compile(
 
 
 class Severity(IntEnum):
-    """How bad a status is, in the numbers of the wire; `UNKNOWN` tells nothing."""
+    """How bad a status is, in the numbers of the wire; `UNKNOWN` means nothing."""
 
     UNKNOWN = 0
     OK = 1
@@ -54,7 +55,7 @@ class Threshold(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
+class HealthStatus:
     """One thing that xpumd looks after (`memory`); any number may come as its severity."""
 
     name: str
@@ -70,11 +71,11 @@ class Status:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class HealthReport:
     """All statuses of one GPU in one message; `bdf` as it came."""
 
     bdf: str
-    statuses: tuple[Status, ...] = ()
+    statuses: tuple[HealthStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +83,15 @@ class Message:
     """One message, which is a full snapshot; `at` is when it came, in monotonic seconds."""
 
     at: float
-    reports: tuple[Report, ...] = ()
+    reports: tuple[HealthReport, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class GpuHealth:
-    """The verdict on one GPU, and what speaks against it.
+    """The verdict on one GPU, and what contradicts it.
 
-    `known` says that it rests on recent news. `reason` tells why it is unhealthy. `contrary`
-    counts the messages in a row that say otherwise, `heard` is when it was told of last; two
+    `known` says that it rests on a recent message. `reason` is why it is unhealthy. `contrary`
+    counts the messages in a row that contradict it, `reported` is when it was last mentioned; two
     verdicts that differ only in these are equal.
     """
 
@@ -99,34 +100,34 @@ class GpuHealth:
     reason: str = ""
     signs: frozenset[tuple[str, int]] = frozenset()
     contrary: int = field(default=0, compare=False)
-    heard: float | None = field(default=None, compare=False)
+    reported: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
 class Health:
-    """What is known of every GPU that xpumd has told of, by PCI address.
+    """What is known of every GPU that xpumd has reported, by PCI address.
 
-    `trouble` says why there is no news, empty while there is. Two values are equal when they say
-    the same of every GPU and of the news. Counted since the start are messages, messages that
+    `error` is why there are no reports, empty while there are. Two values are equal when they say
+    the same of every GPU and of the reports. Counted since the start are messages, messages that
     cannot be read, addresses that are none, and severities that this version does not know.
     """
 
     gpus: Mapping[str, GpuHealth] = field(default_factory=dict)
-    trouble: str = "not connected yet"
+    error: str = "not connected yet"
     messages: int = field(default=0, compare=False)
     bad_messages: int = field(default=0, compare=False)
     bad_addresses: int = field(default=0, compare=False)
     bad_severities: int = field(default=0, compare=False)
-    heard: float | None = field(default=None, compare=False)
+    reported: float | None = field(default=None, compare=False)
 
     @property
     def unhealthy(self) -> dict[str, str]:
-        """Why each unhealthy GPU is so, by PCI address; old news stand until there are others."""
+        """Why each unhealthy GPU is so, by PCI address, as last reported."""
         return {bdf: gpu.reason for bdf, gpu in self.gpus.items() if not gpu.healthy}
 
 
 def pci_address(text: str) -> str | None:
-    """Give a PCI address as sysfs spells it (lower case, domain of 4 digits or more), else None."""
+    """Return a PCI address as sysfs writes it, in lower case, or None."""
     match = _BDF.fullmatch(text.strip())
     if not match:
         return None
@@ -134,45 +135,45 @@ def pci_address(text: str) -> str | None:
     return f"{int(domain or '0', 16):04x}:{bus}:{device}.{function}".lower()
 
 
-def judge(before: Health, message: Message, severity: Severity, confirmations: int) -> Health:
-    """Judge every GPU in the light of one more message.
+def evaluate(before: Health, message: Message, severity: Severity, confirmations: int) -> Health:
+    """Return the health of every GPU after one more message.
 
     `confirmations` (at least 1) messages in a row must agree before a verdict changes. A GPU that
-    the message does not mention, or of which it tells no severity that means something, keeps
-    verdict and count: silence neither confirms nor contradicts.
+    the message does not mention, or reports without a meaningful severity, keeps its verdict and
+    its count: silence neither confirms nor contradicts.
     """
-    told: dict[str, tuple[Status, ...]] = {}
+    reported: dict[str, tuple[HealthStatus, ...]] = {}
     bad_addresses = 0
     for report in message.reports:
         if bdf := pci_address(report.bdf):
-            told[bdf] = (*told.get(bdf, ()), *report.statuses)
+            reported[bdf] = (*reported.get(bdf, ()), *report.statuses)
         else:
             bad_addresses += 1
-    statuses = [status for of_one in told.values() for status in of_one]
-    judged = {
-        bdf: _judge_gpu(before.gpus.get(bdf, GpuHealth()), known, severity, confirmations)
-        for bdf, of_one in told.items()
+    statuses = [status for of_one in reported.values() for status in of_one]
+    evaluated = {
+        bdf: _evaluate_gpu(before.gpus.get(bdf, GpuHealth()), known, severity, confirmations)
+        for bdf, of_one in reported.items()
         if (known := [status for status in of_one if _means_something(status)])
     }
-    heard = {bdf: replace(gpu, known=True, heard=message.at) for bdf, gpu in judged.items()}
+    latest = {bdf: replace(gpu, known=True, reported=message.at) for bdf, gpu in evaluated.items()}
     return replace(
         before,
-        gpus={**before.gpus, **heard},
-        trouble="",
+        gpus={**before.gpus, **latest},
+        error="",
         messages=before.messages + 1,
         bad_addresses=before.bad_addresses + bad_addresses,
         bad_severities=before.bad_severities
         + sum(status.severity not in _SEVERITIES for status in statuses),
-        heard=message.at,
+        reported=message.at,
     )
 
 
-def _means_something(status: Status) -> bool:
+def _means_something(status: HealthStatus) -> bool:
     return status.severity in _SEVERITIES - {Severity.UNKNOWN}
 
 
-def _judge_gpu(
-    before: GpuHealth, statuses: Iterable[Status], severity: Severity, confirmations: int
+def _evaluate_gpu(
+    before: GpuHealth, statuses: Iterable[HealthStatus], severity: Severity, confirmations: int
 ) -> GpuHealth:
     bad = [status for status in statuses if status.severity >= severity]
     if bool(bad) is before.healthy:
@@ -185,33 +186,33 @@ def _judge_gpu(
     return replace(before, signs=signs, reason=reason, contrary=0)
 
 
-def _describe(statuses: Iterable[Status]) -> str:
+def _describe(statuses: Iterable[HealthStatus]) -> str:
     worst_first = sorted(statuses, key=lambda status: (-status.severity, status.name))
-    return told("; ".join(map(str, worst_first)))
+    return one_line("; ".join(map(str, worst_first)))
 
 
-def told(text: str) -> str:
-    """Make what xpumd or gRPC says fit for one log line, and not too long."""
+def one_line(text: str) -> str:
+    """Return what xpumd or gRPC says as one log line of limited length."""
     return printable(text.strip(), _TEXT_LIMIT)
 
 
-def age(health: Health, now: float, patience: float = PATIENCE) -> Health:
-    """Let time pass: what was told longer ago than `patience` seconds is unknown from now on.
+def age(health: Health, now: float, silence: float = SILENCE_SECONDS) -> Health:
+    """Return the health at `now`: what was reported more than `silence` seconds ago is unknown.
 
-    A verdict stands all the same: no GPU becomes healthy or unhealthy for lack of news.
+    A verdict holds all the same: no GPU becomes healthy or unhealthy for lack of reports.
     """
     gpus = {
-        bdf: replace(gpu, known=gpu.heard is not None and now - gpu.heard <= patience)
+        bdf: replace(gpu, known=gpu.reported is not None and now - gpu.reported <= silence)
         for bdf, gpu in health.gpus.items()
     }
-    trouble = health.trouble
-    if not trouble and health.heard is not None and now - health.heard > patience:
-        trouble = f"no news for {patience:g} s"
-    return replace(health, gpus=gpus, trouble=trouble)
+    error = health.error
+    if not error and health.reported is not None and now - health.reported > silence:
+        error = f"no news for {silence:g} s"
+    return replace(health, gpus=gpus, error=error)
 
 
 def complaints(health: Health, cards: Iterable[Card]) -> dict[str, str]:
-    """Say why cards must not be used, by PCI address; a VF is as ill as its physical function."""
+    """Return why cards must not be used, by PCI address: a VF is as ill as its physical one."""
     unhealthy = health.unhealthy
     found: dict[str, str] = {}
     for card in cards:
@@ -223,6 +224,6 @@ def complaints(health: Health, cards: Iterable[Card]) -> dict[str, str]:
 
 
 def unknown(health: Health, cards: Iterable[Card]) -> tuple[str, ...]:
-    """Name the cards, by PCI address, of which there is no recent news."""
+    """Return the PCI addresses of the cards without a recent report."""
     known = {bdf for bdf, gpu in health.gpus.items() if gpu.known}
     return tuple(card.bdf for card in cards if card.bdf not in known and card.physfn not in known)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TypeAlias
 
-from xelink.inventory.gpus import DRIVERS, Card, Inventory, Withheld, by_address
+from xelink.inventory.gpus import DRIVERS, Card, ExcludedGpu, Inventory, by_address
 from xelink.nfd.reader import FileState, Reading
 from xelink.topology.model import Link, PortState, Topology
 
@@ -117,7 +117,7 @@ def join(reading: Reading, inventory: Inventory) -> NodeLinks:
 
 
 def _join_by_map(facts: NodeLinks, topology: Topology, inventory: Inventory) -> NodeLinks:
-    on_bus = {card.bdf for card in inventory.cards} | {gpu.bdf for gpu in inventory.withheld}
+    on_bus = {card.bdf for card in inventory.cards} | {gpu.bdf for gpu in inventory.excluded}
     on_bus |= {problem.bdf for problem in inventory.problems if problem.bdf}
     mapped = {gpu.bdf for gpu in topology.gpus}
     here = [gpu for gpu in topology.gpus if gpu.bdf in on_bus]
@@ -168,13 +168,13 @@ def _by_order(topology: Topology, inventory: Inventory) -> dict[int, str]:
     return dict(enumerate(gpu.bdf for gpu in gpus))
 
 
-def _counted(inventory: Inventory) -> Iterator[Card | Withheld]:
+def _counted(inventory: Inventory) -> Iterator[Card | ExcludedGpu]:
     yield from inventory.cards
-    for gpu in inventory.withheld:
+    for gpu in inventory.excluded:
         if gpu.name and gpu.driver in DRIVERS:
             yield gpu
 
 
-def _tiles(gpu: Card | Withheld) -> int | None:
+def _tiles(gpu: Card | ExcludedGpu) -> int | None:
     card = gpu if isinstance(gpu, Card) else gpu.card
     return card.tiles if card else None

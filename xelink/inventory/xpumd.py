@@ -1,7 +1,7 @@
-"""The client of xpumd's device health: it stays connected for as long as the plugin runs.
+"""The client of xpumd's device health, which stays connected for as long as the plugin runs.
 
-gRPC `deviceinfo.DeviceInfo/WatchDeviceHealth`, plaintext, as a rule on a unix socket. Whatever
-becomes of the connection is a `trouble` of the health that is told, never an exception.
+gRPC `deviceinfo.DeviceInfo/WatchDeviceHealth`, plaintext, usually on a unix socket. An error of the
+connection is reported as the `error` of the health, never raised.
 """
 
 import asyncio
@@ -16,15 +16,15 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponen
 from xelink.api import grpc
 from xelink.api.deviceinfo_pb2 import DeviceHealthResponse, WatchDeviceHealthRequest
 from xelink.inventory.health import (
-    PATIENCE,
+    SILENCE_SECONDS,
     Health,
+    HealthReport,
+    HealthStatus,
     Message,
-    Report,
     Severity,
-    Status,
     age,
-    judge,
-    told,
+    evaluate,
+    one_line,
 )
 
 DEFAULT_ENDPOINT = "/run/xpumd/intelxpuinfo.sock"
@@ -40,7 +40,7 @@ _MOST = 1 << 13  # devices, and checks of all of them: of a full node, some hund
 
 
 class _LostError(Exception):
-    """There is no news: connect again."""
+    """No message came: connect again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,36 +56,36 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
-    """Seconds: without news until health is unknown; first and longest pause; look at the clock."""
+class XpumdTimings:
+    """Seconds: silence until health is unknown, first and longest pause, checks for silence."""
 
-    patience: float = PATIENCE
+    silence: float = SILENCE_SECONDS
     first_pause: float = 0.5
     longest_pause: float = 30.0
     tick: float = 1.0
 
 
 def target(endpoint: str) -> str:
-    """Give gRPC's name of an endpoint: an absolute path is a unix socket."""
+    """Return gRPC's name of an endpoint: an absolute path is a unix socket."""
     return f"unix:{endpoint}" if endpoint.startswith("/") else endpoint
 
 
 async def watch(
     endpoint: str,
     rule: Rule,
-    tell: Callable[[Health], None],
+    report: Callable[[Health], None],
     stop: asyncio.Event,
     *,
     now: Callable[[], float] = time.monotonic,
-    pace: Pace | None = None,
+    timings: XpumdTimings | None = None,
 ) -> None:
     """Follow the health of all GPUs until `stop` is set.
 
-    Every message is told, and every change that time or the connection brings: equal values say
-    the same, so that a caller acts on unequal ones only. `endpoint` is the path of a unix socket
-    or any name that gRPC knows. What `tell` raises ends the watch, in an `ExceptionGroup`.
+    `report` is called after every message, and when time or the connection changes anything: a
+    caller acts on unequal values only. `endpoint` is the path of a unix socket or any name that
+    gRPC knows. An exception of `report` ends the watch, in an `ExceptionGroup`.
     """
-    watcher = _Watcher(target(endpoint), rule, tell, now, pace or Pace())
+    watcher = _Watcher(target(endpoint), rule, report, now, timings or XpumdTimings())
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(watcher.connect()), tasks.create_task(watcher.age())]
         await stop.wait()
@@ -97,31 +97,31 @@ async def watch(
 class _Watcher:
     target: str
     rule: Rule
-    tell: Callable[[Health], None]
+    report: Callable[[Health], None]
     now: Callable[[], float]
-    pace: Pace
+    timings: XpumdTimings
     health: Health = field(default_factory=Health)
 
     async def connect(self) -> NoReturn:
-        """Connect for ever: at a growing distance until there is news, then from the beginning."""
+        """Connect again and again, with growing pauses until a message comes."""
         while True:
             retrying = AsyncRetrying(
                 retry=retry_if_exception_type(_LostError),
                 wait=wait_random_exponential(
-                    multiplier=self.pace.first_pause,
-                    max=self.pace.longest_pause,
-                    min=self.pace.first_pause,
+                    multiplier=self.timings.first_pause,
+                    max=self.timings.longest_pause,
+                    min=self.timings.first_pause,
                 ),
                 sleep=asyncio.sleep,
             )
             await retrying(self._follow)
-            await asyncio.sleep(self.pace.first_pause)
+            await asyncio.sleep(self.timings.first_pause)
 
     async def age(self) -> NoReturn:
-        """Look at the clock, as no message tells that there is none."""
+        """Let reports grow old, as no message says that none comes."""
         while True:
-            await asyncio.sleep(self.pace.tick)
-            aged = age(self.health, self.now(), self.pace.patience)
+            await asyncio.sleep(self.timings.tick)
+            aged = age(self.health, self.now(), self.timings.silence)
             if aged != self.health:
                 self._learn(aged)
 
@@ -131,46 +131,46 @@ class _Watcher:
         try:
             async with grpc.aio.insecure_channel(self.target, options=_OPTIONS) as channel:
                 await self._take(channel)
-            trouble = "xpumd ended the stream"
+            reason = "xpumd ended the stream"
         except grpc.aio.AioRpcError as error:
-            trouble = f"{error.code().name}: {error.details()}"
-        except grpc.aio.BaseError as error:  # a fault within gRPC, which ends this stream only
-            trouble = f"gRPC: {error}"
+            reason = f"{error.code().name}: {error.details()}"
+        except grpc.aio.BaseError as error:  # an error within gRPC, which ends this stream only
+            reason = f"gRPC: {error}"
         except TimeoutError:
-            trouble = f"no news for {self.pace.patience:g} s"
-        self._learn(replace(self.health, trouble=told(trouble)))
+            reason = f"no news for {self.timings.silence:g} s"
+        self._learn(replace(self.health, error=one_line(reason)))
         if self.health.messages == before:
-            raise _LostError(trouble)
+            raise _LostError(reason)
 
     async def _take(self, channel: grpc.aio.Channel) -> None:
         # In bytes: of what it cannot parse itself, gRPC logs a traceback and gives None.
         method = channel.unary_stream(_METHOD, WatchDeviceHealthRequest.SerializeToString, bytes)
         stream = method(WatchDeviceHealthRequest())
         while True:
-            # A stream that stays silent may hang for ever: a new one may not.
-            async with asyncio.timeout(self.pace.patience):
+            # A silent stream may be hanging: connect anew.
+            async with asyncio.timeout(self.timings.silence):
                 answer = await stream.read()
             if not isinstance(answer, bytes):  # the end of the stream
                 return
-            self._learn(self._judge(answer))
+            self._learn(self._evaluate(answer))
 
-    def _judge(self, answer: bytes) -> Health:
+    def _evaluate(self, answer: bytes) -> Health:
         try:
             message = read(answer, self.now())
         except DecodeError:
             return replace(self.health, bad_messages=self.health.bad_messages + 1)
-        return judge(self.health, message, self.rule.severity, self.rule.confirmations)
+        return evaluate(self.health, message, self.rule.severity, self.rule.confirmations)
 
     def _learn(self, health: Health) -> None:
         self.health = health
-        self.tell(health)
+        self.report(health)
 
 
 def read(answer: bytes, at: float) -> Message:
-    """Take a message out of protobuf, as it is. Raises `DecodeError`.
+    """Return a message, parsed as it is. Raises `DecodeError`.
 
-    That, too, for one that tells of more than any node has: what takes two bytes in a message
-    takes hundreds here.
+    That, too, for one that reports more devices than any node has: what takes two bytes in a
+    message takes hundreds here.
     """
     devices = DeviceHealthResponse.FromString(answer).devices
     if len(devices) > _MOST or sum(len(device.health) for device in devices) > _MOST:
@@ -178,10 +178,10 @@ def read(answer: bytes, at: float) -> Message:
     return Message(
         at,
         tuple(
-            Report(
+            HealthReport(
                 device.info.pci.bdf,
                 tuple(
-                    Status(status.name, status.severity, status.reason, status.message)
+                    HealthStatus(status.name, status.severity, status.reason, status.message)
                     for status in device.health
                 ),
             )

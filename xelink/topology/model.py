@@ -71,7 +71,7 @@ class Link:
 
 
 class PortState(Enum):
-    """Health of a GPU's Xe Link ports as XPU Manager tells it, from best to worst."""
+    """Health of a GPU's Xe Link ports as reported by XPU Manager, from best to worst."""
 
     HEALTHY = "healthy"
     DEGRADED = "degraded"

@@ -156,7 +156,7 @@ def id_map(visit: Visit) -> Finding:
     functions = {card.bdf for card in inventory.cards if card.is_vf}
     unmapped = [bdf for bdf in links.not_in_map if bdf not in functions]
     names = {card.bdf: card.name for card in inventory.cards}
-    names |= {gpu.bdf: gpu.name for gpu in inventory.withheld if gpu.name}
+    names |= {gpu.bdf: gpu.name for gpu in inventory.excluded if gpu.name}
     wrong = [*_contradictions(topology, links, names)]
     if wrong:
         return fail(

@@ -176,5 +176,5 @@ def _device_ids(visit: Visit) -> Mapping[str, int]:
     """Give PCI device ids by address, of every GPU that sysfs has a card of."""
     if visit.inventory is None:
         return {}
-    hidden = [gpu.card for gpu in visit.inventory.withheld if gpu.card]
+    hidden = [gpu.card for gpu in visit.inventory.excluded if gpu.card]
     return {card.bdf: card.device_id for card in (*visit.inventory.cards, *hidden)}

@@ -1,4 +1,4 @@
-"""The plugin's eyes on a simulated node, with real files: nothing is lost, nothing said twice."""
+"""Watcher and snapshots on a simulated node, with real files: nothing is lost or logged twice."""
 
 import asyncio
 import json
@@ -16,19 +16,23 @@ from typing import Any, ClassVar
 import pytest
 import structlog
 
-from device_plugin.assembly import Assembler, Choosing, Seen
-from device_plugin.node import Node, Sources
+from device_plugin.assembly import Assembler, PreferenceConfig
+from device_plugin.cdi_spec import CdiSpec
 from device_plugin.responses import container
 from device_plugin.snapshot import Snapshot
+from device_plugin.updates import Updates
 from tests.device_plugin.happenings import HeardLogs, HeardNodeTelemetry, hang_until, until
 from tests.device_plugin.plugins import I915, directory
 from tests.patience import NEVER, PATIENCE
 from xelink.daemon.metrics import Metrics
 from xelink.daemon.watch import Watch
 from xelink.inventory import xpumd
+from xelink.inventory.by_path import ByPath
 from xelink.inventory.devfs import Roots
 from xelink.inventory.health import Severity
 from xelink.inventory.links import Pair
+from xelink.inventory.observation import Observation
+from xelink.inventory.watcher import Watcher, WatcherConfig
 from xelink.preference.shares import Preference
 from xelink.simulators.node.sysfs import Damage, SimulatedGpu
 from xelink.simulators.node.sysfs import Node as Tree
@@ -96,15 +100,15 @@ class SlowAssembler(Assembler):
     """One that can be held."""
 
     def __init__(self) -> None:
-        super().__init__(Choosing(clock=time.monotonic))
+        super().__init__(PreferenceConfig(clock=time.monotonic))
         self.held, self.go_on = threading.Event(), threading.Event()
         self.go_on.set()
 
-    def assemble(self, seen: Seen) -> Snapshot:
+    def assemble(self, observed: Observation) -> Snapshot:
         if not self.go_on.is_set():
             self.held.set()
             self.go_on.wait(PATIENCE)
-        return super().assemble(seen)
+        return super().assemble(observed)
 
 
 def complaints(snapshot: Snapshot) -> dict[str, str]:
@@ -129,12 +133,18 @@ class Scene:
 
     path: Path
     tree: Tree
-    sources: Sources
+    config: WatcherConfig
     watch: Watch[Snapshot] = field(default_factory=lambda: Watch(Snapshot()))
     logs: HeardLogs = field(default_factory=HeardLogs)
     metrics: Metrics = field(default_factory=lambda: Metrics("x"))
     assembler: SlowAssembler = field(default_factory=SlowAssembler)
-    node: Node = field(init=False)
+    cdi_dir: Path | None = None
+    watcher: Watcher = field(init=False)
+    updates: Updates = field(init=False)
+
+    @property
+    def observed(self) -> Observation:
+        return self.updates.observation
 
     def publish(self, *cut: str) -> None:
         """Put a feature file of a mesh, without some links, in place."""
@@ -142,7 +152,7 @@ class Scene:
         topology = (MESH.cut(*cut) if cut else MESH).topology
         staged = self.path / "staged"
         staged.write_bytes(render(Publication(topology, expiry), "gpu.intel.com"))
-        staged.rename(self.sources.label_file)
+        staged.rename(self.config.label_file)
 
     def said(self, event: str) -> list[Any]:
         return [entry for entry in self.logs.entries if entry["event"] == event]
@@ -171,21 +181,25 @@ class Scene:
 
 
 @asynccontextmanager
-async def following(scene: Scene) -> AsyncIterator[Node]:
+async def following(scene: Scene) -> AsyncIterator[None]:
     """Follow the sources until the block ends."""
     stop = asyncio.Event()
     before = {*threading.enumerate()}
     log = structlog.wrap_logger(None, processors=[scene.logs])
-    scene.node = Node(
-        scene.sources,
-        scene.assembler,
-        scene.watch,
-        HeardNodeTelemetry(scene.metrics),
-        log,
-    )
-    task = asyncio.create_task(scene.node.run(stop))
+    telemetry = HeardNodeTelemetry(scene.metrics)
+    observed = Watch(Observation(monitored=bool(scene.config.endpoint)))
+    spec = CdiSpec(scene.cdi_dir, ByPath.SINGLE, log) if scene.cdi_dir else None
+    scene.watcher = Watcher(scene.config, observed, telemetry, log, spec.refresh if spec else None)
+    scene.updates = Updates(observed, scene.assembler, scene.watch, telemetry, log)
+
+    async def run() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(scene.watcher.run(stop))
+            tasks.create_task(scene.updates.run(stop))
+
+    task = asyncio.create_task(run())
     try:
-        yield scene.node
+        yield
     finally:
         stop.set()
         SlowSysfs.go_on.set()
@@ -197,18 +211,18 @@ async def following(scene: Scene) -> AsyncIterator[Node]:
                 await asyncio.to_thread(scan.join, PATIENCE)
 
 
-def tell(story: Callable[[Scene], Awaitable[None]], gpus: int = 8, **changes: Any) -> None:  # noqa: ANN401 - fields of `Sources`
+def tell(story: Callable[[Scene], Awaitable[None]], gpus: int = 8, **changes: Any) -> None:  # noqa: ANN401 - fields of `WatcherConfig`
     with directory() as path:
         tree = Tree.eight_max_1550(path / "n")
         for gpu in tree.gpus[1 + gpus :]:
             tree.remove(gpu.bdf)
-        sources = Sources(
+        config = WatcherConfig(
             replace(Roots.under(path / "n"), sysfs=SlowSysfs(path / "n/sys")),
             label_file=path / "labels",
             scan_seconds=0.02,
-            look_seconds=0.005,
+            poll_seconds=0.005,
         )
-        scene = Scene(path, tree, replace(sources, **changes))
+        scene = Scene(path, tree, replace(config, **changes))
 
         async def whole() -> None:
             await story(scene)
@@ -258,7 +272,7 @@ def test_a_scan_that_fails_keeps_the_last_good_one_and_is_said_once_and_counted(
                 gone.replace(place)
             await scene.scanned("failed", 5)
             assert scene.watch.current == before
-            (entry,) = scene.said("scan failed: the last good one stands")
+            (entry,) = scene.said("scan failed: the last good one is kept")
             assert entry["log_level"] == "error"
             assert entry["reason"].startswith(reason)
             assert not scene.said("scans are good again")
@@ -277,7 +291,7 @@ def test_a_first_scan_that_fails_does_not_speak_of_one_before() -> None:
         scene.tree.root.rename(scene.tree.root.with_name("elsewhere"))
         async with following(scene):
             await scene.scanned("failed")
-            (entry,) = scene.said("scan failed: no GPU is offered yet")
+            (entry,) = scene.said("scan failed: no GPU is advertised yet")
             assert entry["reason"].startswith("no sysfs at")
             scene.tree.root.with_name("elsewhere").rename(scene.tree.root)
             await scene.until(lambda snapshot: snapshot.resources)
@@ -288,7 +302,7 @@ def test_a_first_scan_that_fails_does_not_speak_of_one_before() -> None:
 
 def test_a_second_failure_of_another_kind_is_said_too() -> None:
     async def story(scene: Scene) -> None:
-        failures = "scan failed: the last good one stands"
+        failures = "scan failed: the last good one is kept"
         async with following(scene):
             await scene.until(lambda snapshot: snapshot.resources)
             drm = scene.tree.root / "sys/class/drm"
@@ -368,12 +382,12 @@ def test_a_card_that_breaks_stays_as_unhealthy() -> None:
 
 def test_a_loop_that_hangs_is_not_covered_by_scans_that_go_on() -> None:
     async def story(scene: Scene) -> None:
-        async with following(scene) as node:
+        async with following(scene):
             await scene.scanned("good")
-            looked, scans = node.last_look, scene.scans("good")
+            looked, scans = scene.watcher.last_scan, scene.scans("good")
             hang_until(lambda: scene.scans("good") >= scans + 3)
-            assert node.last_look == looked
-            await until(lambda: node.last_look > looked)
+            assert scene.watcher.last_scan == looked
+            await until(lambda: scene.watcher.last_scan > looked)
 
     tell(story)
 
@@ -396,7 +410,7 @@ def test_no_scan_begins_after_the_end() -> None:
 def test_health_that_arrives_during_a_slow_scan_is_not_lost() -> None:
     async def story(scene: Scene) -> None:
         socket = scene.path / "x.sock"
-        scene.sources = replace(scene.sources, endpoint=str(socket))
+        scene.config = replace(scene.config, endpoint=str(socket))
         async with Xpumd(socket, [FIRST, SECOND], every=None) as health, following(scene):
             await scene.until(lambda snapshot: snapshot.resources)
             await until(lambda: scene.said("health is known"))
@@ -441,15 +455,15 @@ def test_labels_that_arrive_during_a_slow_scan_are_not_lost() -> None:
 
 def test_links_are_said_to_be_in_use_when_they_are_and_not_when_they_are_read() -> None:
     async def story(scene: Scene) -> None:
-        async with following(scene) as node:
+        async with following(scene):
             await scene.until(lambda snapshot: snapshot.resources)
             scene.assembler.go_on.clear()
             scene.publish()
             await asyncio.to_thread(scene.assembler.held.wait, PATIENCE)
-            assert node.label_state.startswith("links missing")
+            assert scene.observed.link_state.startswith("links missing")
             scene.assembler.go_on.set()
             await scene.until(lanes)
-            assert node.label_state == "links in use"
+            assert scene.observed.link_state == "links in use"
 
     tell(story)
 
@@ -459,17 +473,17 @@ def test_half_of_the_first_look_is_told_to_nobody() -> None:
         SlowSysfs.hold()
         scene.publish()
         socket = scene.path / "x.sock"
-        scene.sources = replace(scene.sources, endpoint=str(socket))
-        async with Xpumd(socket, [FIRST], every=None), following(scene) as node:
+        scene.config = replace(scene.config, endpoint=str(socket))
+        async with Xpumd(socket, [FIRST], every=None), following(scene):
             await asyncio.to_thread(SlowSysfs.held.wait, PATIENCE)
             await until(lambda: scene.said("health is known"))
             assert scene.watch.current == Snapshot()
-            assert node.label_state == "links missing: it has not been looked at yet"
+            assert scene.observed.link_state == "links missing: it has not been looked at yet"
             assert {entry["event"] for entry in scene.logs.entries} == {"health is known"}
             SlowSysfs.go_on.set()
             snapshot = await scene.until(lambda snapshot: snapshot.resources)
             assert len(lanes(snapshot)) == 28
-            assert node.label_state == "links in use"
+            assert scene.observed.link_state == "links in use"
             assert not [entry for entry in scene.logs.entries if entry["log_level"] == "warning"]
 
     tell(story)
@@ -480,7 +494,7 @@ def test_no_gpu_is_told_before_the_links_have_been_looked_at() -> None:
         SlowFile.held.clear()
         SlowFile.go_on.clear()
         scene.publish()
-        scene.sources = replace(scene.sources, label_file=SlowFile(scene.sources.label_file))
+        scene.config = replace(scene.config, label_file=SlowFile(scene.config.label_file))
         try:
             async with following(scene):
                 await asyncio.to_thread(SlowFile.held.wait, PATIENCE)
@@ -527,12 +541,12 @@ def test_gpus_that_are_withheld_are_told_with_the_reason() -> None:
         scene.tree.rebind(FIRST, "vfio-pci")
         async with following(scene):
             await scene.until(lambda snapshot: len(snapshot.resource(I915).devices) == 7)
-            (entry,) = scene.said("GPUs that are not offered")
+            (entry,) = scene.said("GPUs that are not advertised")
             assert FIRST in entry["gpus"]
             assert "vfio-pci" in entry["gpus"]
             scene.tree.rebind(FIRST, "i915")
             await scene.until(lambda snapshot: len(snapshot.resource(I915).devices) == 8)
-            assert scene.said("GPUs that are not offered")[-1]["gpus"] == "none"
+            assert scene.said("GPUs that are not advertised")[-1]["gpus"] == "none"
 
     tell(story)
 
@@ -554,18 +568,18 @@ def test_each_gpu_that_cannot_be_given_is_said_once_with_the_reason() -> None:
             await scene.scanned("good", 5)
             assert warnings(scene) == [said]
             await until(lambda: scene.gauge("unusable_gpus") == 1)
-            assert scene.node.device_trouble == ""  # the other one can be given
+            assert scene.updates.device_error == ""  # the other one can be given
             scene.tree.lose_node(SECOND)
             await until(lambda: len(warnings(scene)) == 2)
-            await until(lambda: scene.node.device_trouble != "")
-            assert scene.node.device_trouble == (
+            await until(lambda: scene.updates.device_error != "")
+            assert scene.updates.device_error == (
                 "every GPU is unhealthy: /dev/dri/renderD128 is not there and 1 more"
             )
             async with between_scans():
                 scene.tree.mend(FIRST)
                 scene.tree.mend(SECOND)
-            await until(lambda: len(scene.said("no longer so")) == 2)
-            await until(lambda: scene.node.device_trouble == "")
+            await until(lambda: len(scene.said("resolved")) == 2)
+            await until(lambda: scene.updates.device_error == "")
 
     tell(story, gpus=2)
 
@@ -573,25 +587,25 @@ def test_each_gpu_that_cannot_be_given_is_said_once_with_the_reason() -> None:
 def test_a_node_whose_every_gpu_xpu_manager_calls_unhealthy_says_so() -> None:
     async def story(scene: Scene) -> None:
         socket = scene.path / "x.sock"
-        scene.sources = replace(scene.sources, endpoint=str(socket))
+        scene.config = replace(scene.config, endpoint=str(socket))
         async with Xpumd(socket, [FIRST], every=None) as health, following(scene):
             await until(lambda: scene.said("health is known"))
             health.say(FIRST, "core", Severity.CRITICAL, "hot")
             health.push()
-            await until(lambda: scene.node.device_trouble != "")
-            assert scene.node.device_trouble == "every GPU is unhealthy: core is critical (hot)"
+            await until(lambda: scene.updates.device_error != "")
+            assert scene.updates.device_error == "every GPU is unhealthy: core is critical (hot)"
 
     tell(story, gpus=1, rule=xpumd.Rule(confirmations=1))
 
 
 def test_while_nobody_tells_of_health_no_gpu_is_named_as_left_out() -> None:
     async def story(scene: Scene) -> None:
-        scene.sources = replace(scene.sources, endpoint=str(scene.path / "nobody.sock"))
+        scene.config = replace(scene.config, endpoint=str(scene.path / "nobody.sock"))
         # Another's server, so that gRPC's thread is there before, and is not waited for.
-        async with Xpumd(scene.path / "x.sock", every=None), following(scene) as node:
+        async with Xpumd(scene.path / "x.sock", every=None), following(scene):
             await until(lambda: scene.said("GPUs of this node"))
-            assert node.health_state.startswith("unknown: ")
-            assert node.health_unknown == ()
+            assert scene.observed.health_state.startswith("unknown: ")
+            assert scene.observed.health_unknown == ()
         assert not scene.said("GPUs of unknown health")
 
     tell(story, gpus=2)
@@ -613,8 +627,11 @@ def test_a_card_without_a_render_node_is_not_offered_as_healthy_without_a_word()
 @pytest.mark.parametrize(
     ("driver", "said"),
     [
-        (None, "no GPU is offered: 1 of Intel's are withheld"),
-        ("gone", "no GPU is offered: this node has none of Intel's, or its driver is not loaded"),
+        (None, "no GPU is advertised: 1 of Intel's are excluded"),
+        (
+            "gone",
+            "no GPU is advertised: this node has none of Intel's, or its driver is not loaded",
+        ),
     ],
     ids=["no driver", "no GPU"],
 )
@@ -628,12 +645,12 @@ def test_a_node_without_a_gpu_to_give_says_so_once(driver: str | None, said: str
             await until(lambda: warnings(scene) == [said])
             await scene.scanned("good", 5)
             assert warnings(scene) == [said]
-            assert scene.node.device_trouble == said
+            assert scene.updates.device_error == said
             if not driver:
                 async with between_scans():
                     scene.tree.rebind(FIRST, "i915")
                 await scene.until(lambda snapshot: snapshot.resources)
-                await until(lambda: len(scene.said("no longer so")) == 1)
+                await until(lambda: len(scene.said("resolved")) == 1)
 
     tell(story, gpus=1)
 
@@ -644,15 +661,15 @@ def test_a_directory_of_before_a_reload_of_the_driver_asks_for_a_restart() -> No
         mounted = scene.path / "mounted"
         mounted.mkdir()
         (mounted / "dri").symlink_to(f"/proc/self/fd/{dri}")
-        scene.sources = replace(scene.sources, roots=replace(scene.sources.roots, devfs=mounted))
+        scene.config = replace(scene.config, roots=replace(scene.config.roots, devfs=mounted))
         try:
             async with following(scene):
                 await scene.until(lambda snapshot: snapshot.resource(I915).usable)
-                assert scene.node.must_restart is None
+                assert scene.observed.must_restart is None
                 async with between_scans():
                     scene.tree.reload_driver()
-                await until(lambda: scene.node.must_restart is not None)
-                assert scene.node.must_restart in warnings(scene)
+                await until(lambda: scene.observed.must_restart is not None)
+                assert scene.observed.must_restart in warnings(scene)
         finally:
             os.close(dri)
 
@@ -661,15 +678,15 @@ def test_a_directory_of_before_a_reload_of_the_driver_asks_for_a_restart() -> No
 
 def test_a_directory_without_the_nodes_of_any_gpu_is_said_and_asks_for_no_restart() -> None:
     async def story(scene: Scene) -> None:
-        scene.sources = replace(
-            scene.sources, roots=replace(scene.sources.roots, devfs=scene.path / "nothing")
+        scene.config = replace(
+            scene.config, roots=replace(scene.config.roots, devfs=scene.path / "nothing")
         )
         async with following(scene):
             await until(lambda: len(warnings(scene)) == 2)
             assert warnings(scene)[0].startswith(
                 "/dev/dri has no node of the GPUs that sysfs names"
             )
-            assert scene.node.must_restart is None
+            assert scene.observed.must_restart is None
 
     tell(story, gpus=1)
 
@@ -678,9 +695,9 @@ def test_vfs_of_different_gpus_are_preferred_to_two_of_one() -> None:
     async def story(scene: Scene) -> None:
         for bdf in (FIRST, SECOND):
             scene.tree.enable_vfs(bdf, 2)
-        async with following(scene) as node:
+        async with following(scene):
             snapshot = await scene.until(lambda snapshot: snapshot.resources)
-            functions = {card.bdf: card.physfn for card in node.seen.inventory.cards}
+            functions = {card.bdf: card.physfn for card in scene.observed.inventory.cards}
             homes = {one.id: functions[one.unit] for one in snapshot.resource(I915).devices}
             answer = preferred(snapshot, list(homes), 2)
             assert {homes[id_] for id_ in answer.ids} == {FIRST, SECOND}
@@ -707,7 +724,7 @@ SPEC = "intel.cdi.k8s.io-gpu.json"
 def test_the_cdi_spec_follows_the_node() -> None:
     async def story(scene: Scene) -> None:
         directory = scene.path / "cdi"
-        scene.sources = replace(scene.sources, cdi_dir=directory)
+        scene.cdi_dir = directory
 
         def devices() -> list[str]:
             spec = json.loads((directory / SPEC).read_text())
@@ -737,14 +754,14 @@ def test_without_a_directory_no_spec_is_written_and_no_name_handed_out() -> None
         async with following(scene):
             assert named(await scene.until(lambda snapshot: snapshot.resources)) == ()
 
-    tell(story, cdi_dir=None)
+    tell(story)
 
 
 def test_while_a_rival_defines_a_card_the_others_are_named_and_it_is_told() -> None:
     async def story(scene: Scene) -> None:
         directory = scene.path / "cdi"
         directory.mkdir()
-        scene.sources = replace(scene.sources, cdi_dir=directory)
+        scene.cdi_dir = directory
         async with following(scene):
             assert named(await scene.until(every_name)) == CARD1
             rival = directory / "other.yaml"
@@ -761,13 +778,13 @@ def test_while_a_rival_defines_a_card_the_others_are_named_and_it_is_told() -> N
             assert "(card2)" in entry["reason"]
             remedy = f"stop what wrote them, then rm {rival}"
             assert entry["reason"].endswith(remedy)
-            assert scene.node.device_trouble.endswith(remedy)
-            (doubt,) = scene.node.doubts
+            assert scene.updates.device_error.endswith(remedy)
+            (doubt,) = scene.updates.warnings
             assert doubt == f"not every GPU is named as a CDI device: {entry['reason']}"
             assert scene.gauge("cdi_devices") == 7
             rival.unlink()
             await scene.until(lambda snapshot: len(every_name(snapshot)) == 8)
-            await until(lambda: not scene.node.device_trouble)
+            await until(lambda: not scene.updates.device_error)
             assert len(scene.said("CDI devices are named again")) == 1
             assert scene.gauge("cdi_devices") == 8
 
@@ -779,7 +796,7 @@ def test_while_the_spec_cannot_be_written_no_name_is_handed_out_and_it_is_told()
         # Below a file there is no directory, not even for root.
         blocker = scene.path / "run"
         blocker.touch()
-        scene.sources = replace(scene.sources, cdi_dir=blocker / "cdi")
+        scene.cdi_dir = blocker / "cdi"
         async with following(scene):
             snapshot = await scene.until(lambda snapshot: snapshot.resources)
             assert named(snapshot) == ()
@@ -796,7 +813,7 @@ def test_while_the_spec_cannot_be_written_no_name_is_handed_out_and_it_is_told()
 
 def test_a_failed_scan_leaves_the_cdi_names_as_they_were() -> None:
     async def story(scene: Scene) -> None:
-        scene.sources = replace(scene.sources, cdi_dir=scene.path / "cdi")
+        scene.cdi_dir = scene.path / "cdi"
         async with following(scene):
             await scene.until(every_name)
             (scene.tree.root / "sys").rename(scene.path / "away")
