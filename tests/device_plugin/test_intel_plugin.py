@@ -96,7 +96,7 @@ def test_the_defaults_that_the_table_names_are_ours() -> None:
     assert settings.allocation_policy is AllocationPolicy.TOPOLOGY
     assert {each.value for each in AllocationPolicy} == {"topology", "balanced", "packed", "none"}
     assert f"Unhealthy is `{settings.health_severity.value}` and above" in PAGE
-    assert "A change must be told twice" in PAGE
+    assert "A change must be reported twice" in PAGE
     assert settings.health_confirmations == 2
 
 
