@@ -34,7 +34,7 @@ $(READY): $(RUNTIME) requirements-dev.lock pyproject.toml
 	@$(PYTHON) tools/environment.py $(VENV) requirements-dev.lock --editable $(ANEW)
 	@touch $@
 
-demo: $(RUNTIME) ## the whole story on this machine: no GPU, no cluster, under a minute
+demo: $(RUNTIME) ## the daemons against simulators on this machine: no GPU, no cluster, under a minute
 	@$(BIN)/python -m xelink demo
 
 test: $(READY) ## every test, or some of them: ARGS="tests/topology -k links"
@@ -58,7 +58,7 @@ check: $(READY) ## format, lint, types, import contracts, generated files
 generated: $(READY) ## the generated files are current, whatever Python asks
 	$(BIN)/python tools/generate.py --check
 
-fmt: $(READY) ## format and mend what can be mended
+fmt: $(READY) ## format, and fix what ruff can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

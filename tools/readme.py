@@ -76,7 +76,7 @@ def _replaced(path: Path, text: str, named: Mapping[str, Iterable[str]]) -> str:
 
 def _demo() -> list[str]:
     said: list[str] = []
-    demo.tell(said.append)
+    demo.demonstrate(said.append)
     return ["```console", "$ make demo", *said, "```"]
 
 

@@ -14,7 +14,7 @@ import pytest
 from tests.cli.commands import topology
 from xelink.cli.demo import command as demo
 from xelink.cli.demo import processes
-from xelink.cli.demo.processes import Daemon, StageError
+from xelink.cli.demo.processes import Daemon, DemoError
 from xelink.simulators.xpu_manager import Blueprint, Simulator
 from xelink.topology.publication import DEFAULT_NAMESPACE, Publication, render
 
@@ -61,8 +61,8 @@ def test_the_exit_code_that_is_told_is_that_of_the_sidecar(labels: Path, code: i
     said: list[str] = []
     with ending(code) as daemon:
         daemon.wait_for("registered")  # it hears signals by now
-        demo._the_sidecar_stops(said.append, daemon, labels)  # noqa: SLF001 - one scene of the story
-    assert said[-1] == f"   exit code {code}, 56 links, gone in 5 minutes unless renewed"
+        demo._the_sidecar_stops(said.append, daemon, labels)  # noqa: SLF001 - one step of the demo
+    assert said[-1] == f"   exit code {code}, 56 links, which expire in 5 minutes unless renewed"
 
 
 @pytest.mark.parametrize("events", [EVENTS, EVENTS[::-1]], ids=["links first", "links last"])
@@ -79,7 +79,7 @@ def test_a_plugin_that_ends_badly_ends_the_demo(
 
     monkeypatch.setattr(processes, "device_plugin", plugin)
     shape = demo._topology(labels)  # noqa: SLF001 - as above
-    with pytest.raises(StageError, match="the device plugin did not end well"):
+    with pytest.raises(DemoError, match="the device plugin did not end well"):
         demo._given(labels, shape, "topology")  # noqa: SLF001 - as above
 
 

@@ -1,7 +1,7 @@
-"""The main job, end to end, on this machine: no GPU, no cluster, under a minute.
+"""The demo: the daemons end to end on this machine, without GPU or cluster, in under a minute.
 
-XPU Manager, kubelet and the node's GPUs are simulated; the sidecar and the device plugin are the
-real ones, processes with their own files and sockets, exactly as they run in a Pod.
+XPU Manager, kubelet and the node's GPUs are simulated. The sidecar and the device plugin are real:
+processes with their own files and sockets, exactly as they run in a Pod.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from xelink.cli.demo import processes
-from xelink.cli.demo.processes import Daemon, StageError, XpuManager
+from xelink.cli.demo.processes import Daemon, DemoError, XpuManager
 from xelink.cli.exit_codes import OK
 from xelink.cli.helptext import HelpFormatter
 from xelink.cli.show.matrix import lanes_between, matrix
@@ -34,11 +34,11 @@ _RESOURCE = "gpu.intel.com/i915"
 
 _EXAMPLES = """\
 examples:
-  the whole story, and what it does meanwhile in its temporary directory:
+  the demo, and in another terminal the files in its temporary directory:
     xelink demo
     watch ls -R /tmp/xelink-*
 
-exit codes: 0 it was told to its end, 1 something on this machine is in its way
+exit codes: 0 the demo completed, 1 it cannot run on this machine
 """
 
 
@@ -48,16 +48,16 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", summary
         "demo",
         help=summary,
         description="Watch the sidecar publish the topology of a simulated node and keep it"
-        " through failures, and the device plugin give linked GPUs to Pods. Needs no GPU and no"
-        " cluster, writes to a temporary directory only, and ends by itself in under a minute.",
+        " through failures, and the device plugin allocate linked GPUs to Pods. Needs no GPU and"
+        " no cluster, writes only to a temporary directory, and ends in under a minute.",
         epilog=_EXAMPLES,
         formatter_class=HelpFormatter,
     )
 
 
 def run(_options: argparse.Namespace) -> int:
-    """Tell the story as it happens. Raises `StageError`."""
-    tell(_print)
+    """Run the demo and print each step. Raises `DemoError`."""
+    demonstrate(_print)
     return OK
 
 
@@ -66,8 +66,8 @@ def _print(text: str) -> None:
     sys.stdout.flush()
 
 
-def tell(say: Say) -> None:
-    """Tell the story. Raises `StageError`."""
+def demonstrate(say: Say) -> None:
+    """Run each step. Raises `DemoError`."""
     # A short name: the path of a unix socket has 107 bytes at most.
     with tempfile.TemporaryDirectory(prefix="xelink-") as name, ExitStack() as cleanup:
         directory = Path(name)
@@ -79,10 +79,10 @@ def tell(say: Say) -> None:
         _labels_appear(say, sidecar, labels)
         _a_link_is_cut(say, xpum, sidecar, labels)
         _xpu_manager_breaks(say, xpum, sidecar, labels)
-        _all_is_healed(say, xpum, sidecar, labels)
+        _all_recovers(say, xpum, sidecar, labels)
         _pods_ask(say, xpum, sidecar, labels)
         _the_sidecar_stops(say, sidecar, labels)
-        say("\nThat is all. On a real node: see the README.")
+        say("\nThe demo is complete. For a real node, see the README.")
 
 
 def _labels_appear(say: Say, sidecar: Daemon, labels: Path) -> None:
@@ -94,17 +94,17 @@ def _labels_appear(say: Say, sidecar: Daemon, labels: Path) -> None:
 
 
 def _a_link_is_cut(say: Say, xpum: XpuManager, sidecar: Daemon, labels: Path) -> None:
-    say(f"\n2. The Xe Link {_CUT} is cut. One scrape proves no loss, two in a row do:\n")
+    say(f"\n2. The Xe Link {_CUT} goes down. A loss is published after two scrapes in a row:\n")
     xpum.control("cut", links=[_CUT])
     sidecar.wait_for("a loss waits for confirmation")
     say(f"   after one scrape  {_count(labels)} links, {_CUT} waits for confirmation")
     sidecar.wait_for("labels published")
-    say(f"   after two         {_count(labels)} links; ! marks what lost a link\n")
+    say(f"   after two         {_count(labels)} links; ! marks a pair that lost a link\n")
     say(_indented(matrix(_topology(labels))))
 
 
 def _xpu_manager_breaks(say: Say, xpum: XpuManager, sidecar: Daemon, labels: Path) -> None:
-    say("\n3. XPU Manager breaks. Failure is not absence: the labels stay.\n")
+    say("\n3. XPU Manager fails. A failed scrape changes nothing: the labels stay.\n")
     for failure, text in (
         ("daemon-down", "answers 500"),
         ("reset", "resets the connection"),
@@ -117,8 +117,8 @@ def _xpu_manager_breaks(say: Say, xpum: XpuManager, sidecar: Daemon, labels: Pat
         sidecar.wait_for("scrape result changed")
 
 
-def _all_is_healed(say: Say, xpum: XpuManager, sidecar: Daemon, labels: Path) -> None:
-    say("\n4. XPU Manager and the link are healed. A gain counts at once:\n")
+def _all_recovers(say: Say, xpum: XpuManager, sidecar: Daemon, labels: Path) -> None:
+    say("\n4. XPU Manager and the link recover. A gain is published at once:\n")
     xpum.control("reset")
     sidecar.wait_for("labels published")
     say(f"   after one scrape  {_count(labels)} links")
@@ -133,14 +133,16 @@ def _pods_ask(say: Say, xpum: XpuManager, sidecar: Daemon, labels: Path) -> None
     sidecar.wait_for("labels published")
     topology = _topology(labels)
     linked = _given(labels, topology, "topology")
-    plain = _given(labels, topology, "none")
+    unlinked = _given(labels, topology, "none")
     say(f"   {'Pod':<6}{'xelink-device-plugin':<47}a plugin without preference")
     for pod in _PODS:
-        say(f"   {pod:<6}{_told(linked[pod], topology):<47}{_told(plain[pod], topology)}".rstrip())
+        say(
+            f"   {pod:<6}{_summary(linked[pod], topology):<47}{_summary(unlinked[pod], topology)}".rstrip()
+        )
 
 
 def _given(labels: Path, topology: Topology, policy: str) -> dict[str, tuple[int, ...]]:
-    """Run Pods on a node with the real plugin; give the device ids that each got."""
+    """Run Pods on a node with the real plugin; return the device ids that each got."""
     ids = {gpu.bdf: gpu.id for gpu in topology.gpus}
     directory = labels.parent.parent / policy[:1]
     node = directory / "node"
@@ -157,12 +159,12 @@ def _given(labels: Path, topology: Topology, policy: str) -> dict[str, tuple[int
             for pod, size in _PODS.items()
         }
         if plugin.stop():
-            raise StageError("the device plugin did not end well")
+            raise DemoError("the device plugin did not end well")
     return {pod: tuple(sorted(ids[bdf] for bdf in bdfs)) for pod, bdfs in given.items()}
 
 
-def _told(devices: Iterable[int], topology: Topology) -> str:
-    """Say which GPUs these are and how well they are linked."""
+def _summary(devices: Iterable[int], topology: Topology) -> str:
+    """Return one line: these GPUs, and how well they are linked."""
     gpus = sorted(devices)
     pairs = [(one, other) for one in gpus for other in gpus if one < other]
     lanes = lanes_between(topology)
@@ -178,7 +180,9 @@ def _the_sidecar_stops(say: Say, sidecar: Daemon, labels: Path) -> None:
     say("\n6. The sidecar is stopped, as in a rollout. The labels stay until they expire:\n")
     code = sidecar.stop()
     left = _minutes_left(labels)
-    say(f"   exit code {code}, {_count(labels)} links, gone in {left} minutes unless renewed")
+    say(
+        f"   exit code {code}, {_count(labels)} links, which expire in {left} minutes unless renewed"
+    )
 
 
 def _published(labels: Path) -> str:
@@ -191,10 +195,10 @@ def _published(labels: Path) -> str:
 
 
 def _topology(labels: Path) -> Topology:
-    standing = read(labels.read_bytes(), DEFAULT_NAMESPACE, datetime.now(UTC))
-    if standing.topology is None:
-        raise StageError("the feature file has no topology")
-    return standing.topology
+    published = read(labels.read_bytes(), DEFAULT_NAMESPACE, datetime.now(UTC))
+    if published.topology is None:
+        raise DemoError("the feature file has no topology")
+    return published.topology
 
 
 def _count(labels: Path) -> str:

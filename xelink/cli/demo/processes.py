@@ -1,4 +1,4 @@
-"""The programs of the demo: real processes, their logs as events, and what is simulated."""
+"""The processes of the demo: the daemons with their logs as events, and the simulators."""
 
 import json
 import os
@@ -13,12 +13,12 @@ from typing import IO, Any
 
 from xelink.cli.exit_codes import FailedError
 
-_PATIENCE = 120.0
-"""Seconds, for a busy machine; only what never comes takes as long."""
+_TIMEOUT = 120.0
+"""Seconds, for a busy machine."""
 
 
-class StageError(FailedError):
-    """A program did not do what it should: something on this machine is in its way."""
+class DemoError(FailedError):
+    """A program of the demo failed: the demo cannot run on this machine."""
 
 
 class Daemon:
@@ -29,9 +29,9 @@ class Daemon:
         self._log = log
 
     def wait_for(self, event: str, **facts: object) -> dict[str, Any]:
-        """Give the next log entry with this event and these facts. Raises `StageError`."""
-        # The log ends when the process does: the timer turns waiting for ever into an end.
-        watchdog = Timer(_PATIENCE, self._process.kill)
+        """Return the next log entry with this event and these facts. Raises `DemoError`."""
+        # The log ends when the process does, so killing the process ends the wait.
+        watchdog = Timer(_TIMEOUT, self._process.kill)
         watchdog.start()
         last = ""
         try:
@@ -44,30 +44,30 @@ class Daemon:
             pass
         finally:
             watchdog.cancel()
-        raise StageError(f"{event!r} did not come; said last: {last.strip() or 'nothing'}")
+        raise DemoError(f"{event!r} was not logged; the last line was: {last.strip() or 'nothing'}")
 
     def stop(self) -> int:
-        """End it as kubelet does; give the exit code. Raises `StageError`."""
+        """End it as kubelet does, and return the exit code. Raises `DemoError`."""
         self._process.terminate()
         try:
-            return self._process.wait(_PATIENCE)
+            return self._process.wait(_TIMEOUT)
         except subprocess.TimeoutExpired as error:
-            raise StageError(f"a program did not end within {_PATIENCE:g} s") from error
+            raise DemoError(f"a program did not end within {_TIMEOUT:g} s") from error
 
 
 class XpuManager:
-    """The simulated XPU Manager's control."""
+    """The simulated XPU Manager's control interface."""
 
     def __init__(self, port: int) -> None:
         self.port = port
         self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
     def control(self, call: str, **arguments: object) -> Mapping[str, Any]:
-        """Change what is simulated; give the state."""
+        """Change what is simulated, and return the state."""
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/control/{call}", json.dumps(arguments).encode()
         )
-        with self._open(request, timeout=_PATIENCE) as answer:
+        with self._open(request, timeout=_TIMEOUT) as answer:
             state: Mapping[str, Any] = json.load(answer)
             return state
 
@@ -79,7 +79,7 @@ def xpu_manager() -> Iterator[XpuManager]:
         line = process.stdout.readline() if process.stdout else ""
         port = line.rpartition(":")[2].partition("/")[0]
         if not port.isdigit():
-            raise StageError(f"the simulator of XPU Manager did not start: {line.strip()}")
+            raise DemoError(f"the simulator of XPU Manager did not start: {line.strip()}")
         yield XpuManager(int(port))
 
 
@@ -99,7 +99,7 @@ def sidecar(port: int, labels: Path) -> Iterator[Daemon]:
 
 @contextmanager
 def device_plugin(node: Path, sockets: Path, labels: Path, policy: str) -> Iterator[Daemon]:
-    """Run the device plugin on a simulated node, beside the kubelet of that directory."""
+    """Run the device plugin on a simulated node, with the kubelet of that directory."""
     with _daemon(
         "device_plugin",
         f"-prefix={node}",
@@ -115,7 +115,7 @@ def device_plugin(node: Path, sockets: Path, labels: Path, policy: str) -> Itera
 def _daemon(module: str, *arguments: str) -> Iterator[Daemon]:
     with _started(module, *arguments, "-listen=", "-log-format=json") as process:
         if process.stderr is None:
-            raise StageError(f"{module} has no log")
+            raise DemoError(f"{module} has no log")
         yield Daemon(process, process.stderr)
 
 
@@ -123,7 +123,7 @@ def _daemon(module: str, *arguments: str) -> Iterator[Daemon]:
 def _started(module: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(  # noqa: S603 - our own modules, an argument list
         [sys.executable, "-m", module, *arguments],
-        # The caller's own settings are for his daemons, not for these.
+        # The caller's environment has settings for other daemons.
         env={name: value for name, value in os.environ.items() if "XELINK_" not in name},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
