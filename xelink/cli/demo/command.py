@@ -136,9 +136,8 @@ def _pods_ask(say: Say, xpum: XpuManager, sidecar: Daemon, labels: Path) -> None
     unlinked = _given(labels, topology, "none")
     say(f"   {'Pod':<6}{'xelink-device-plugin':<47}a plugin without preference")
     for pod in _PODS:
-        say(
-            f"   {pod:<6}{_summary(linked[pod], topology):<47}{_summary(unlinked[pod], topology)}".rstrip()
-        )
+        with_links, without = (_summary(each[pod], topology) for each in (linked, unlinked))
+        say(f"   {pod:<6}{with_links:<47}{without}".rstrip())
 
 
 def _given(labels: Path, topology: Topology, policy: str) -> dict[str, tuple[int, ...]]:
@@ -179,10 +178,8 @@ def _summary(devices: Iterable[int], topology: Topology) -> str:
 def _the_sidecar_stops(say: Say, sidecar: Daemon, labels: Path) -> None:
     say("\n6. The sidecar is stopped, as in a rollout. The labels stay until they expire:\n")
     code = sidecar.stop()
-    left = _minutes_left(labels)
-    say(
-        f"   exit code {code}, {_count(labels)} links, which expire in {left} minutes unless renewed"
-    )
+    left = f"which expire in {_minutes_left(labels)} minutes unless renewed"
+    say(f"   exit code {code}, {_count(labels)} links, {left}")
 
 
 def _published(labels: Path) -> str:
