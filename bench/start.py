@@ -26,10 +26,10 @@ HEAVY = (
 BODY = render(Blueprint(gpus=8, tiles=2).build())
 LIBRARIES = """
 from xelink.daemon import lazy_imports
-lazy_imports.leave_out("bz2", "click", "lzma", "rich")
-lazy_imports.put_off("asyncio", "idna", "secrets")
-lazy_imports.lean_settings()
-with lazy_imports.nothing_to_collect():
+lazy_imports.block_imports("bz2", "click", "lzma", "rich")
+lazy_imports.defer_imports("asyncio", "idna", "secrets")
+lazy_imports.trim_pydantic()
+with lazy_imports.gc_paused():
     lazy_imports.no_task_names()
     import httpx, prometheus_client, pydantic_settings, structlog, tenacity
     pydantic_settings.BaseSettings, structlog.wrap_logger

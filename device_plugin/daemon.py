@@ -25,7 +25,7 @@ from xelink.daemon.command import OK
 from xelink.daemon.descriptors import require_descriptors
 from xelink.daemon.html import pages
 from xelink.daemon.http_requests import own_names
-from xelink.daemon.http_server import Page, Site, Verdict, serving
+from xelink.daemon.http_server import Page, ProbeResult, Site, serving
 from xelink.daemon.logs import logger_to_stderr
 from xelink.daemon.metrics import Metrics
 from xelink.daemon.polling import looking_for
@@ -93,10 +93,10 @@ async def _serve(settings: "PluginSettings", log: FilteringBoundLogger) -> None:
         hangs = stalled(time.monotonic() - watcher.last_scan, looking_for())
         return hangs or updates.observation.must_restart
 
-    def ready() -> Verdict:
+    def ready() -> ProbeResult:
         problem = endpoints.not_ready() if watcher.scanned else "no scan has succeeded yet"
         facts = (problem, updates.device_error, updates.observation.link_state)
-        return Verdict(problem is None, "; ".join(filter(None, facts)))
+        return ProbeResult(problem is None, "; ".join(filter(None, facts)))
 
     watcher.last_scan = time.monotonic()
     parts = Parts(

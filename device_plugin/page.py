@@ -5,18 +5,28 @@ from dataclasses import replace
 
 from device_plugin.history import MOST_PREFERENCES
 from device_plugin.status import Facts
-from xelink.daemon.html import Html, Status, badge, code, instant, section, table, tag, words
+from xelink.daemon.html import (
+    Html,
+    StatusDocument,
+    badge,
+    code,
+    instant,
+    section,
+    table,
+    tag,
+    words,
+)
 from xelink.nfd.reader import FileState
 from xelink.preference.criteria import WISHES
 from xelink.preference.decision import NOTHING, PLAIN, POLICY, UNKNOWN
 from xelink.topology.publication import parsed
-from xelink.view.node_view import Node
+from xelink.view.node_view import NodeView
 
 _MOST_ROWS = 64
 """Rows of a table that could be very long; the JSON has all of them."""
 
 
-def body(told: Status) -> Sequence[Html]:
+def body(told: StatusDocument) -> Sequence[Html]:
     """Return the sections of the page."""
     return (
         _summary(told),
@@ -28,7 +38,7 @@ def body(told: Status) -> Sequence[Html]:
     )
 
 
-def _summary(told: Status) -> Html:
+def _summary(told: StatusDocument) -> Html:
     fine = told["ready"]
     return section(
         "summary",
@@ -51,7 +61,7 @@ def _items(title: str, texts: Sequence[str]) -> Html:
     return Html(tag("p", f"{title}:") + tag("ul", *items))
 
 
-def _picture(told: Status) -> Html:
+def _picture(told: StatusDocument) -> Html:
     from xelink.view.svg import svg  # noqa: PLC0415 - most daemons never draw
 
     links = told["links"]
@@ -65,19 +75,19 @@ def _picture(told: Status) -> Html:
         expires = "expired" if state == FileState.EXPIRED.value else "expires"
         written, end = instant(links["written"]), instant(links["expires"])
         facts.append(tag("p", "Written ", written, f", {expires} ", end, "."))
-    drawn = Node("", told["host"], reason=state)
+    drawn = NodeView("", told["host"], reason=state)
     if links["topology"]:
         guess = state == FileState.GUESS.value
         name = f"{told['host']} (a guess)" if guess else told["host"]
         topology = parsed(links["topology"], links["topology"]["gpus"])
-        drawn = replace(Node.of(topology), name=name, labels_only=guess)
+        drawn = replace(NodeView.of(topology), name=name, labels_only=guess)
     else:
         facts.append(tag("p", "No links are known: GPUs are preferred by NUMA node and address."))
     # Without links, too: a page may show none at first, and links later.
     return section("links", "Links", *facts, Html(svg(drawn)))
 
 
-def _resources(told: Status) -> Html:
+def _resources(told: StatusDocument) -> Html:
     rows = [
         (
             one["resource"],
@@ -111,7 +121,7 @@ def _registration(one: Facts) -> Html:
     return tag("span", badge("not registered", good=False), why)
 
 
-def _gpus(told: Status) -> Html:
+def _gpus(told: StatusDocument) -> Html:
     cards = {gpu["pci"]: gpu["card"] for gpu in told["gpus"]}
     rows = [
         (
@@ -171,7 +181,7 @@ _FOLLOWED = {
 }
 
 
-def _holders(told: Status) -> Html:
+def _holders(told: StatusDocument) -> Html:
     rows = [
         (
             instant(one["at"]),
@@ -208,7 +218,7 @@ _DECIDED = {
 }
 
 
-def _preferences(told: Status) -> Html:
+def _preferences(told: StatusDocument) -> Html:
     rows = [
         (
             instant(one["at"]),

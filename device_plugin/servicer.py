@@ -38,7 +38,7 @@ from xelink.api import deviceplugin_pb2 as pb
 from xelink.api.deviceplugin_pb2_grpc import DevicePluginServicer
 from xelink.daemon.polling import first_of
 from xelink.daemon.watch import Watch
-from xelink.daemon.worker_threads import Asides, NoRoomError
+from xelink.daemon.worker_threads import NoThreadError, WorkerThreads
 from xelink.inventory.workload_facts import Facts, facts
 from xelink.preference.decision import PLAIN, Decision
 from xelink.preference.shares import Preference, RequestError, plain
@@ -122,7 +122,7 @@ class Plugin(DevicePluginServicer):
         self._snapshot: Snapshot | None = None
         self._known: set[str] = set()
         self._given: dict[frozenset[str], _Given] = {}  # by the latest snapshot
-        self._workers = Asides(self._options.threads)
+        self._workers = WorkerThreads(self._options.threads)
         self._records = Records(resource, telemetry, self._log, self._options.memory, clock)
         self._ending = asyncio.Event()
         self._flooded_until = 0.0
@@ -360,7 +360,7 @@ class Plugin(DevicePluginServicer):
                 async with asyncio.timeout(self._options.timeout):
                     preference = await self._workers.run(prefer)
             require_answer(preference, available, must, size)
-        except NoRoomError:
+        except NoThreadError:
             problem = f"{self._options.threads} others are still being searched for: do they hang?"
         except TimeoutError:
             problem = f"nothing was found in {self._options.timeout} s"

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from xelink.daemon.command import run_command
-from xelink.daemon.forked import beside
-from xelink.daemon.lazy_imports import lean_settings, leave_out, no_openssl, nothing_to_collect
-from xelink.daemon.stdio import stand_in, unbuffer_stderr
+from xelink.daemon.forked import run_in_child
+from xelink.daemon.lazy_imports import block_imports, gc_paused, no_openssl, trim_pydantic
+from xelink.daemon.stdio import open_missing_streams, unbuffer_stderr
 
 if TYPE_CHECKING:
     from device_plugin.settings import PluginSettings
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 def start(arguments: Sequence[str] | None) -> int:
     """Read the settings and run the daemon; give the exit code."""
-    stand_in()
+    open_missing_streams()
     unbuffer_stderr()
-    settings = beside(lambda: read(arguments))
-    leave_out("bz2", "click", "lzma", "rich")
-    with nothing_to_collect():
+    settings = run_in_child(lambda: read(arguments))
+    block_imports("bz2", "click", "lzma", "rich")
+    with gc_paused():
         no_openssl()
         from device_plugin.daemon import run  # noqa: PLC0415 - after what makes it lean
 
@@ -28,9 +28,9 @@ def start(arguments: Sequence[str] | None) -> int:
 
 def read(arguments: Sequence[str] | None) -> "Loaded[PluginSettings] | int":
     """Read the settings, or give the exit code of what was said in their place."""
-    lean_settings()
-    with nothing_to_collect():
+    trim_pydantic()
+    with gc_paused():
         from device_plugin.settings import PluginSettings  # noqa: PLC0415 - in a process that ends
-        from xelink.daemon.command_line import answer  # noqa: PLC0415 - with pydantic, as above
+        from xelink.daemon.command_line import parse_command_line  # noqa: PLC0415 - with pydantic, as above
 
-    return answer(PluginSettings, arguments)
+    return parse_command_line(PluginSettings, arguments)

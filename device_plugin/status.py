@@ -14,8 +14,8 @@ from device_plugin.endpoints import Endpoint, Endpoints
 from device_plugin.history import MOST_PREFERENCES
 from device_plugin.snapshot import Snapshot
 from device_plugin.updates import Updates
-from xelink.daemon.html import Status, iso
-from xelink.daemon.http_server import Verdict
+from xelink.daemon.html import StatusDocument, iso
+from xelink.daemon.http_server import ProbeResult
 from xelink.daemon.watch import Watch
 from xelink.inventory.gpus import Card, Inventory
 from xelink.inventory.links import NodeLinks
@@ -32,13 +32,13 @@ class Parts:
     host: str
     policy: str
     file: Path
-    ready: Callable[[], Verdict]
+    ready: Callable[[], ProbeResult]
     updates: Updates
     watch: Watch[Snapshot]
     endpoints: Endpoints
 
 
-def status(parts: Parts, now: datetime) -> Status:
+def status(parts: Parts, now: datetime) -> StatusDocument:
     """Return the status; nothing of it is secret."""
     ready, snapshot, observed = parts.ready(), parts.watch.current, parts.updates.observation
     unknown, complaints = observed.health_unknown, _complaints(snapshot)
@@ -48,7 +48,7 @@ def status(parts: Parts, now: datetime) -> Status:
     return {
         "now": iso(now),
         "host": parts.host,
-        "ready": ready.fine,
+        "ready": ready.ok,
         "readyz": ready.text,
         "policy": parts.policy,
         "health": observed.health_state,

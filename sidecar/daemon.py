@@ -24,7 +24,7 @@ from xelink.daemon.html import pages
 from xelink.daemon.http_requests import own_names
 from xelink.daemon.http_server import Page, Site, serving
 from xelink.daemon.logs import logger_to_stderr
-from xelink.daemon.stdio import forget_stdout
+from xelink.daemon.stdio import discard_stdout
 from xelink.daemon.stopping import Stop, Stopped
 from xelink.daemon.version import VERSION
 from xelink.nfd.bounded_writer import BoundedPublisher
@@ -63,10 +63,10 @@ class Printer:
             sys.stdout.write(content.decode())
             sys.stdout.flush()
         except BrokenPipeError:
-            forget_stdout()
+            discard_stdout()
             raise Stopped from None
         except OSError as error:
-            forget_stdout()
+            discard_stdout()
             raise PublishError(f"cannot print: {error.strerror or error}") from error
 
     def withdraw(self) -> None:

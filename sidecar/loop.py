@@ -10,7 +10,7 @@ from sidecar.announcements import Announcements, pending
 from sidecar.debounce import Confirmed, debounce
 from sidecar.policy import Policy
 from sidecar.publishing import Destination, PublishedFile
-from xelink.daemon.http_server import Verdict
+from xelink.daemon.http_server import ProbeResult
 from xelink.nfd.writer import OnExit
 from xelink.topology.observation import (
     NoFabricData,
@@ -131,7 +131,7 @@ class Sidecar:
             return f"a loss waits for confirmation: {pending(self._confirmed)}"
         return self._file.not_as_written()
 
-    def ready(self) -> Verdict | str | None:
+    def ready(self) -> ProbeResult | str | None:
         """Return why we are not ready; when we are, who else publishes, or why there are no links.
 
         A sidecar that stands by is ready: in a rollout, the old one ends when the new one is.
@@ -139,9 +139,9 @@ class Sidecar:
         if problem := self.not_ready():
             return problem
         if self._file.other:
-            return Verdict(fine=True, text=f"standing by: {self._file.other} publishes")
+            return ProbeResult(ok=True, text=f"standing by: {self._file.other} publishes")
         if hint := self._hint(self.observation):
-            return Verdict(fine=True, text=f"no links: {hint}")
+            return ProbeResult(ok=True, text=f"no links: {hint}")
         return None
 
     def _hint(self, observation: Observation | None) -> str:

@@ -7,7 +7,18 @@ from typing import Any
 
 from sidecar.debounce import Key, LossKind, Missing
 from sidecar.loop import Scrape, Sidecar
-from xelink.daemon.html import Html, Status, badge, code, instant, iso, section, table, tag, words
+from xelink.daemon.html import (
+    Html,
+    StatusDocument,
+    badge,
+    code,
+    instant,
+    iso,
+    section,
+    table,
+    tag,
+    words,
+)
 from xelink.nfd.writer import PublishError
 from xelink.topology import nfd_format
 from xelink.topology.model import PortState, Tile
@@ -16,7 +27,7 @@ from xelink.topology.publication import COUNT, GROUP, id_map, parsed, shape
 from xelink.topology.text import printable
 
 
-def status(sidecar: Sidecar, source: str, file: str, now: datetime, *, host: str) -> Status:
+def status(sidecar: Sidecar, source: str, file: str, now: datetime, *, host: str) -> StatusDocument:
     """Return all there is, ready for JSON; nothing of it is secret."""
     confirmed = sidecar.confirmed
     content, unreadable = None, None
@@ -77,7 +88,7 @@ def _scrape(scrape: Scrape) -> dict[str, Any]:
     }
 
 
-def body(found: Status) -> Sequence[Html]:
+def body(found: StatusDocument) -> Sequence[Html]:
     """Return the parts of the page."""
     return (
         _summary(found),
@@ -89,7 +100,7 @@ def body(found: Status) -> Sequence[Html]:
     )
 
 
-def _summary(found: Status) -> Html:
+def _summary(found: StatusDocument) -> Html:
     problem = found["not_ready"]
     scrape = found["scrapes"][0]["result"] if found["scrapes"] else "none yet"
     return section(
@@ -105,18 +116,18 @@ def _summary(found: Status) -> Html:
     )
 
 
-def _links(found: Status) -> Html:
-    from xelink.view.node_view import Node  # noqa: PLC0415 - most daemons never draw
+def _links(found: StatusDocument) -> Html:
+    from xelink.view.node_view import NodeView  # noqa: PLC0415 - most daemons never draw
     from xelink.view.svg import svg  # noqa: PLC0415 - the same
 
-    node = Node("", found["host"], reason="no topology is confirmed yet")
+    node = NodeView("", found["host"], reason="no topology is confirmed yet")
     if found["topology"]:
         topology = parsed(found["topology"], found["topology"]["gpus"])
-        node = replace(Node.of(topology), name=found["host"])
+        node = replace(NodeView.of(topology), name=found["host"])
     return section("links", "Links", Html(svg(node)))
 
 
-def _labels(found: Status) -> Html:
+def _labels(found: StatusDocument) -> Html:
     published = found["published"]
     if not published:
         unreadable = found["unreadable"]
@@ -138,7 +149,7 @@ def _labels(found: Status) -> Html:
 _UNFINISHED = "the largest group was not found within the bound of the search."
 
 
-def _scrapes(found: Status) -> Html:
+def _scrapes(found: StatusDocument) -> Html:
     rows = [
         (
             instant(scrape["at"]),
@@ -164,7 +175,7 @@ _LOST = {
 }
 
 
-def _waits(found: Status) -> Html:
+def _waits(found: StatusDocument) -> Html:
     # One GPU takes dozens of links, lanes and ports with it.
     lost: dict[tuple[LossKind, str], list[str]] = {}
     for loss in found["waiting"]:
@@ -183,7 +194,7 @@ def _waits(found: Status) -> Html:
     )
 
 
-def _gpus(found: Status) -> Html:
+def _gpus(found: StatusDocument) -> Html:
     gpus = found["topology"]["gpus"] if found["topology"] else []
     rows = [
         (

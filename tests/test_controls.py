@@ -24,16 +24,16 @@ from xelink.cli.main import main
 from xelink.cli.show.command import json_text, yaml_text
 from xelink.cli.show.text import cluster_page, node_page
 from xelink.cli.tables import aligned, show
-from xelink.daemon.command_line import answer
+from xelink.daemon.command_line import parse_command_line
 from xelink.daemon.flags import UsageError, print_config
 from xelink.daemon.loaded_settings import Loaded
 from xelink.daemon.logs import logger_to_stderr
 from xelink.daemon.setting_types import LogFormat
-from xelink.daemon.stdio import complain, say
+from xelink.daemon.stdio import write_stderr, write_stdout
 from xelink.inventory import health
 from xelink.nfd.reader import Look, read
 from xelink.topology.text import printable, printable_lines
-from xelink.view.node_view import Node, State
+from xelink.view.node_view import NodeState, NodeView
 from xelink.view.svg import svg
 from xelink.xpu_manager.errors import ErrorCode, ScrapeError
 
@@ -90,8 +90,8 @@ def called(*words: str) -> Callable[[str], str]:
     return call
 
 
-def node(text: str) -> Node:
-    return Node(text, name=text, reason=text, state=State.UNKNOWN, remarks=(text,))
+def node(text: str) -> NodeView:
+    return NodeView(text, name=text, reason=text, state=NodeState.UNKNOWN, remarks=(text,))
 
 
 ONE_LINE: dict[str, Callable[[str], str]] = {
@@ -100,14 +100,18 @@ ONE_LINE: dict[str, Callable[[str], str]] = {
     "log as JSON": logged(LogFormat.JSON),
     "traceback as text": traced(LogFormat.TEXT),
     "traceback as JSON": traced(LogFormat.JSON),
-    "error line": lambda text: captured(lambda: complain(f"program: {text}")),
+    "error line": lambda text: captured(lambda: write_stderr(f"program: {text}")),
     "usage error": lambda text: str(UsageError(text)),
     "scrape error": lambda text: str(ScrapeError(ErrorCode.TLS_FILE, text, cause=text)),
     "tool's error": lambda text: str(FailedError(text)),
-    "wrong flag": lambda text: captured(lambda: answer(SidecarSettings, [f"-{text}"])),
-    "wrong value": lambda text: captured(lambda: answer(SidecarSettings, ["-interval", text])),
+    "wrong flag": lambda text: captured(lambda: parse_command_line(SidecarSettings, [f"-{text}"])),
+    "wrong value": lambda text: captured(
+        lambda: parse_command_line(SidecarSettings, ["-interval", text])
+    ),
     "wrong file": lambda text: captured(
-        lambda: answer(SidecarSettings, [f"-config-file=/nowhere/{text.replace(chr(0), '')}"])
+        lambda: parse_command_line(
+            SidecarSettings, [f"-config-file=/nowhere/{text.replace(chr(0), '')}"]
+        )
     ),
     "health": health.one_line,
     "feature file": lambda text: (
@@ -119,14 +123,14 @@ ONE_LINE: dict[str, Callable[[str], str]] = {
 }
 LINES: dict[str, Callable[[str], str]] = {
     "lines": printable_lines,
-    "output": lambda text: captured(lambda: say(f"{text}\nmore\n")),
+    "output": lambda text: captured(lambda: write_stdout(f"{text}\nmore\n")),
     "settings in force": configured,
     "table": lambda text: captured(lambda: show(aligned([[text, "x"]]))),
     "page of a node": lambda text: captured(lambda: show(node_page(node(text), "matrix"))),
     "page of a cluster": lambda text: captured(lambda: show(cluster_page([node(text)] * 2))),
-    "YAML": lambda text: captured(lambda: say(yaml_text({"a": text}))),
-    "JSON": lambda text: captured(lambda: say(json_text({"a": text}))),
-    "picture": lambda text: captured(lambda: say(svg(node(text)))),
+    "YAML": lambda text: captured(lambda: write_stdout(yaml_text({"a": text}))),
+    "JSON": lambda text: captured(lambda: write_stdout(json_text({"a": text}))),
+    "picture": lambda text: captured(lambda: write_stdout(svg(node(text)))),
     "show": called("show", "--features"),
     "explain": called("explain", "--want=2", "--metrics"),
     "simulate": called("simulate"),

@@ -135,7 +135,7 @@ def test_the_expressions_are_found() -> None:
     assert len(EXPRESSIONS) > 40
     assert {
         "xelink.xpu_manager.samples._LABEL",
-        "xelink.cli.doctor.probe._BUILD",
+        "xelink.cli.doctor.inspection._BUILD",
         "xelink.cli.sources._KINDS",
     } <= named
 

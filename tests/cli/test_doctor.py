@@ -29,8 +29,8 @@ from tests.processes import Running, address, running
 from tests.xpu_manager.test_tls_servers import CA, trustme_pair
 from xelink.cli.doctor import command as doctor
 from xelink.cli.doctor import finding
-from xelink.cli.doctor.finding import Status
-from xelink.daemon.http_server import Site, Verdict
+from xelink.cli.doctor.finding import CheckStatus
+from xelink.daemon.http_server import ProbeResult, Site
 from xelink.daemon.metrics import Metrics
 from xelink.simulators.kubelet.kubelet import Kubelet
 from xelink.simulators.node import blueprint
@@ -319,7 +319,7 @@ def way_closed_to_nfd(scene: Scene) -> Iterator[list[str]]:
     (scene.root / "etc/kubernetes").chmod(0o755)
 
 
-@fault("readable", "fail", "is no regular file, NFD passes it over: remove it")
+@fault("readable", "fail", "is no regular file, NFD ignores it: remove it")
 def file_is_a_link(scene: Scene) -> Iterator[list[str]]:
     path = scene.new() / FILE
     path.symlink_to(scene.features / FILE)
@@ -349,12 +349,12 @@ def file_without_expiry(scene: Scene) -> Iterator[list[str]]:
     yield in_features(scene.published(rendered(life=None)))
 
 
-@fault("writers", "fail", "another program wrote the feature file", fresh="as the reference")
+@fault("writers", "fail", "another program wrote the feature file", fresh="as Intel's")
 def file_of_the_reference_beside_our_sidecar(scene: Scene) -> Iterator[list[str]]:
     yield in_features(scene.published(reference()))
 
 
-@fault("writers", "fail", r"gpu\.intel\.com/xe-links is in old\.txt, too: NFD mixes both: stop")
+@fault("writers", "fail", r"gpu\.intel\.com/xe-links is in old\.txt, too: NFD merges both: stop")
 def two_writers(scene: Scene) -> Iterator[list[str]]:
     path = scene.published(rendered())
     (path.parent / "old.txt").write_bytes(reference())
@@ -385,17 +385,17 @@ def file_over_64_kib(scene: Scene) -> Iterator[list[str]]:
     yield in_features(scene.published(rendered() + b"# padding\n" * 6554))
 
 
-@fault("nfd-rules", "fail", r"NFD refuses 1 of its lines: label value 'a b' is not at most 63")
+@fault("nfd-rules", "fail", r"NFD rejects 1 of its lines: label value 'a b' is not at most 63")
 def line_that_nfd_refuses(scene: Scene) -> Iterator[list[str]]:
     yield in_features(scene.published(rendered() + b"vendor.example.com/feature=a b\n"))
 
 
-@fault("nfd-rules", "fail", r"NFD refuses 1 of its lines: bad directive: # \+expiry-time=soon")
+@fault("nfd-rules", "fail", r"NFD rejects 1 of its lines: bad directive: # \+expiry-time=soon")
 def directive_that_nfd_refuses(scene: Scene) -> Iterator[list[str]]:
     yield in_features(scene.published(rendered() + b"# +expiry-time=soon\n"))
 
 
-@fault("nfd-rules", "fail", r"NFD passes over \.hidden, as it begins with a dot: rename it")
+@fault("nfd-rules", "fail", r"NFD ignores \.hidden, because it begins with a dot: rename it")
 def file_with_a_dot(scene: Scene) -> Iterator[list[str]]:
     path = scene.published(rendered()).rename(scene.new() / ".hidden")
     yield [f"--features-dir={path.parent}", f"--feature-file={path}"]
@@ -410,7 +410,7 @@ def reference() -> bytes:
     return "".join(f"{name}={value}\n" for name, value in found.items()).encode()
 
 
-@fault("sidecar", "fail", r"xelink-sidecar [\d.]+ is not ready: no scrape yet: mend that")
+@fault("sidecar", "fail", r"xelink-sidecar [\d.]+ is not ready: no scrape yet: fix that")
 def sidecar_not_ready(_: Scene) -> Iterator[list[str]]:
     yield from probed("--sidecar", "xelink_sidecar", "no scrape yet")
 
@@ -421,9 +421,9 @@ def plugin_not_ready(_: Scene) -> Iterator[list[str]]:
     yield from probed("--plugin", "xelink_device_plugin", said)
 
 
-@fault("plugin", "warn", r"is ready: every GPU is unhealthy: it is hot; links in use: mend that")
+@fault("plugin", "warn", r"is ready: every GPU is unhealthy: it is hot; links in use: fix that")
 def plugin_has_nothing_to_give(_: Scene) -> Iterator[list[str]]:
-    said = Verdict(fine=True, text="every GPU is unhealthy: it is hot; links in use")
+    said = ProbeResult(ok=True, text="every GPU is unhealthy: it is hot; links in use")
     yield from probed("--plugin", "xelink_device_plugin", said)
 
 
@@ -445,7 +445,7 @@ def sidecar_silent(_: Scene) -> Iterator[list[str]]:
         yield [f"--sidecar=http://127.0.0.1:{server.getsockname()[1]}"]
 
 
-def probed(option: str, prefix: str, said: str | Verdict) -> Iterator[list[str]]:
+def probed(option: str, prefix: str, said: str | ProbeResult) -> Iterator[list[str]]:
     site = Site({"/readyz": lambda: said})
     with listening_at("127.0.0.1:0", site, Metrics(prefix)) as served:
         yield [f"{option}=http://{served.address}"]
@@ -456,7 +456,7 @@ def kubelet_sock_missing(scene: Scene) -> Iterator[list[str]]:
     yield [f"--plugin-dir={scene.new()}"]
 
 
-@fault("kubelet", "fail", r"nobody listens on .*kubelet\.sock: start kubelet")
+@fault("kubelet", "fail", r"nothing listens on .*kubelet\.sock: start kubelet")
 def kubelet_sock_stale(scene: Scene) -> Iterator[list[str]]:
     path = scene.new()
     stale(path / "kubelet.sock")
@@ -468,7 +468,7 @@ def no_directory_of_kubelet(scene: Scene) -> Iterator[list[str]]:
     yield [f"--plugin-dir={scene.root / 'nowhere'}"]
 
 
-@fault("sockets", "fail", r"nobody listens on gpu\.intel\.com-xe\.sock: start the device plugin")
+@fault("sockets", "fail", r"nothing listens on gpu\.intel\.com-xe\.sock: start the device plugin")
 def plugin_socket_stale(scene: Scene) -> Iterator[list[str]]:
     path = scene.linked_sockets()
     stale(path / "gpu.intel.com-xe.sock")
@@ -536,7 +536,7 @@ def in_tree(scene: Scene, tree: Path) -> list[str]:
     ]
 
 
-@fault("links", "warn", r"tells of links 0\.0-1\.0 degraded; ports GPU0 card2 failed, GPU1")
+@fault("links", "warn", r"has links 0\.0-1\.0 degraded; ports GPU0 card2 failed, GPU1")
 def degraded_link(scene: Scene) -> Iterator[list[str]]:
     yield in_features(scene.published(rendered(wide().degrade(4, 4, "0.0-1.0"))))
 
@@ -546,7 +546,7 @@ def one_sided_link(scene: Scene) -> Iterator[list[str]]:
     yield in_features(scene.published(rendered(wide().one_direction("2.1-3.1"))))
 
 
-@fault("links", "warn", r"fewer links than usual: GPU0 to GPU1; ports .*: look at all with")
+@fault("links", "warn", r"fewer links than usual: GPU0 to GPU1; ports .*: see all with")
 def link_gone(scene: Scene) -> Iterator[list[str]]:
     yield in_features(scene.published(rendered(wide().cut("0.0-1.0"))))
 
@@ -555,7 +555,7 @@ def link_gone(scene: Scene) -> Iterator[list[str]]:
     "links",
     "warn",
     r"no published link where others have some \(or fewer lanes than -lane-count\): GPU0 to GPU1;"
-    r" ports .*: look at all with",
+    r" ports .*: see all with",
 )
 def pair_gone(scene: Scene) -> Iterator[list[str]]:
     yield in_features(scene.published(rendered(wide().cut("0.0-1.0", "0.1-1.1"))))
@@ -607,7 +607,7 @@ def test_links_are_those_that_are_published_now_else_those_of_xpu_manager(
     worn = scene.published(rendered(wide().degrade(4, 4, "0.0-1.0"), life=life))
     _, found = called(xelink, scene, *in_features(worn), "--only=links")
     source = "XPU Manager's answer" if over else "the feature file"
-    assert found["links"]["reason"].startswith(f"{source} tells of ")
+    assert found["links"]["reason"].startswith(f"{source} has ")
     assert found["links"]["status"] == ("ok" if over else "warn")
 
 
@@ -682,7 +682,7 @@ def test_who_may_not_look_is_told_so(xelink: Xelink, scene: Scene, mode: int) ->
     assert said.code == 0
     assert [one["status"] for one in found.values()] == ["ok", "ok", "skip", "skip"]
     assert found["kubelet"]["reason"].endswith("as root")
-    assert as_caller["features.d"]["todo"].endswith("or say who that is with --uid")
+    assert as_caller["features.d"]["todo"].endswith("or name that user with --uid")
 
 
 def test_the_line_of_a_fault_ends_with_what_to_do(xelink: Xelink, scene: Scene) -> None:
@@ -702,7 +702,7 @@ def test_the_reference_file_is_known_by_its_labels_without_expiry(
     only = "--only=fresh,consistent,nfd-rules"
     _, found = called(xelink, scene, *in_features(scene.published(reference())), only)
     assert [one["status"] for one in found.values()] == ["warn", "ok", "ok"]
-    assert found["fresh"]["todo"] == "run xelink-sidecar in its place"
+    assert found["fresh"]["todo"] == "run xelink-sidecar instead"
 
 
 def test_nothing_is_written_and_nothing_registered(xelink: Xelink, scene: Scene) -> None:
@@ -897,7 +897,7 @@ def test_where_all_that_was_asked_is_skipped_nothing_is_said_to_be_fine(
         told = [json.loads(said.out)["status"] for said in (looked_for, named)]
         assert told == ["skip", "fail"]
     else:
-        assert named.out.startswith(f"fail  fresh       {file}: permission denied: ask as root")
+        assert named.out.startswith(f"fail  fresh       {file}: permission denied: run as root")
 
 
 @pytest.mark.parametrize("option", ["--client-cert", "--client-key", "--password-file"])
@@ -928,8 +928,8 @@ def test_a_path_that_was_named_and_leads_through_a_file_fails(
 def test_what_was_not_asked_for_does_not_make_up_for_what_was_skipped() -> None:
     """Such as `--only=id-map`: the checks that it points to may be well, and it knows nothing."""
     found = {"id-map": finding.skip("there is no id map", "xpum"), "xpum": finding.ok("it answers")}
-    assert doctor._worst(found, ["id-map"]) is Status.SKIP  # noqa: SLF001 - what the exit code says
-    assert doctor._worst(found, ["id-map", "xpum"]) is Status.OK  # noqa: SLF001 - as above
+    assert doctor._worst(found, ["id-map"]) is CheckStatus.SKIP  # noqa: SLF001 - what the exit code says
+    assert doctor._worst(found, ["id-map", "xpum"]) is CheckStatus.OK  # noqa: SLF001 - as above
 
 
 @pytest.mark.parametrize("option", ["--sidecar", "--plugin"])
@@ -1062,7 +1062,7 @@ def test_what_nfd_takes_is_only_said_where_it_was_seen(xelink: Xelink, scene: Sc
     options = in_features(scene.published(rendered()))
     _, found = called(xelink, scene, *options, "--only=nfd-rules")
     assert found["nfd-rules"]["reason"] == (
-        "NFD would take 7 labels and 2 raw features; --node-json tells whether it did"
+        "NFD would take 7 labels and 2 raw features; --node-json shows whether it did"
     )
     _, one = with_node(xelink, scene, lambda _: None)
     assert one["reason"] == "NFD takes 7 labels: node gpu1 has them all"

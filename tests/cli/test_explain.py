@@ -36,7 +36,7 @@ from xelink.simulators.xpu_manager import Blueprint, SimulatedNode
 from xelink.topology.labels import parse_links
 from xelink.topology.model import Gpu, Link, PortState, Tile, Topology
 from xelink.topology.publication import DEFAULT_NAMESPACE, Publication, render
-from xelink.view.node_view import Node
+from xelink.view.node_view import NodeView
 
 PAGE = Path(__file__).parents[2] / "docs" / "device-plugin.md"
 EIGHT = str(EXAMPLES / "eight.txt")
@@ -92,7 +92,7 @@ def test_it_prefers_what_the_plugin_prefers(
     preference = plugin.prefer(free, have, size)
     # The tool
     wanted = Wanted(size, tuple(have), tuple(used), shares, policy)
-    choice = choose(Node.of(shape), wanted, time.monotonic)
+    choice = choose(NodeView.of(shape), wanted, time.monotonic)
     assert choice.preference.ids == preference.ids
     assert plain(told(choice))
     assert json.loads(json.dumps(choice_facts(choice)))["devices"] == list(preference.ids)
@@ -104,7 +104,7 @@ def test_the_group_that_is_left_is_linked_and_none_is_larger(
     shape: Topology, draw: st.DataObject
 ) -> None:
     size = draw.draw(st.integers(1, len(shape.gpus)))
-    choice = choose(Node.of(shape), Wanted(size), time.monotonic)
+    choice = choose(NodeView.of(shape), Wanted(size), time.monotonic)
     group, left = choice.largest_left(), choice.explanation.account.left
     assert set(group) <= set(left)
 
@@ -256,7 +256,9 @@ def test_a_cluster_needs_a_choice(xelink: Xelink) -> None:
 def test_beyond_sixteen_gpus_it_says_what_was_not_proven() -> None:
     shape = topology(Blueprint(gpus=32, tiles=1).build(), lenient=True)
     frozen = iter(range(10**9))  # every look at the clock is a second later
-    choice = choose(Node.of(shape), Wanted(5, used=("card1", "card9")), lambda: float(next(frozen)))
+    choice = choose(
+        NodeView.of(shape), Wanted(5, used=("card1", "card9")), lambda: float(next(frozen))
+    )
     assert len(choice.preference.ids) == 5
     assert not choice.explanation.complete
     text = plain(told(choice))
@@ -275,7 +277,7 @@ def _at_random(gpus: int, part: float) -> Topology:
 
 def test_sets_that_were_not_weighed_in_time_are_told() -> None:
     late = iter(range(10**9))
-    choice = choose(Node.of(_at_random(20, 0.5)), Wanted(4), lambda: float(next(late)))
+    choice = choose(NodeView.of(_at_random(20, 0.5)), Wanted(4), lambda: float(next(late)))
     facts = choice_facts(choice)
     # Sets that differ in what is asked before what is left are weighed at once, whatever the time.
     unweighed = choice.explanation.unweighed
@@ -301,7 +303,7 @@ def _joined_rings(rings: int) -> Topology:
 def _told_in_2000_looks(shape: Topology) -> tuple[Any, str]:
     """Explain with a clock on which two seconds are 2,000 looks; give it as facts and as text."""
     looks = iter(range(10**9))
-    choice = choose(Node.of(shape), Wanted(4), lambda: next(looks) / 1000)
+    choice = choose(NodeView.of(shape), Wanted(4), lambda: next(looks) / 1000)
     return choice_facts(choice), plain(told(choice))
 
 
@@ -334,7 +336,7 @@ def test_whatever_graph_is_told_the_tool_ends_in_seconds(xelink: Xelink, command
 
 
 def test_with_time_enough_every_single_swap_is_weighed() -> None:
-    choice = choose(Node.of(_at_random(20, 0.5)), Wanted(4), lambda: 0.0)
+    choice = choose(NodeView.of(_at_random(20, 0.5)), Wanted(4), lambda: 0.0)
     assert choice.explanation.unweighed == 0
     assert len(choice.explanation.runners_up) == 4 * 16
     assert "Not proven" not in plain(told(choice))
@@ -368,7 +370,7 @@ def test_whatever_64_gpus_are_linked_it_answers_in_seconds(xelink: Xelink) -> No
 @given(gpus=st.integers(2, 10), part=st.floats(0, 1))
 def test_the_largest_group_left_is_the_first_of_the_largest(gpus: int, part: float) -> None:
     topology = _at_random(gpus, part)
-    choice = choose(Node.of(topology), Wanted(1), lambda: 0.0)
+    choice = choose(NodeView.of(topology), Wanted(1), lambda: 0.0)
     left = choice.explanation.account.left
     groups = (
         group
@@ -391,10 +393,10 @@ def test_a_node_of_more_gpus_than_there_are_is_refused(xelink: Xelink) -> None:
 def test_nothing_to_choose_is_said() -> None:
     shape = topology(Blueprint(gpus=2).build())
     assert "There was nothing to choose" in plain(
-        told(choose(Node.of(shape), Wanted(2), time.monotonic))
+        told(choose(NodeView.of(shape), Wanted(2), time.monotonic))
     )
     with pytest.raises(WrongCallError):
-        choose(Node.of(Topology()), Wanted(1), time.monotonic)
+        choose(NodeView.of(Topology()), Wanted(1), time.monotonic)
 
 
 def test_ports_that_both_sets_have_are_no_cost_of_the_other() -> None:
@@ -404,7 +406,7 @@ def test_ports_that_both_sets_have_are_no_cost_of_the_other() -> None:
         for number, state in enumerate(states)
     )
     links = (Link(Tile(one, 0), Tile(other, 0), 4, 4) for one, other in combinations(range(3), 2))
-    node = Node.of(Topology(tuple(links), tuple(gpus)))
+    node = NodeView.of(Topology(tuple(links), tuple(gpus)))
     choice = choose(node, Wanted(2, have=("card0",)), time.monotonic)
     assert choice.preference.ids == ("card0-0", "card1-0")
     facts: Any = choice_facts(choice)

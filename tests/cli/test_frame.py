@@ -111,7 +111,7 @@ def test_what_a_command_lacks_is_told_in_one_line(broken: dict[str, str]) -> Non
     done = _called(broken, "show", "-h")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "xelink show: cannot be loaded: no httpx for this machine: install xelink anew\n"
+        "xelink show: cannot be loaded: no httpx for this machine: reinstall xelink\n"
     )
 
 

@@ -18,7 +18,7 @@ from tests.strategies import topologies
 from xelink.cli.show.dot import dot
 from xelink.simulators.xpu_manager import Blueprint
 from xelink.topology.model import Topology
-from xelink.view.node_view import Node
+from xelink.view.node_view import NodeView
 from xelink.view.svg import svg
 
 _SVG = "{http://www.w3.org/2000/svg}"
@@ -35,8 +35,8 @@ def _of_class(root: Element, name: str) -> list[Element]:
     return [part for part in root.iter() if name in part.get("class", "").split()]
 
 
-def _node(gpus: int) -> Node:
-    return Node.of(topology(Blueprint(gpus=gpus).build()), "a node")
+def _node(gpus: int) -> NodeView:
+    return NodeView.of(topology(Blueprint(gpus=gpus).build()), "a node")
 
 
 @sizes
@@ -73,7 +73,7 @@ def test_nothing_overlaps_and_nothing_is_cut_off(gpus: int) -> None:
 
 def test_links_are_as_wide_as_their_lanes() -> None:
     node = Blueprint(gpus=3, lanes=16).build().degrade(8, 8, "0.0-1.0").degrade(4, 4, "1.1-2.1")
-    root = _parsed(svg(Node.of(topology(node))))
+    root = _parsed(svg(NodeView.of(topology(node))))
     widths = {}
     for path in _of_class(root, "link"):
         title = path.find(f"{_SVG}title")
@@ -98,7 +98,7 @@ def test_degraded_and_one_sided_links_are_dashed_and_explained(xelink: Xelink) -
 
 def test_a_one_sided_link_is_as_wide_as_the_side_that_is_told_and_lies_above_the_others() -> None:
     node = Blueprint(gpus=3, lanes=16).build().one_direction("0.0-1.0")
-    root = _parsed(svg(Node.of(topology(node))))
+    root = _parsed(svg(NodeView.of(topology(node))))
     drawn = [path for path in _of_class(root, "link") if path.find(f"{_SVG}title") is not None]
     assert len({path.get("stroke-width") for path in drawn}) == 1
     assert "one-sided" in str(drawn[-1].get("class"))
@@ -121,7 +121,7 @@ def test_a_one_sided_link_is_as_wide_as_the_side_that_is_told_and_lies_above_the
 def test_a_pair_that_lost_all_its_links_is_drawn_and_explained(
     what: str, more: str, counted: str, *, every_link: bool
 ) -> None:
-    found = Node.of(topology(Blueprint(gpus=4).build().cut("0.0-2.0", "0.1-2.1")))
+    found = NodeView.of(topology(Blueprint(gpus=4).build().cut("0.0-2.0", "0.1-2.1")))
     node = replace(found, every_link=every_link)
     root = _parsed(svg(node))
     drawn, legend = _of_class(root, "lost")
@@ -135,7 +135,7 @@ def test_a_pair_that_lost_all_its_links_is_drawn_and_explained(
 
 
 def test_control_characters_are_escapes_in_the_picture() -> None:
-    root = _parsed(svg(Node("a\x1b[31mb\0c\u2028d")))
+    root = _parsed(svg(NodeView("a\x1b[31mb\0c\u2028d")))
     assert r"a\x1b[31mb\x00c\u2028d" in [text.text for text in root.iter(f"{_SVG}text")]
 
 
@@ -155,7 +155,7 @@ def test_a_picture_is_for_light_and_dark_and_for_screen_readers() -> None:
 @pictures
 @given(shape=topologies, name=st.text(max_size=30))
 def test_any_topology_under_any_name_is_well_formed(shape: Topology, name: str) -> None:
-    node = Node.of(shape, name)
+    node = NodeView.of(shape, name)
     root = _parsed(svg(node))
     links = [path for path in _of_class(root, "link") if path.find(f"{_SVG}title") is not None]
     assert len(links) == len(shape.links) + len(node.lost)
@@ -163,7 +163,7 @@ def test_any_topology_under_any_name_is_well_formed(shape: Topology, name: str) 
 
 
 def test_what_is_unknown_is_said_in_the_picture() -> None:
-    root = _parsed(svg(Node("somewhere", reason="it is down")))
+    root = _parsed(svg(NodeView("somewhere", reason="it is down")))
     assert "unknown: it is down" in [text.text for text in root.iter(f"{_SVG}text")]
 
 
@@ -171,7 +171,7 @@ def test_what_is_unknown_is_said_in_the_picture() -> None:
 @settings(deadline=None, max_examples=10)
 @given(shape=topologies, name=st.text(max_size=30))
 def test_graphviz_reads_the_graph(shape: Topology, name: str) -> None:
-    text = dot(Node.of(shape, name))
+    text = dot(NodeView.of(shape, name))
     command = ["dot", "-Kneato", "-Tcanon"]
     subprocess.run(command, input=text.encode(), capture_output=True, check=True, timeout=PATIENCE)
 

@@ -45,7 +45,7 @@ def _is_well_told(said: Said) -> None:
 def _both(xelink: Xelink, option: str, path: str) -> None:
     for output in ("text", "json", "svg", "dot"):
         said = xelink("show", option, path, "--output", output)
-        if said.code != 2:  # one picture is one node
+        if said.code != 2:  # a picture shows one node
             _is_well_told(said)
     _is_well_told(xelink("explain", "--want", "2", option, path))
 
@@ -135,9 +135,9 @@ def test_a_file_that_cannot_be_read_is_told_in_one_line(
 @pytest.mark.parametrize(
     ("belongs_to", "content", "what"),
     [
-        ("--metrics", BODY, "a body of /metrics"),
+        ("--metrics", BODY, "an answer of /metrics"),
         ("--features", FEATURES, "a feature file"),
-        ("--node-json", NODES, "what kubectl get node -o json prints"),
+        ("--node-json", NODES, "output of kubectl get node -o json"),
     ],
 )
 def test_a_file_of_another_kind_is_sent_to_its_option(
@@ -165,7 +165,7 @@ def test_a_file_of_another_kind_is_sent_to_its_option(
 def test_every_real_body_is_known_as_one(xelink: Xelink, path: Path) -> None:
     said = xelink("show", "--features", str(path))
     assert said.code == 1
-    assert said.err.endswith(": this looks like a body of /metrics, which is for --metrics\n")
+    assert said.err.endswith(": this looks like an answer of /metrics, which is for --metrics\n")
 
 
 @pytest.mark.parametrize(
@@ -205,10 +205,10 @@ def test_a_page_with_labels_in_it_is_no_feature_file(xelink: Xelink) -> None:
         said = xelink(*command, "--features", xelink.file("README.md", page + prose))
         assert (said.code, said.out) == (1, "")
         assert said.err.endswith(
-            ": this is no feature file: most of its lines name no label, the first is"
+            ": this is no feature file: most of its lines have no label name, the first is"
             " 'One line for each link:'\n"
         )
-    # One line that NFD refuses among many keeps no label back, as it keeps none back there.
+    # One line that NFD rejects among many keeps no label back, as it keeps none back there.
     assert xelink("show", "--features", xelink.file("one", FEATURES + b"one line\n")).code == 0
 
 
@@ -444,8 +444,8 @@ def test_without_a_source_and_a_file_the_node_s_xpu_manager_is_asked(
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (("--lane-count=4",), "--lane-count has no meaning with this node: name a source"),
-        (("--node=a",), "--node has no meaning with this node: name a source"),
+        (("--lane-count=4",), "--lane-count has no meaning with this node: give a source"),
+        (("--node=a",), "--node has no meaning with this node: give a source"),
         (("--url=http://127.0.0.1:1", "--prefix=/"), "--prefix has no meaning with --url"),
     ],
     ids=["lanes", "node", "prefix"],

@@ -23,7 +23,7 @@ from xelink.daemon.connections import (
     Later,
     Refusal,
 )
-from xelink.daemon.listening import listening
+from xelink.daemon.listening import open_listener
 
 LONG = MOST_UNSENT - 1024  # and something of another connection
 WHOLE = b"GET / HTTP/1.0\r\n\r\n"
@@ -46,7 +46,7 @@ class Bench:
     """A server, what it refuses, and the clock that it goes by."""
 
     def __init__(self) -> None:
-        found, address = listening("127.0.0.1:0")
+        found, address = open_listener("127.0.0.1:0")
         self.port = Port(fileno=found.detach())
         self.port.asked_in_vain = threading.Semaphore(0)
         self.address = ("127.0.0.1", int(address.rpartition(":")[2]))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.patience import PATIENCE
-from xelink.daemon.files import PatientReader, read_file, read_up_to
+from xelink.daemon.files import TimedReader, read_file, read_up_to
 from xelink.daemon.hanging_work import HungError
 
 
@@ -32,7 +32,7 @@ def test_a_file_within_its_bound_is_read_whole(tmp_path: Path, size: int) -> Non
     file = tmp_path / "file"
     file.write_bytes(b"x" * size)
     assert read_file(file, 100) == b"x" * size
-    assert PatientReader(PATIENCE)(file, 100) == b"x" * size
+    assert TimedReader(PATIENCE)(file, 100) == b"x" * size
 
 
 def _huge(path: Path) -> None:
@@ -52,7 +52,7 @@ REFUSED: list[tuple[Callable[[Path], object], str]] = [
 
 
 @pytest.mark.parametrize(("make", "why"), REFUSED)
-@pytest.mark.parametrize("read", [read_file, PatientReader(PATIENCE)], ids=["at once", "aside"])
+@pytest.mark.parametrize("read", [read_file, TimedReader(PATIENCE)], ids=["at once", "aside"])
 def test_what_is_no_file_within_its_bound_is_refused_in_one_line(
     tmp_path: Path, read: Callable[[Path, int], bytes], make: Callable[[Path], object], why: str
 ) -> None:
@@ -73,7 +73,7 @@ def test_a_file_system_that_does_not_answer_holds_one_thread_and_nobody_else() -
         return b"said"
 
     ended = threading.Event()
-    read = PatientReader(0.05, hang)
+    read = TimedReader(0.05, hang)
     for _ in range(3):
         with pytest.raises(HungError) as hung:
             read("/dead/file", 100)
@@ -81,4 +81,4 @@ def test_a_file_system_that_does_not_answer_holds_one_thread_and_nobody_else() -
     assert asked == ["/dead/file"]
     answers.set()
     assert ended.wait(PATIENCE)
-    assert PatientReader(PATIENCE, hang)("/dead/file", 100) == b"said"
+    assert TimedReader(PATIENCE, hang)("/dead/file", 100) == b"said"

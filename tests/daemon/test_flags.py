@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.settings import SidecarSettings
-from xelink.daemon.command_line import answer
+from xelink.daemon.command_line import parse_command_line
 from xelink.daemon.flags import (
-    HelpWanted,
+    HelpRequested,
     UsageError,
     flag_rows,
     help_text,
@@ -158,7 +158,7 @@ def test_a_wrong_call_is_one_line_with_flag_value_and_what_is_allowed(
 
 @pytest.mark.parametrize("flag", ["-h", "--h", "-help", "--help"])
 def test_help_is_asked_for_in_four_ways(flag: str) -> None:
-    with pytest.raises(HelpWanted):
+    with pytest.raises(HelpRequested):
         parse(["-interval", "5", flag], SidecarSettings)
 
 
@@ -290,7 +290,7 @@ def test_a_setting_is_one_line_however_long_it_is(tmp_path: Path) -> None:
 def test_what_has_no_effect_is_told_beside_the_printed_settings(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert answer(SidecarSettings, ["-print-config", "-logtostderr"]) == 0
+    assert parse_command_line(SidecarSettings, ["-print-config", "-logtostderr"]) == 0
     told = capsys.readouterr()
     assert told.err.startswith("xelink-sidecar: -logtostderr has no effect: ")
     assert "logtostderr" not in told.out
@@ -325,7 +325,7 @@ def test_what_an_image_may_have_set_neither_ends_nor_refuses_a_daemon(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(f"XELINK_SIDECAR_{name}", value)
-    loaded = answer(SidecarSettings, ["-interval=7"])
+    loaded = parse_command_line(SidecarSettings, ["-interval=7"])
     assert not isinstance(loaded, int)
     assert loaded.settings.interval == 7
     assert loaded.warnings == ()
@@ -400,7 +400,7 @@ def lines(arguments: list[str]) -> list[str]:
     """What is said of arguments: one line where they are refused."""
     try:
         return [*load(SidecarSettings, arguments).warnings]
-    except HelpWanted:
+    except HelpRequested:
         return [help_text(SidecarSettings).splitlines()[0]]
     except UsageError as error:
         return [str(error)]
@@ -427,5 +427,5 @@ def test_what_cannot_be_printed_does_not_break_the_line() -> None:
 def test_exit_codes_of_what_is_answered_at_once(
     arguments: list[str], code: int, output: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert answer(SidecarSettings, arguments) == code
+    assert parse_command_line(SidecarSettings, arguments) == code
     assert output in capsys.readouterr().out

@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.patience import PATIENCE, Clock
-from xelink.daemon.hanging_work import HungError, Lane
+from xelink.daemon.hanging_work import HungError, SerialWorker
 
 
 def test_work_is_done_one_piece_at_a_time_whoever_asks() -> None:
-    lane, busy, most = Lane(PATIENCE), [0], [0]
+    lane, busy, most = SerialWorker(PATIENCE), [0], [0]
 
     def work() -> int:
         busy[0] += 1
@@ -26,11 +26,11 @@ def test_work_is_done_one_piece_at_a_time_whoever_asks() -> None:
 
 def test_what_work_raises_is_raised() -> None:
     with pytest.raises(ZeroDivisionError):
-        Lane(PATIENCE)(lambda: 1 // 0)
+        SerialWorker(PATIENCE)(lambda: 1 // 0)
 
 
 def test_the_thread_of_a_lane_ends_with_it() -> None:
-    lane = Lane(PATIENCE)
+    lane = SerialWorker(PATIENCE)
     thread = lane(threading.current_thread)
     assert thread.is_alive()
     del lane
@@ -39,7 +39,7 @@ def test_the_thread_of_a_lane_ends_with_it() -> None:
 
 
 def test_nothing_is_begun_before_what_hangs_has_ended() -> None:
-    lane, answers, ended = Lane(0.05), threading.Event(), threading.Event()
+    lane, answers, ended = SerialWorker(0.05), threading.Event(), threading.Event()
     begun: list[str] = []
 
     def hang() -> None:
@@ -77,7 +77,7 @@ def test_who_had_to_wait_for_a_turn_has_all_the_time_for_the_work(
 
         def release(self) -> None: ...
 
-    lane, go_on = Lane(PATIENCE), threading.Event()
+    lane, go_on = SerialWorker(PATIENCE), threading.Event()
     monkeypatch.setattr(lane, "_turn", Turn())
     monkeypatch.setattr("xelink.daemon.hanging_work.time.monotonic", clock)
     threading.Timer(0.1, go_on.set).start()
@@ -85,7 +85,7 @@ def test_who_had_to_wait_for_a_turn_has_all_the_time_for_the_work(
 
 
 def test_who_waits_for_a_turn_waits_no_longer_than_for_the_work() -> None:
-    lane, answers, begun = Lane(0.2), threading.Event(), threading.Event()
+    lane, answers, begun = SerialWorker(0.2), threading.Event(), threading.Event()
 
     def hang() -> None:
         begun.set()
@@ -105,9 +105,9 @@ def test_where_no_thread_is_to_be_had_an_error_says_so(monkeypatch: pytest.Monke
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    lane = Lane(PATIENCE)
+    lane = SerialWorker(PATIENCE)
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", refuse)
-        with pytest.raises(OSError, match="not begun: can't start new thread"):
+        with pytest.raises(OSError, match="not started: can't start new thread"):
             lane(lambda: None)
     assert lane(lambda: 1) == 1

@@ -20,7 +20,7 @@ from tests.patience import PATIENCE
 from tests.processes import get
 from xelink.daemon.html import (
     Html,
-    Status,
+    StatusDocument,
     badge,
     code,
     instant,
@@ -55,7 +55,7 @@ class Elements(HTMLParser):
         self.texts.append(data)
 
 
-def shown(told: Status) -> Sequence[Html]:
+def shown(told: StatusDocument) -> Sequence[Html]:
     drawing = Html("<svg><style>circle { fill: red; }</style></svg>")
     return (
         section("now", "Now", tag("p", badge(told["state"], good=False), data_news="")),
@@ -64,7 +64,7 @@ def shown(told: Status) -> Sequence[Html]:
     )
 
 
-def page_of(status: Status) -> tuple[str, dict[str, str]]:
+def page_of(status: StatusDocument) -> tuple[str, dict[str, str]]:
     reply = pages("a title", lambda: status, shown)["/"]()
     return reply.body.decode(), dict(reply.headers)
 
@@ -135,13 +135,15 @@ def test_instants_are_told_with_their_zone_or_not_at_all() -> None:
 
 
 @contextmanager
-def served_pages(status: Status, body: Callable[[Status], Sequence[Html]]) -> Iterator[str]:
+def served_pages(
+    status: StatusDocument, body: Callable[[StatusDocument], Sequence[Html]]
+) -> Iterator[str]:
     with listening_at("127.0.0.1:0", Site(pages=pages("a title", lambda: status, body))) as served:
         yield served.address
 
 
 @contextmanager
-def served(status: Status) -> Iterator[str]:
+def served(status: StatusDocument) -> Iterator[str]:
     with served_pages(status, shown) as address:
         yield f"http://{address}"
 
@@ -206,7 +208,7 @@ def test_a_browser_counts_down_and_follows_what_changes(tmp_path: Path) -> None:
     status = {"state": "first", "expires": soon}
     answered = 0
 
-    def shown_once(told: Status) -> Sequence[Html]:
+    def shown_once(told: StatusDocument) -> Sequence[Html]:
         nonlocal answered
         answered += 1
         return shown(told if answered < 3 else {**told, "state": "later"})
@@ -224,7 +226,7 @@ def test_a_browser_counts_down_and_follows_what_changes(tmp_path: Path) -> None:
 def test_a_browser_says_that_the_daemon_is_gone_until_it_answers_again(tmp_path: Path) -> None:
     answers = 0
 
-    def shown_sometimes(told: Status) -> Sequence[Html]:
+    def shown_sometimes(told: StatusDocument) -> Sequence[Html]:
         nonlocal answers
         answers += 1
         if answers == 3:

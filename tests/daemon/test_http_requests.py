@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xelink.daemon.http_requests import (
-    MalformedError,
+    MalformedRequestError,
     head_end,
     is_answered,
-    named,
     own_names,
     parse,
+    requested_name,
 )
 
 NAMES = own_names(
@@ -80,7 +80,7 @@ def test_a_variable_that_is_not_set_is_no_name() -> None:
 
 @given(st.text())
 def test_a_name_is_plain_or_nothing(host: str) -> None:
-    name = named(host)
+    name = requested_name(host)
     assert name is None or (name == name.lower() and name.isascii())
 
 
@@ -101,7 +101,7 @@ def test_a_head_is_read_as_it_is_written() -> None:
 
 @given(st.binary(max_size=200))
 def test_bytes_are_a_request_or_a_malformed_one(text: bytes) -> None:
-    with suppress(MalformedError):
+    with suppress(MalformedRequestError):
         parse(text)
 
 
@@ -131,8 +131,8 @@ def test_to_read_a_head_takes_time_in_proportion_to_its_length(piece: bytes) -> 
         for _ in range(5):
             began = time.process_time()
             head_end(head)
-            with suppress(MalformedError):
-                named(parse(head).host or "")
+            with suppress(MalformedRequestError):
+                requested_name(parse(head).host or "")
             taken.append(time.process_time() - began)
         return min(taken)
 

@@ -27,8 +27,8 @@ def told(program: str) -> str:
 
 PUT_OFF = """
 import sys
-from xelink.daemon.lazy_imports import put_off
-put_off("json", "wave", "no_such_module")
+from xelink.daemon.lazy_imports import defer_imports
+defer_imports("json", "wave", "no_such_module")
 import json, wave
 import json as again
 print(sorted({"json.decoder", "chunk", "struct"} & sys.modules.keys()))
@@ -47,7 +47,7 @@ def test_a_module_that_is_put_off_is_not_loaded_by_imports() -> None:
         ("__import__('json.decoder').decoder.JSONDecoder().decode('7')", "7"),
         ("__import__('json', fromlist=['loads']).loads('8')", "8"),
         ("getattr(json, 'nothing', 'no such name')", "no such name"),
-        ("json is again is sys.modules['json'], type(json).__name__", "True _Late"),
+        ("json is again is sys.modules['json'], type(json).__name__", "True _LazyModule"),
         ("json.loads and type(json).__name__", "module"),
         ("json.__name__, json.__file__ == json.loads.__code__.co_filename", "json True"),
     ],
@@ -58,7 +58,7 @@ def test_it_is_loaded_when_something_in_it_is_used(use: str, expected: str) -> N
 
 def test_a_module_that_is_there_already_stays_as_it_is() -> None:
     program = (
-        "import json; from xelink.daemon.lazy_imports import put_off; put_off('json'); "
+        "import json; from xelink.daemon.lazy_imports import defer_imports; defer_imports('json'); "
         "print(json.loads)"
     )
     assert told(f"import sys; {program}; print(sys.modules['json'] is json)").endswith("True")
@@ -72,8 +72,8 @@ def test_a_module_that_is_not_installed_cannot_be_imported_later_either() -> Non
 def test_the_collector_works_again_after_the_imports_and_leaves_them_alone() -> None:
     program = """
 import gc
-from xelink.daemon.lazy_imports import nothing_to_collect
-with nothing_to_collect():
+from xelink.daemon.lazy_imports import gc_paused
+with gc_paused():
     print(gc.isenabled())
 print(gc.isenabled(), gc.get_freeze_count() > 1000)
 """
@@ -82,8 +82,8 @@ print(gc.isenabled(), gc.get_freeze_count() > 1000)
 
 SETTINGS = """
 import sys
-from xelink.daemon.lazy_imports import lean_settings
-lean_settings()
+from xelink.daemon.lazy_imports import trim_pydantic
+trim_pydantic()
 from pydantic import BaseModel, ValidationError
 class Counted(BaseModel):
     count: int
@@ -105,7 +105,7 @@ LOADED = "import sys\nfrom sidecar.start import load\nload()\n"
 HASHES = """
 import sys
 from xelink.daemon import lazy_imports
-lazy_imports.leave_out("_blake2", "_md5", "_sha1", "_sha2", "_sha256", "_sha3", "_sha512")
+lazy_imports.block_imports("_blake2", "_md5", "_sha1", "_sha2", "_sha256", "_sha3", "_sha512")
 lazy_imports.no_openssl()
 import hashlib
 print(hashlib.sha256(b"").hexdigest()[:8], sys.modules["_ssl"])

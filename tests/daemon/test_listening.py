@@ -6,13 +6,13 @@ import socket
 import pytest
 
 from tests.networks import needs_both_families
-from xelink.daemon.listening import listening
+from xelink.daemon.listening import open_listener
 
 
 @needs_both_families
 @pytest.mark.parametrize("listen", [":0", "[::]:0"])
 def test_every_address_is_those_of_both_families(listen: str) -> None:
-    opened, address = listening(listen)
+    opened, address = open_listener(listen)
     with opened:
         for host in ("127.0.0.1", "::1"):
             socket.create_connection((host, int(address.rpartition(":")[2]))).close()
@@ -25,5 +25,5 @@ def test_a_port_that_is_taken_is_not_opened_for_the_other_family_alone() -> None
         other.bind(("::", 0))
         other.listen()
         with pytest.raises(OSError, match="in use") as taken:
-            listening(f":{other.getsockname()[1]}")
+            open_listener(f":{other.getsockname()[1]}")
         assert taken.value.errno == errno.EADDRINUSE

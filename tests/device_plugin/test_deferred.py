@@ -10,7 +10,7 @@ import pytest
 
 from device_plugin.deferred import DeferredWork
 from tests.patience import PATIENCE
-from xelink.daemon.worker_threads import Asides, NoRoomError
+from xelink.daemon.worker_threads import NoThreadError, WorkerThreads
 
 
 def tell(story: Callable[[], Coroutine[None, None, None]]) -> None:
@@ -72,12 +72,12 @@ def test_so_many_threads_and_no_more_until_one_ends() -> None:
     go_on = threading.Event()
 
     async def story() -> None:
-        asides = Asides(2)
+        asides = WorkerThreads(2)
         first, second = (
             asyncio.create_task(asides.run(lambda: go_on.wait(PATIENCE))) for _ in range(2)
         )
         await asyncio.sleep(0)  # both begin
-        with pytest.raises(NoRoomError):
+        with pytest.raises(NoThreadError):
             await asides.run(lambda: None)
         go_on.set()
         assert await first
@@ -89,7 +89,7 @@ def test_so_many_threads_and_no_more_until_one_ends() -> None:
 
 def test_what_fails_makes_room_too() -> None:
     async def story() -> None:
-        asides = Asides(1)
+        asides = WorkerThreads(1)
         for _ in range(3):
             with pytest.raises(ZeroDivisionError):
                 await asides.run(lambda: 1 // 0)

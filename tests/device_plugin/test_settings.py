@@ -8,9 +8,9 @@ import pytest
 
 from device_plugin.resources import Monitoring
 from device_plugin.settings import PluginSettings
-from xelink.daemon.command_line import answer
+from xelink.daemon.command_line import parse_command_line
 from xelink.daemon.flags import (
-    HelpWanted,
+    HelpRequested,
     UsageError,
     flag_rows,
     help_text,
@@ -294,7 +294,7 @@ def test_a_mistake_is_one_line_with_flag_value_and_what_is_allowed_and_exit_code
     arguments: str, parts: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = shlex.split(arguments)
-    assert answer(PluginSettings, words) == 2
+    assert parse_command_line(PluginSettings, words) == 2
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err.startswith("xelink-device-plugin: ")
@@ -314,7 +314,7 @@ def test_a_mistake_in_the_environment_names_the_variable(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("flag", ["-h", "--h", "-help", "--help"])
 def test_help_is_asked_for_in_four_ways(flag: str) -> None:
-    with pytest.raises(HelpWanted):
+    with pytest.raises(HelpRequested):
         parse(["-cdi", flag], PluginSettings)
 
 

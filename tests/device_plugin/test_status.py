@@ -33,8 +33,8 @@ from tests.device_plugin.plugins import node as snapshot_of
 from tests.device_plugin.plugins import running as serving
 from tests.documented import documented, keys
 from tests.processes import address, get, running
-from xelink.daemon.html import Status, pages
-from xelink.daemon.http_server import Verdict
+from xelink.daemon.html import StatusDocument, pages
+from xelink.daemon.http_server import ProbeResult
 from xelink.daemon.metrics import Metrics
 from xelink.daemon.version import versioned
 from xelink.daemon.watch import Watch
@@ -56,7 +56,7 @@ NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=UTC)
 NAMESPACE = "gpu.intel.com"
 MESH = Blueprint(gpus=8, tiles=2, cards="reversed").build()
 KEYS = documented("xelink-device-plugin")
-READY = Verdict(fine=True, text="links in use")
+READY = ProbeResult(ok=True, text="links in use")
 NASTY = '<script>alert("x")</script><img src=x>&amp;\'"\udcff\0'
 
 
@@ -88,7 +88,7 @@ class Balanced(HTMLParser):
         self.texts.append(data)
 
 
-def page_of(told: Status) -> Balanced:
+def page_of(told: StatusDocument) -> Balanced:
     return Balanced(pages("a title", lambda: told, body)["/"]().body.decode())
 
 
@@ -106,7 +106,7 @@ class Scene:
     updates: Updates
     watch: Watch[Snapshot]
     endpoints: Endpoints
-    ready: Verdict = READY
+    ready: ProbeResult = READY
 
     def see(self, file: bytes | None, inventory: Inventory) -> None:
         seen = labels.Look(content=file, modified=NOW - timedelta(seconds=7))
@@ -361,7 +361,7 @@ def test_where_health_comes_from_is_told_and_of_which_gpus_nothing_is_said(
 def test_what_is_not_ready_stands_out(eight: tuple[Scene, Inventory]) -> None:
     here, inventory = eight
     here.see(None, inventory)
-    here.ready = Verdict(fine=False, text="no scan has succeeded yet")
+    here.ready = ProbeResult(ok=False, text="no scan has succeeded yet")
     told = here.told()
     assert (told["ready"], told["readyz"]) == (False, "no scan has succeeded yet")
     assert "✗ not ready" in page_of(told).texts

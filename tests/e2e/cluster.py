@@ -26,7 +26,7 @@ _USERS = {
 
 
 def free_port() -> int:
-    """Give a port of loopback that nobody listens on."""
+    """Give a port of loopback that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -22,7 +22,7 @@ from sidecar.settings import SidecarSettings
 from tests.device_plugin.plugins import Served, bdf, node, served
 from tests.patience import PATIENCE
 from xelink.api import deviceplugin_pb2 as pb
-from xelink.daemon.flags import DaemonSettings, HelpWanted, UsageError, load, print_config
+from xelink.daemon.flags import DaemonSettings, HelpRequested, UsageError, load, print_config
 from xelink.inventory import xpumd
 from xelink.inventory.health import Health, Message, Threshold, evaluate, pci_address
 from xelink.nfd import reader as plugin_labels
@@ -126,7 +126,7 @@ def _load(kind: type[DaemonSettings], words: list[str]) -> None:
     said = "settings"
     try:
         print_config(load(kind, words))
-    except HelpWanted:
+    except HelpRequested:
         said = "help"
     except UsageError as error:
         said = str(error)

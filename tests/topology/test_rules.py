@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.sidecar.test_loop import Scenario
-from xelink.daemon.http_server import Verdict
+from xelink.daemon.http_server import ProbeResult
 from xelink.simulators.xpu_manager import Blueprint, SimulatedNode, render
 from xelink.topology.model import Topology
 from xelink.topology.observation import ObservedLinks
@@ -52,7 +52,7 @@ def test_log_readiness_and_metrics_name_the_rule(
     ]
     filtered = node is not NOTHING
     assert (seen["hint"], seen["log_level"]) == (hint, "warning" if filtered else "info")
-    assert scenario.sidecar.ready() == Verdict(fine=True, text=f"no links: {hint}")
+    assert scenario.sidecar.ready() == ProbeResult(ok=True, text=f"no links: {hint}")
     by_rule = {
         rule: scenario.telemetry.registry.get_sample_value(
             "xelink_sidecar_links_filtered", {"rule": rule}

@@ -18,7 +18,7 @@ from xelink.simulators.xpu_manager.blueprint import WIRINGS
 from xelink.topology.groups import largest_group
 from xelink.topology.model import Gpu, Link, PortState, Tile, Topology
 from xelink.topology.rules import Rules
-from xelink.view.node_view import Mark, Node
+from xelink.view.node_view import Mark, NodeView
 from xelink.xpu_manager.rows import TileConnection as Told
 
 _KINDS = {
@@ -64,14 +64,14 @@ def test_tiles_are_connected_as_the_simulated_xpu_manager_says(node: SimulatedNo
 
 
 def test_a_pair_has_the_lanes_that_the_plugin_would_count() -> None:
-    node = Node.of(topology(Blueprint(gpus=4).build().degrade(4, 2, "0.0-1.0")))
+    node = NodeView.of(topology(Blueprint(gpus=4).build().degrade(4, 2, "0.0-1.0")))
     assert str(node.gpus_connected(0, 1)) == "XL6!"
     assert node.gpus_connected(1, 0) == node.gpus_connected(0, 1)
     assert str(node.gpus_connected(2, 3)) == "XL8"
 
 
 def test_a_link_that_one_tile_tells_of_is_one_sided() -> None:
-    node = Node.of(topology(Blueprint(gpus=3).build().one_direction("0.0-1.0")))
+    node = NodeView.of(topology(Blueprint(gpus=3).build().one_direction("0.0-1.0")))
     assert {str(link): marks for link, marks in node.marks.items()} == {
         "0.0-1.0": (Mark.ONE_SIDED,)
     }
@@ -79,7 +79,7 @@ def test_a_link_that_one_tile_tells_of_is_one_sided() -> None:
 
 def test_a_link_with_fewer_lanes_than_most_is_degraded_in_either_direction() -> None:
     node = Blueprint(gpus=4, lanes=8).build().degrade(8, 4, "0.0-1.0").degrade(4, 4, "2.0-3.0")
-    assert {str(link): marks for link, marks in Node.of(topology(node)).marks.items()} == {
+    assert {str(link): marks for link, marks in NodeView.of(topology(node)).marks.items()} == {
         "0.0-1.0": (Mark.DEGRADED,),
         "2.0-3.0": (Mark.DEGRADED,),
     }
@@ -87,19 +87,19 @@ def test_a_link_with_fewer_lanes_than_most_is_degraded_in_either_direction() -> 
 
 def test_a_single_lane_less_is_degraded() -> None:
     node = Blueprint(gpus=4, lanes=4).build().degrade(4, 3, "0.0-1.0")
-    assert {str(link): marks for link, marks in Node.of(topology(node)).marks.items()} == {
+    assert {str(link): marks for link, marks in NodeView.of(topology(node)).marks.items()} == {
         "0.0-1.0": (Mark.DEGRADED,)
     }
 
 
 def test_where_as_many_links_have_fewer_lanes_as_more_the_more_are_usual() -> None:
     links = [Link(Tile(0, 0), Tile(gpu, 0), lanes, lanes) for gpu, lanes in ((1, 4), (2, 8))]
-    assert Node.of(Topology(tuple(links))).marks == {links[0]: (Mark.DEGRADED,)}
+    assert NodeView.of(Topology(tuple(links))).marks == {links[0]: (Mark.DEGRADED,)}
 
 
 def test_a_gpu_that_only_the_id_map_knows_counts_as_one_tile() -> None:
     gpus = (Gpu(0, "0000:10:00.0"), Gpu(3, "0000:13:00.0"))
-    node = Node.of(Topology((Link(Tile(0, 0), Tile(0, 1), 4, 4),), gpus))
+    node = NodeView.of(Topology((Link(Tile(0, 0), Tile(0, 1), 4, 4),), gpus))
     assert node.tiles == (Tile(0, 0), Tile(0, 1), Tile(3, 0))
     assert node.devices == (0, 3)
     assert node.pairs == 1
@@ -107,7 +107,7 @@ def test_a_gpu_that_only_the_id_map_knows_counts_as_one_tile() -> None:
 
 def test_a_sound_node_has_no_marks() -> None:
     for wiring in ("mesh", "ring", "planes", "pairs"):
-        node = Node.of(topology(Blueprint(gpus=8, wiring=wiring).build()))
+        node = NodeView.of(topology(Blueprint(gpus=8, wiring=wiring).build()))
         assert not node.marks
         assert not node.thin
 
@@ -117,14 +117,14 @@ def test_a_sound_node_has_no_marks() -> None:
 def test_no_pair_of_a_sound_node_has_lost_its_links(wiring: str, tiles: int) -> None:
     for gpus in range(1, 17):
         seen = topology(Blueprint(gpus=gpus, wiring=wiring, tiles=tiles).build())
-        assert Node.of(seen).lost == (), (gpus, seen)
+        assert NodeView.of(seen).lost == (), (gpus, seen)
 
 
-def _cut(gpus: int, *pairs: tuple[int, int], wiring: str = "mesh") -> Node:
+def _cut(gpus: int, *pairs: tuple[int, int], wiring: str = "mesh") -> NodeView:
     """Cut every link of these pairs; the ports of their GPUs are told, too."""
     node = Blueprint(gpus=gpus, wiring=wiring).build()
     links = [link for link in node.links if (link.a.device, link.b.device) in pairs]
-    return Node.of(topology(node.cut(*links)))
+    return NodeView.of(topology(node.cut(*links)))
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def _cut(gpus: int, *pairs: tuple[int, int], wiring: str = "mesh") -> Node:
     ],
 )
 def test_a_pair_that_lost_all_its_links_is_known_by_those_of_the_others(
-    cut: Callable[[], Node], lost: tuple[tuple[int, int], ...]
+    cut: Callable[[], NodeView], lost: tuple[tuple[int, int], ...]
 ) -> None:
     node = cut()
     assert node.lost == lost
@@ -183,13 +183,13 @@ def _sockets(sockets: int, gpus: int, counterparts: int) -> set[Pair]:
     return across.union(*(_mesh(gpus, start) for start in starts))
 
 
-def _of(pairs: set[Pair], *more: PortState | None, ports: PortState | None = None) -> Node:
+def _of(pairs: set[Pair], *more: PortState | None, ports: PortState | None = None) -> NodeView:
     """Make a node of linked pairs whose GPUs have such ports; `more` are those of GPUs beside."""
     linked = dict.fromkeys(sorted({end for pair in pairs for end in pair}), ports)
     every = linked | dict(enumerate(more, len(linked)))
     gpus = tuple(Gpu(gpu, f"0000:{gpu:02x}:00.0", ports=state) for gpu, state in every.items())
     links = tuple(Link(Tile(one, 0), Tile(other, 0), 4, 4) for one, other in pairs)
-    return replace(Node.of(Topology(links, gpus)), every_link=True)
+    return replace(NodeView.of(Topology(links, gpus)), every_link=True)
 
 
 SOUND: dict[str, set[Pair]] = {
@@ -288,11 +288,11 @@ def test_where_links_may_be_unpublished_a_pair_with_healthy_ports_is_not_lost() 
 
 
 def test_a_pair_that_lost_a_link_is_thin() -> None:
-    assert Node.of(topology(Blueprint(gpus=4).build().cut("1.0-2.0"))).thin == ((1, 2),)
+    assert NodeView.of(topology(Blueprint(gpus=4).build().cut("1.0-2.0"))).thin == ((1, 2),)
 
 
 def test_a_link_inside_a_gpu_joins_no_pair() -> None:
-    node = Node.of(Topology((Link(Tile(0, 0), Tile(0, 1), 4, 4),)))
+    node = NodeView.of(Topology((Link(Tile(0, 0), Tile(0, 1), 4, 4),)))
     assert not node.between
     assert str(node.tiles_connected(Tile(0, 0), Tile(0, 1))) == "XL4"
     assert node.groups == ()
@@ -300,7 +300,7 @@ def test_a_link_inside_a_gpu_joins_no_pair() -> None:
 
 @given(topologies)
 def test_groups_are_linked_throughout_and_none_could_be_larger(topology: Topology) -> None:
-    node = Node.of(topology)
+    node = NodeView.of(topology)
     neighbors = topology.neighbors
     for group in node.groups:
         assert all(other in neighbors[one] for one, other in combinations(group, 2))
@@ -317,6 +317,6 @@ def test_a_topology_made_to_have_countless_groups_holds_nobody_up() -> None:
     links = [
         Link(Tile(a, 0), Tile(b, 0), 4, 4) for a, b in combinations(gpus, 2) if a // 3 != b // 3
     ]
-    listed = Node.of(Topology(tuple(links))).listed
+    listed = NodeView.of(Topology(tuple(links))).listed
     assert len(listed.groups) == 1000
     assert not listed.complete

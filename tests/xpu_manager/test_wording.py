@@ -8,7 +8,7 @@ import pytest
 
 from sidecar.settings import SidecarSettings
 from sidecar.sources import OPTIONS as SIDECAR
-from xelink.cli.doctor.probe import OPTIONS as DOCTOR
+from xelink.cli.doctor.inspection import OPTIONS as DOCTOR
 from xelink.cli.live import OPTIONS as TOOL
 from xelink.xpu_manager.errors import ErrorCode, ScrapeError
 from xelink.xpu_manager.wording import Options, words

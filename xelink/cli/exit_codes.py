@@ -1,4 +1,4 @@
-"""How a command ends: its exit codes, and the errors that are one line for a person."""
+"""Exit codes of commands, and errors that are printed as one line."""
 
 from xelink.topology.text import printable
 
@@ -11,7 +11,7 @@ INTERRUPTED = 130
 
 
 class FailedError(Exception):
-    """The command cannot go on: the user is told why in one line."""
+    """The command failed: one line with the reason is printed."""
 
     code = FAILED
 
@@ -20,6 +20,6 @@ class FailedError(Exception):
 
 
 class WrongCallError(FailedError):
-    """What was asked for cannot be: another call may be right."""
+    """The call is wrong: other arguments may work."""
 
     code = WRONG_CALL

@@ -1,13 +1,13 @@
-"""The layout of a command's help: the same on every Python, as the pages show it."""
+"""The layout of a command's help, which is the same with every Python."""
 
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """Fills paragraphs and leaves examples as they are written.
+    """Fills paragraphs and leaves examples unchanged.
 
-    Usage and options are laid out here: what argparse makes of them differs from Python to Python.
+    Usage and options are formatted here, because argparse formats them differently in each Python.
     """
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
@@ -16,7 +16,7 @@ class HelpFormatter(argparse.HelpFormatter):
         return super()._fill_text(text, width, indent)
 
     def add_argument(self, action: argparse.Action) -> None:
-        """Add an action; the names of commands make their column as wide as they are."""
+        """Add an action; the column of command names is as wide as the longest name."""
         super().add_argument(action)
         for command in self._iter_indented_subactions(action):
             width = self._current_indent + len(self._format_action_invocation(command))
@@ -34,7 +34,7 @@ class HelpFormatter(argparse.HelpFormatter):
         start = f"{'usage: ' if prefix is None else prefix}{usage or self._prog}"
         options: list[str] = []
         arguments: list[str] = []
-        for members, required in () if usage else _apart(actions, groups):
+        for members, required in () if usage else _grouped(actions, groups):
             part = " | ".join(map(self._part, members))
             if not required:
                 part = f"[{part}]"
@@ -51,7 +51,7 @@ class HelpFormatter(argparse.HelpFormatter):
 
     # part = option [ " " value ] / value
     def _part(self, action: argparse.Action) -> str:
-        """Give an action as usage shows it, whether or not it may be left out."""
+        """Return an action as in the usage, without brackets for optional ones."""
         if not action.option_strings:
             value = self._format_args(action, action.dest)
             return value[1:-1] if action.nargs == argparse.OPTIONAL else value
@@ -67,11 +67,11 @@ class HelpFormatter(argparse.HelpFormatter):
         return options or super()._format_action_invocation(action)
 
 
-def _apart(
+def _grouped(
     actions: Iterable[argparse.Action], groups: Iterable[argparse._MutuallyExclusiveGroup]
 ) -> Iterator[tuple[Sequence[argparse.Action], bool]]:
-    """Give each action, or all that exclude each other, and whether one is required."""
-    grouped = [(group._group_actions, group.required) for group in groups]  # noqa: SLF001 - there is no other way to them
+    """Return each action, or a group of exclusive ones, and whether one is required."""
+    grouped = [(group._group_actions, group.required) for group in groups]  # noqa: SLF001 - argparse has no public access to them
     shown = [action for action in actions if action.help != argparse.SUPPRESS]
     for action in shown:
         for members, required in grouped:
@@ -84,7 +84,7 @@ def _apart(
 
 
 def _filled(parts: Iterable[str], width: int) -> Iterator[str]:
-    """Fill lines with parts; one that is too long for a line has its own."""
+    """Return lines filled with parts; a part that is too long has its own line."""
     line = ""
     for part in parts:
         if line and len(line) + 1 + len(part) > width:

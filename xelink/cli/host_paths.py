@@ -1,4 +1,4 @@
-"""Paths of a host whose `/` is seen at a prefix: links lead where they lead on that host."""
+"""Paths of a host whose `/` is at a prefix: symbolic links are resolved as on that host."""
 
 import errno
 import os
@@ -9,10 +9,10 @@ _ROOT = Path("/")
 
 
 def below(prefix: Path, path: Path) -> Path:
-    """Return where an absolute path of the host is seen, links resolved below the prefix alone.
+    """Return the place of an absolute path of the host, with links resolved below the prefix.
 
-    `/var/lib/kubelet` may be a link to `/data/kubelet`: that is the host's, not ours. What is not
-    there, or may not be looked at, stays as it is spelled. Raises `OSError` where links never end.
+    `/var/lib/kubelet` may be a link to `/data/kubelet`, which is the host's, not ours. A part that
+    is missing or not readable stays unchanged. Raises `OSError` for a loop of links.
     """
     if prefix == _ROOT:
         return path  # the kernel does the same

@@ -1,20 +1,20 @@
-"""A node as plain data, for programs: what JSON and YAML carry. Pure."""
+"""A node as data for JSON and YAML. Pure."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from xelink.topology.model import Link
 from xelink.topology.publication import links_hash
-from xelink.view.node_view import Node
+from xelink.view.node_view import NodeView
 
 
-def nodes_facts(nodes: Sequence[Node]) -> dict[str, Any]:
-    """Give every node; the same keys whatever the source, null for what it does not tell."""
+def nodes_facts(nodes: Sequence[NodeView]) -> dict[str, Any]:
+    """Return every node; the same keys for every source, and null for missing values."""
     return {"nodes": [node_facts(node) for node in nodes]}
 
 
-def node_facts(node: Node) -> dict[str, Any]:
-    """Give all of one node. Lanes are per direction, groups are device ids."""
+def node_facts(node: NodeView) -> dict[str, Any]:
+    """Return all of one node. Lanes are per direction, groups are device ids."""
     topology = node.topology
     return {
         "name": node.name or None,
@@ -34,8 +34,8 @@ def node_facts(node: Node) -> dict[str, Any]:
     }
 
 
-def gpu_facts(node: Node, device: int) -> dict[str, Any]:
-    """Give one GPU."""
+def gpu_facts(node: NodeView, device: int) -> dict[str, Any]:
+    """Return one GPU."""
     gpu = node.gpu(device)
     return {
         "id": device,
@@ -48,13 +48,13 @@ def gpu_facts(node: Node, device: int) -> dict[str, Any]:
     }
 
 
-def _link_facts(node: Node, link: Link) -> dict[str, Any]:
+def _link_facts(node: NodeView, link: Link) -> dict[str, Any]:
     lanes = (None, None) if node.labels_only else (link.lanes, link.lanes_back)
     return {
         "tiles": [str(end) for end in link.ends],
         "lanes": lanes[0],
         "lanes_back": lanes[1],
-        "published": link not in node.held_back,
-        "why_not": node.held_back.get(link),
+        "published": link not in node.filtered,
+        "why_not": node.filtered.get(link),
         "faults": [mark.value for mark in node.marks.get(link, ())],
     }

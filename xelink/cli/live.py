@@ -1,4 +1,4 @@
-"""One scrape of a live XPU Manager, by the sidecar's own scraper, for a person who waits."""
+"""One scrape of a live XPU Manager, with the sidecar's own scraper."""
 
 import argparse
 import signal
@@ -31,11 +31,11 @@ TIMEOUT = 30.0
 
 
 class NoAnswerError(Exception):
-    """XPU Manager gave no usable answer: nothing is known of its node."""
+    """XPU Manager gave no usable answer: the node is unknown."""
 
 
 def target(options: argparse.Namespace) -> ScrapeTarget:
-    """Say where to scrape and how. Raises `WrongCallError`."""
+    """Return where to scrape and how. Raises `WrongCallError`."""
     try:
         url = urlsplit(options.url)
         host, port = url.hostname, url.port
@@ -44,7 +44,7 @@ def target(options: argparse.Namespace) -> ScrapeTarget:
     if url.scheme not in {"http", "https"} or not host or url.path not in {"", "/", "/metrics"}:
         raise WrongCallError(f"--url {options.url}: give http://HOST:PORT or https://HOST:PORT")
     if url.username is not None or url.query or url.fragment:
-        raise WrongCallError("--url: give host and port alone, and --username beside it")
+        raise WrongCallError("--url: give only host and port, and use --username")
     if (url.scheme == "https") != bool(options.cert):
         raise WrongCallError("https:// and --cert need each other")
     if options.client_cert and not options.cert:
@@ -62,7 +62,7 @@ def target(options: argparse.Namespace) -> ScrapeTarget:
 
 
 def scrape(target: ScrapeTarget) -> Exposition:
-    """Scrape once, within the target's time, whatever hangs; Ctrl-C ends it as anywhere else.
+    """Scrape once, within the target's timeout, whatever hangs; Ctrl-C ends it.
 
     Raises `NoAnswerError`.
     """

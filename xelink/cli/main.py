@@ -1,8 +1,8 @@
 """`xelink`: the tool for people.
 
-Each command is a module with `add`, its part of the command line, and `run`, which gives the exit
-code. Only the module of the command that was called is imported, so that each starts quickly, and
-what one lacks stops no other.
+Each command is a module with `add`, its part of the command line, and `run`, which returns the exit
+code. Only the module of the called command is imported, so that each starts quickly and a missing
+library affects no other command.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import Any
 from xelink.cli.exit_codes import FAILED, INTERRUPTED, OK, FailedError
 from xelink.cli.helptext import HelpFormatter
 from xelink.daemon.argument_parser import Parser
-from xelink.daemon.stdio import complain, forget_stdout, stand_in
+from xelink.daemon.stdio import discard_stdout, open_missing_streams, write_stderr
 from xelink.daemon.version import VERSION
 
 COMMANDS: Mapping[str, str] = {
@@ -29,8 +29,8 @@ COMMANDS: Mapping[str, str] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; give the exit code."""
-    stand_in()
+    """Run one command; return the exit code."""
+    open_missing_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
     called = next((word for word in arguments if word in COMMANDS), None)
     program = f"xelink {called}" if called else "xelink"
@@ -41,15 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except FailedError as error:
-        complain(f"{program}: {error}")
+        write_stderr(f"{program}: {error}")
         return error.code
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # of what tells bit by bit, as with `| head`
-        forget_stdout()
-    except OSError as error:  # what is read is minded where it is read: this is what is printed
-        forget_stdout()
-        complain(f"{program}: cannot print: {error.strerror or error}")
+    except BrokenPipeError:  # of a command that prints in steps, as with `| head`
+        discard_stdout()
+    except OSError as error:  # of printing; errors of reading are handled before
+        discard_stdout()
+        write_stderr(f"{program}: cannot print: {error.strerror or error}")
         return FAILED
     return code
 
@@ -65,7 +65,7 @@ def load(names: Iterable[str]) -> Mapping[str, ModuleType]:
     try:
         return {name: import_module(f"xelink.cli.{name}.command") for name in names}
     except ImportError as error:
-        raise FailedError(f"cannot be loaded: {error}: install xelink anew") from error
+        raise FailedError(f"cannot be loaded: {error}: reinstall xelink") from error
 
 
 class _Parser(Parser):
@@ -75,9 +75,9 @@ class _Parser(Parser):
 
 
 class _Command(_Parser):
-    """The parser of a command, which refuses itself what it does not know.
+    """The parser of a command, which rejects unknown arguments itself.
 
-    argparse leaves that to the parser of all commands, which names none and shows its own usage.
+    argparse leaves that to the main parser, which shows its own usage and names no command.
     """
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: ANN401 - it has two signatures there
@@ -88,12 +88,12 @@ class _Command(_Parser):
 
 
 def command_line(modules: Mapping[str, ModuleType]) -> argparse.ArgumentParser:
-    """Make the parser: of these commands all, of the others their names."""
+    """Return the parser, with all options of these commands and only the names of the others."""
     parser = _Parser(
         prog="xelink",
-        description="Xe Link topology of Kubernetes nodes: see it, ask why, try it.",
-        epilog="exit codes: 0 fine, 1 it failed (one line says why), 2 wrong call; each command's"
-        " -h tells of more",
+        description="Show, explain and diagnose the Xe Link topology of Kubernetes nodes.",
+        epilog="exit codes: 0 success, 1 failure (with one line on why), 2 wrong call; see -h of"
+        " each command for others",
     )
     parser.add_argument("--version", action="version", version=f"xelink {VERSION}")
     commands = parser.add_subparsers(

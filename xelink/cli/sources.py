@@ -1,7 +1,6 @@
-"""Where a topology comes from: the options that `show` and `explain` share, and their reading.
+"""Sources of a topology: the options that `show` and `explain` share, and their readers.
 
-Whatever the source, it is read by the very parts that the daemons use, so that what is shown is
-what they see.
+Every source is read with the daemons' own code, so that the tool shows what they see.
 """
 
 import argparse
@@ -22,14 +21,14 @@ from shtab import DIRECTORY, FILE
 from xelink.cli import live, readings
 from xelink.cli.exit_codes import FailedError, WrongCallError
 from xelink.cli.host_paths import below
-from xelink.cli.timed_looks import Looks
+from xelink.cli.timed_calls import TimedCalls
 from xelink.daemon.files import read_up_to
 from xelink.daemon.hanging_work import HungError
 from xelink.nfd.reader import DEFAULT_PATH
 from xelink.topology import nfd_format
 from xelink.topology.publication import DEFAULT_NAMESPACE
 from xelink.topology.rules import Rules
-from xelink.view.node_view import Node
+from xelink.view.node_view import NodeView
 from xelink.xpu_manager.exposition import Exposition, ExpositionReader
 from xelink.xpu_manager.line_filter import TooManyRowsError
 
@@ -40,13 +39,13 @@ STDIN = "-"
 _DAY = 86400
 _CHUNK = 1 << 20
 _MOST_METRICS = 64 << 20  # bytes, as the sidecar's -max-body
-_MOST_JSON = 256 << 20  # some thousand nodes, with all that kubectl tells of them
+_MOST_JSON = 256 << 20  # some thousand nodes, with all that kubectl prints
 
 
 class _Source(NamedTuple):
-    """One kind of source: its option, its reader, and the options that go with it."""
+    """One kind of source: its reader, and the options that it allows."""
 
-    read: Callable[[argparse.Namespace], tuple[Node, ...]]
+    read: Callable[[argparse.Namespace], tuple[NodeView, ...]]
     also: frozenset[str]
 
 
@@ -54,7 +53,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Add the options of every source."""
     group = parser.add_argument_group(
         "where the topology comes from, one of",
-        "without any: this node, by the file that its sidecar writes, or where there is none, by"
+        "without any: this node, from the file that its sidecar writes, or if there is none, from"
         " its XPU Manager",
     )
     source = group.add_mutually_exclusive_group()
@@ -64,18 +63,18 @@ def add(parser: argparse.ArgumentParser) -> None:
         help=f"a live XPU Manager: http://{live.HOST}:{live.PORT}, or https://",
     )
     for option, text in (
-        ("--metrics", "a body of XPU Manager's /metrics; - for standard input"),
+        ("--metrics", "a saved answer of XPU Manager's /metrics; - for standard input"),
         ("--features", "a feature file of xelink-sidecar; - for standard input"),
-        ("--node-json", "what kubectl get node -o json prints; - for standard input"),
+        ("--node-json", "the output of kubectl get node -o json; - for standard input"),
     ):
         _takes_file(source.add_argument(option, metavar="FILE", help=text))
     group = parser.add_argument_group("without a source")
     prefix = group.add_argument(
-        "--prefix", type=Path, metavar="DIR", help="where the node's / is seen (default /)"
+        "--prefix", type=Path, metavar="DIR", help="directory with the node's / (default /)"
     )
     prefix.complete = DIRECTORY  # type: ignore[attr-defined]  # where shtab looks for it
     group = parser.add_argument_group("with --node-json")
-    group.add_argument("--node", metavar="NAME", help="take only the node of this name")
+    group.add_argument("--node", metavar="NAME", help="use only the node with this name")
     group = parser.add_argument_group("with --features and --node-json")
     group.add_argument(
         "--label-namespace",
@@ -100,7 +99,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     for option, text in (
         ("--cert", "PEM file to verify https against: a CA, or XPU Manager's own certificate"),
         ("--client-cert", "PEM file with the certificate to show (mTLS)"),
-        ("--client-key", "PEM file with its key, where --client-cert does not hold it"),
+        ("--client-key", "PEM file with its key, if --client-cert does not contain it"),
         ("--password-file", "file with the password of --username"),
     ):
         _takes_file(group.add_argument(option, type=Path, metavar="FILE", help=text))
@@ -113,14 +112,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load(options: argparse.Namespace) -> tuple[Node, ...]:
-    """Read the source that was chosen: one node, or as many as kubectl printed.
+def load(options: argparse.Namespace) -> tuple[NodeView, ...]:
+    """Read the selected source: one node, or as many as kubectl printed.
 
-    Raises `WrongCallError` for options that do not go together and `FailedError` for what cannot
-    be read. A source that was read and tells nothing of links gives a node that says why.
+    Raises `WrongCallError` for options that exclude each other and `FailedError` for what cannot be
+    read. A source without link data becomes a node with the reason.
     """
     chosen = next((name for name in _SOURCES if getattr(options, name) is not None), None)
-    what = _option(chosen) if chosen else "this node: name a source"
+    what = _option(chosen) if chosen else "this node: give a source"
     source = _SOURCES[chosen] if chosen else _HERE
     for other in (*_SOURCES.values(), _HERE):
         for name in sorted(other.also - source.also):
@@ -129,7 +128,7 @@ def load(options: argparse.Namespace) -> tuple[Node, ...]:
     return source.read(options)
 
 
-def read(kind: str, path: str) -> Node:
+def read(kind: str, path: str) -> NodeView:
     """Return the node of a file of one kind, `metrics` or `features`. Raises `FailedError`."""
     options = argparse.Namespace(lane_count=None, allow_subdeviceless_links=None)
     setattr(options, kind, path)
@@ -147,7 +146,7 @@ def _option(name: str) -> str:
 
 
 def number(text: str, least: int, most: int) -> int:
-    """Read a number within bounds, as a type of an option."""
+    """Parse a number within limits, as the type of an option."""
     if not re.fullmatch("[0-9]{1,12}", text, re.ASCII) or not least <= int(text) <= most:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least} to {most}")
     return int(text)
@@ -163,22 +162,22 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-# Readers: each gives its nodes
+# Readers: each returns its nodes
 
 
-def _from_here(options: argparse.Namespace) -> tuple[Node, ...]:
-    """Read what is published on this node, or where nothing is, what would be."""
-    prefix, look = options.prefix or Path("/"), Looks()
+def _from_here(options: argparse.Namespace) -> tuple[NodeView, ...]:
+    """Read the feature file of this node, or XPU Manager if there is no such file."""
+    prefix, call = options.prefix or Path("/"), TimedCalls()
 
     def find() -> tuple[Path, bool]:
         path = below(prefix.absolute(), DEFAULT_PATH)
         return path, os.path.lexists(path)
 
     try:
-        path, is_there = look("file", (prefix / DEFAULT_PATH.relative_to("/")).absolute(), find)
-        if is_there:
+        path, exists = call("file", (prefix / DEFAULT_PATH.relative_to("/")).absolute(), find)
+        if exists:
             options.features = str(path)
-            return look("file", path, partial(_from_file, options))
+            return call("file", path, partial(_from_file, options))
     except HungError as error:
         raise FailedError(str(error.strerror)) from error
     except OSError as error:
@@ -190,16 +189,16 @@ def _from_here(options: argparse.Namespace) -> tuple[Node, ...]:
     return (node,)
 
 
-def _from_url(options: argparse.Namespace) -> tuple[Node, ...]:
+def _from_url(options: argparse.Namespace) -> tuple[NodeView, ...]:
     target = live.target(options)
     try:
         reading = live.scrape(target)
     except live.NoAnswerError as error:
-        return (Node(target.url, reason=readings.line(str(error))),)
+        return (NodeView(target.url, reason=readings.line(str(error))),)
     return (readings.of_rows(reading, _rules(options), target.url, live=True),)
 
 
-def _from_metrics(options: argparse.Namespace) -> tuple[Node, ...]:
+def _from_metrics(options: argparse.Namespace) -> tuple[NodeView, ...]:
     def read(file: BinaryIO) -> Exposition:
         reader = ExpositionReader()
         sieve = reader.sieve()
@@ -221,13 +220,13 @@ def _from_metrics(options: argparse.Namespace) -> tuple[Node, ...]:
     return (readings.of_rows(reading, _rules(options), _named(options.metrics)),)
 
 
-def _from_features(options: argparse.Namespace) -> tuple[Node, ...]:
+def _from_features(options: argparse.Namespace) -> tuple[NodeView, ...]:
     return _from_file(options, check=_require_names)
 
 
 def _from_file(
     options: argparse.Namespace, check: Callable[[str, bytes], None] = lambda *_: None
-) -> tuple[Node, ...]:
+) -> tuple[NodeView, ...]:
     def read(file: BinaryIO) -> bytes:
         return file.read(nfd_format.FILE_LIMIT + 1)
 
@@ -238,7 +237,7 @@ def _from_file(
     return (readings.of_file(content, _namespace(options), source, datetime.now(UTC)),)
 
 
-def _from_node_json(options: argparse.Namespace) -> tuple[Node, ...]:
+def _from_node_json(options: argparse.Namespace) -> tuple[NodeView, ...]:
     source, namespace, now = _named(options.node_json), _namespace(options), datetime.now(UTC)
     return tuple(
         replace(readings.of_labels(labels, namespace, source, now), name=name)
@@ -261,7 +260,7 @@ def node_labels(path: str, node: str | None) -> list[tuple[str, Mapping[str, str
     except (ValueError, RecursionError) as error:
         what = readings.line(str(error))
         raise FailedError(
-            f"--node-json {source}: not what kubectl get node -o json prints: {what}"
+            f"--node-json {source}: not the output of kubectl get node -o json: {what}"
         ) from error
     if node is not None:
         found = [(name, labels) for name, labels in found if name == node]
@@ -302,7 +301,7 @@ def _with_file(name: str, path: str, read: Callable[[BinaryIO], T]) -> T:
 
 
 def _require_kind(name: str, path: str, content: bytes) -> None:
-    """Refuse what is not for this option, but for another one. Raises `FailedError`."""
+    """Reject a file that is for another option. Raises `FailedError`."""
     if name != "node_json" and content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         what = "UTF-16 text, as PowerShell's > writes it: save it as UTF-8"
         raise FailedError(f"{_option(name)} {_named(path)}: this is {what}")
@@ -315,11 +314,11 @@ def _require_kind(name: str, path: str, content: bytes) -> None:
         )
 
 
-# By what one knows the files: XPU Manager's exposition, lines for NFD, a JSON object.
+# How the kinds of files are recognized: XPU Manager's exposition, lines for NFD, a JSON object.
 _KINDS: Mapping[str, tuple[re.Pattern[bytes], str]] = {
     "metrics": (
         re.compile(rb"^(?:# (?:HELP|TYPE) |xpum_[a-z_]+\{)", re.MULTILINE),
-        "a body of /metrics",
+        "an answer of /metrics",
     ),
     "features": (
         re.compile(rb"^(?:# \+|[\w.-]+/xe-links[\w.-]*=)", re.MULTILINE),
@@ -327,19 +326,19 @@ _KINDS: Mapping[str, tuple[re.Pattern[bytes], str]] = {
     ),
     "node_json": (
         re.compile(rb'\A\s*+\{(?s:.)*?"kind"\s*+:\s*+"(?:Node|NodeList|List)"'),
-        "what kubectl get node -o json prints",
+        "output of kubectl get node -o json",
     ),
 }
 
 
 def _require_names(source: str, content: bytes) -> None:
-    """Refuse text that has a label in it, and is no feature file. Raises `FailedError`."""
+    """Reject other text that contains a label. Raises `FailedError`."""
     names = nfd_format.parse(nfd_format.without_expiry(content), datetime.now(UTC)).features
     wrong = [name for name in names if any(map(str.isspace, name))]
     if 2 * len(wrong) > len(names):
         first = readings.line(wrong[0])
         raise FailedError(
-            f"--features {source}: this is no feature file: most of its lines name no label,"
+            f"--features {source}: this is no feature file: most of its lines have no label name,"
             f" the first is {first!r}"
         )
 

@@ -1,4 +1,4 @@
-"""Aligned columns for the terminal: colored on one, plain anywhere else."""
+"""Aligned columns, with colors on a terminal and without elsewhere."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeAlias
@@ -7,7 +7,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from xelink.daemon.stdio import say
+from xelink.daemon.stdio import write_stdout
 from xelink.topology.text import printable
 
 GAP = 2
@@ -19,17 +19,17 @@ WORST = "red"
 
 
 class Cell(NamedTuple):
-    """A text and how it looks on a terminal."""
+    """A text and its style on a terminal."""
 
     text: str
     style: str = ""
 
 
-Row: TypeAlias = Sequence[Cell | str]
+TableRow: TypeAlias = Sequence[Cell | str]
 
 
-def aligned(rows: Iterable[Row], indent: int = 0) -> list[Text]:
-    """Align the columns of rows, to the left; no blanks at the end of a line."""
+def aligned(rows: Iterable[TableRow], indent: int = 0) -> list[Text]:
+    """Return rows with columns aligned to the left, without trailing blanks."""
     cells = [[_cell(cell) for cell in row] for row in rows]
     widths: dict[int, int] = {}
     for row in cells:
@@ -44,7 +44,7 @@ def _cell(given: Cell | str) -> Cell:
 
 
 def head(*names: str) -> list[Cell]:
-    """Make the first row of a table."""
+    """Return the first row of a table."""
     return [Cell(name, HEAD) for name in names]
 
 
@@ -58,22 +58,22 @@ def _line(row: Sequence[Cell], widths: dict[int, int], indent: int) -> Text:
 
 
 def plain(lines: Iterable[Text | str]) -> str:
-    """Join lines without any color."""
+    """Return lines joined, without colors."""
     return "\n".join(line.plain if isinstance(line, Text) else line for line in lines)
 
 
 def show(lines: Iterable[Text | str]) -> None:
-    """Print lines; with colors where standard output is a terminal and NO_COLOR is not set."""
+    """Print lines; with colors if standard output is a terminal and NO_COLOR is not set."""
     console = Console(highlight=False, markup=False, emoji=False)
     with console.capture() as captured:
         for line in lines:
             console.print(_clean(line), soft_wrap=True)
-    # Not by the console itself: it would end the process where nobody reads on.
-    say(captured.get(), styled=True)
+    # Not with the console's own output: it would end the process if the reader has ended.
+    write_stdout(captured.get(), styled=True)
 
 
 def _clean(line: Text | str) -> Text | str:
-    """Take no control of a terminal but the styles that are ours."""
+    """Escape control characters, except those of our own styles."""
     if isinstance(line, str):
         return printable(line)
     return line if line.plain.isprintable() else Text(printable(line.plain))

@@ -1,10 +1,10 @@
-"""Command lines of programs for people: what a message quotes of a call comes out printable."""
+"""The argument parser of the tool and the simulators: messages escape control characters."""
 
 import argparse
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from xelink.daemon.stdio import complain
+from xelink.daemon.stdio import write_stderr
 from xelink.topology.text import printable
 
 if TYPE_CHECKING:
@@ -16,11 +16,11 @@ class Parser(argparse.ArgumentParser):
 
     def _print_message(self, message: str, file: "SupportsWrite[str] | None" = None) -> None:
         if file is not None and file is sys.stdout:
-            file.write(message)  # argparse would hide that it cannot be printed
+            file.write(message)  # argparse would hide an error
         else:
-            complain(*message.rstrip("\n").split("\n"))
+            write_stderr(*message.rstrip("\n").split("\n"))
 
     def error(self, message: str) -> NoReturn:
-        """Say in one line what is wrong with the call and where to read on, and end with 2."""
-        said = printable(message)  # it quotes the call, which may hold a line end
-        self.exit(2, f"{self.prog}: {said}; see {self.prog} -h\n")
+        """Print one line with the error and the command for help, and exit with 2."""
+        text = printable(message)  # it quotes arguments, which may have line ends
+        self.exit(2, f"{self.prog}: {text}; see {self.prog} -h\n")

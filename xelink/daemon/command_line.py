@@ -1,4 +1,4 @@
-"""What is answered before there is a daemon: its settings, or -h, -version, a mistake."""
+"""A daemon's command line: its settings, or -h, -version, -print-config and errors."""
 
 import sys
 from collections.abc import Sequence
@@ -8,36 +8,36 @@ from typing import cast
 from xelink.daemon.command import CANNOT_START, OK, USAGE
 from xelink.daemon.flags import (
     DaemonSettings,
-    HelpWanted,
+    HelpRequested,
     UsageError,
     help_text,
     load,
     print_config,
 )
 from xelink.daemon.loaded_settings import Loaded, S
-from xelink.daemon.stdio import complain, forget_stdout, say
+from xelink.daemon.stdio import discard_stdout, write_stderr, write_stdout
 from xelink.daemon.version import VERSION
 
 
-def answer(settings: type[S], arguments: Sequence[str] | None) -> Loaded[S] | int:
-    """Read the settings, in a form that needs no pydantic; or say what is to be said at once.
+def parse_command_line(settings: type[S], arguments: Sequence[str] | None) -> Loaded[S] | int:
+    """Return the settings in a form that needs no pydantic.
 
-    Then it gives the exit code.
+    For -h, -version, -print-config and errors: print, and return the exit code.
     """
     try:
         loaded = load(settings, sys.argv[1:] if arguments is None else arguments)
-    except HelpWanted:
-        return _say(settings.PROGRAM, help_text(settings))
+    except HelpRequested:
+        return _print(settings.PROGRAM, help_text(settings))
     except UsageError as error:
-        complain(f"{settings.PROGRAM}: {error}")
+        write_stderr(f"{settings.PROGRAM}: {error}")
         return USAGE
     if text := _text(loaded):
-        complain(*(f"{settings.PROGRAM}: {line}" for line in loaded.warnings))
-        return _say(settings.PROGRAM, text)
-    return Loaded(_plain(loaded.settings), loaded.origins, loaded.warnings)
+        write_stderr(*(f"{settings.PROGRAM}: {line}" for line in loaded.warnings))
+        return _print(settings.PROGRAM, text)
+    return Loaded(_namespace(loaded.settings), loaded.origins, loaded.warnings)
 
 
-def _plain(settings: S) -> S:
+def _namespace(settings: S) -> S:
     kind = type(settings)
     own = kind.__mro__[: kind.__mro__.index(DaemonSettings)]
     computed = (
@@ -45,16 +45,16 @@ def _plain(settings: S) -> S:
     )
     fields = (name for name, field in kind.model_fields.items() if not field.deprecated)
     names = ("PROGRAM", *fields, *computed)
-    # To whoever uses them they are the settings, which only they can make.
+    # Users of the settings see their type; only pydantic can create it.
     return cast("S", SimpleNamespace(**{name: getattr(settings, name) for name in names}))
 
 
-def _say(program: str, text: str) -> int:
+def _print(program: str, text: str) -> int:
     try:
-        say(f"{text}\n")
+        write_stdout(f"{text}\n")
     except OSError as error:
-        forget_stdout()
-        complain(f"{program}: cannot print: {error.strerror or error}")
+        discard_stdout()
+        write_stderr(f"{program}: cannot print: {error.strerror or error}")
         return CANNOT_START
     return OK
 

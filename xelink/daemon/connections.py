@@ -65,10 +65,10 @@ class Answerer(Protocol):
     """What the server needs to know of requests and answers."""
 
     def answer(self, head: bytes) -> bytes | Later:
-        """Give the answer to a request, or who makes it."""
+        """Return the answer to a request, or who makes it."""
 
     def refuse(self, refusal: Refusal) -> bytes:
-        """Count a refusal; give what is said to it."""
+        """Count a refusal; return what is said to it."""
 
 
 class _State(Enum):
@@ -161,7 +161,7 @@ class Connections:
         self._expire(self._clock())
 
     def _milliseconds(self) -> int | None:
-        """Give how long nothing is due; None is for ever."""
+        """Return how long nothing is due; None is for ever."""
         due = [connection.end for connection in self._open.values()]
         if self._resume_at is not None:
             due.append(self._resume_at)

@@ -9,7 +9,7 @@ _NONE_LEFT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Tell whether a call failed for want of descriptors or memory, and so says nothing else."""
+    """Return whether a call failed for want of descriptors or memory, and so says nothing else."""
     return isinstance(error, OSError) and error.errno in _NONE_LEFT
 
 

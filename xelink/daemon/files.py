@@ -1,8 +1,8 @@
-"""Files that somebody else may write: never more of one than a bound, and nothing that hangs.
+"""Reading files that others write, with a limit of size and time.
 
-A pipe, a device or a directory in a file's place is refused. A file system that does not answer
-holds whoever reads there, and in the kernel no signal reaches it: so what must go on reads in a
-thread that it can leave.
+A pipe, a device or a directory is rejected. A file system that does not answer blocks a reader in
+the kernel, where no signal reaches it. Code that must go on therefore reads in a thread that it can
+abandon.
 """
 
 import errno
@@ -12,17 +12,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeAlias
 
-from xelink.daemon.hanging_work import HungError, Work, begin
+from xelink.daemon.hanging_work import HungError, Job, start_thread
 
 Path: TypeAlias = str | os.PathLike[str]
 Read: TypeAlias = Callable[[Path, int], bytes]
-"""Gives what is in a file of at most so many bytes. Raises `OSError`."""
+"""Returns the content of a file of at most so many bytes. Raises `OSError`."""
 
 _CHUNK = 1 << 16
 
 
 class UnusableFileError(OSError):
-    """What is there is no file that can be used: `strerror` says why, as of any `OSError`."""
+    """The path is no usable file; `strerror` has the reason."""
 
 
 def read_file(path: Path, most: int) -> bytes:
@@ -35,7 +35,7 @@ def read_file(path: Path, most: int) -> bytes:
 
 def read_beginning(path: Path, most: int) -> bytes:
     """Read a regular file up to its end or `most` bytes. Raises `OSError` as `read_file` does."""
-    # Not blocking: a pipe in the file's place would hold us until somebody writes to it.
+    # Not blocking: opening a pipe would block until somebody writes to it.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     try:
         mode = os.fstat(descriptor).st_mode
@@ -49,7 +49,7 @@ def read_beginning(path: Path, most: int) -> bytes:
 
 
 def read_up_to(read: Callable[[int], bytes], most: int) -> bytes:
-    """Read to the end, or up to `most` bytes; `read` gives at most as many as it is asked for."""
+    """Read to the end, or up to `most` bytes; `read` returns at most as many bytes as requested."""
     chunks: list[bytes] = []
     while most > 0 and (chunk := read(min(most, _CHUNK))):
         chunks.append(chunk)
@@ -57,17 +57,17 @@ def read_up_to(read: Callable[[int], bytes], most: int) -> bytes:
     return b"".join(chunks)
 
 
-class PatientReader:
+class TimedReader:
     """Reads files as `read_file` does, each for at most `seconds`.
 
-    A read that hangs keeps its thread until it ends. Until then its file is not asked for again,
-    so that one thread for each file is all that can ever hang.
+    A read that hangs keeps its thread until it ends. Until then the same file is not read again, so
+    at most one thread for each file can hang.
     """
 
     def __init__(self, seconds: float, read: Read | None = None) -> None:
         self._seconds = seconds
         self._reads = read or read_file
-        self._hanging: dict[str, Work[bytes]] = {}
+        self._hanging: dict[str, Job[bytes]] = {}
 
     def __call__(self, path: Path, most: int) -> bytes:
         """Read a file. Raises `OSError`, and as one of them `HungError`."""
@@ -76,9 +76,9 @@ class PatientReader:
         if hanging and not hanging.done():
             self._hanging[name] = hanging
             raise self._hung()
-        read = Work(partial(self._reads, path, most))
-        begin(read.do)
-        # A signal's handler runs meanwhile, and may raise: then this read is left behind, too.
+        read = Job(partial(self._reads, path, most))
+        start_thread(read.do)
+        # A signal handler may raise while this waits: then this read is abandoned, too.
         self._hanging[name] = read
         if not read.wait(self._seconds):
             raise self._hung()

@@ -27,7 +27,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from xelink.daemon.files import PatientReader
+from xelink.daemon.files import TimedReader
 from xelink.daemon.loaded_settings import Loaded, S
 from xelink.daemon.setting_types import LogFormat, split_address
 from xelink.topology.text import printable
@@ -52,7 +52,7 @@ class UsageError(Exception):
         super().__init__(printable(text))
 
 
-class HelpWanted(Exception):  # noqa: N818 - a wish, no error
+class HelpRequested(Exception):  # noqa: N818 - a wish, no error
     """The user asks for help: print it and end with exit code 0."""
 
 
@@ -211,7 +211,7 @@ def load(settings: type[S], arguments: Sequence[str]) -> Loaded[S]:
 def parse(arguments: Sequence[str], settings: type[DaemonSettings]) -> dict[str, str]:
     """Read flags by the grammar of Go's `flag` package.
 
-    Raises `UsageError`, and `HelpWanted` at -h or -help.
+    Raises `UsageError`, and `HelpRequested` at -h or -help.
     """
     values: dict[str, str] = {}
     words = iter(arguments)
@@ -225,7 +225,7 @@ def parse(arguments: Sequence[str], settings: type[DaemonSettings]) -> dict[str,
         flag, has_value, value = word.removeprefix("-").removeprefix("-").partition("=")
         name = flag.replace("-", "_")
         if name in {"h", "help"}:
-            raise HelpWanted
+            raise HelpRequested
         if name not in settings.model_fields or flag.startswith("-"):
             instead = settings.ELSEWHERE.get(name) or _similar(flag, settings)
             raise UsageError(f"there is no flag -{flag}{instead and f': {instead}'}; see -h")
@@ -295,14 +295,14 @@ def help_text(settings: type[DaemonSettings]) -> str:
 
 
 def flag_rows(settings: type[DaemonSettings]) -> Iterator[tuple[str, str, str]]:
-    """Give flag, default and description of each setting, for the documentation."""
+    """Return flag, default and description of each setting, for the documentation."""
     for name in _listed(settings):
         field = settings.model_fields[name]
         yield f"-{_flag(name)} {_takes(field)}".strip(), _default(field), field.description or ""
 
 
 def _listed(settings: type[DaemonSettings]) -> list[str]:
-    """Give the settings that mean something, the daemon's own before those of every daemon."""
+    """Return the settings that mean something, the daemon's own before those of every daemon."""
     current = [name for name, field in settings.model_fields.items() if not field.deprecated]
     shared = (KlogSettings.model_fields, DaemonSettings.model_fields)
     return sorted(current, key=lambda name: sum(name in fields for fields in shared))
@@ -397,7 +397,7 @@ def _read_file(path: Path, settings: type[DaemonSettings]) -> dict[str, Any]:
     from xelink.daemon.yaml_documents import read_yaml  # noqa: PLC0415 - as above
 
     try:
-        text = PatientReader(_CONFIG_SECONDS)(path, _MOST_CONFIG).decode()
+        text = TimedReader(_CONFIG_SECONDS)(path, _MOST_CONFIG).decode()
         content = read_yaml(text, lambda key: key.replace("-", "_"), decimal=False, merges=False)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         told = (error.strerror if isinstance(error, OSError) else None) or str(error)

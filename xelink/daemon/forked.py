@@ -26,10 +26,10 @@ _LAST = 20.0
 """Seconds for work that is under way when a signal comes: it may say first that a file hangs."""
 
 
-def beside(
+def run_in_child(
     work: Callable[[], T], seconds: float = SECONDS, stopping: Callable[[], bool] = is_stopping
 ) -> Callable[[], T]:
-    """Begin `work` in a process of its own; give what waits for its result, to be called once.
+    """Begin `work` in a process of its own; return what waits for its result, to be called once.
 
     The result must be picklable, and `work` such that it may begin twice: where there is no such
     process to be had, or it ends without a result, `work` is done by who waits. So an exception is

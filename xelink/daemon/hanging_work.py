@@ -1,7 +1,7 @@
-"""Work that may hang, done in threads that can be left.
+"""Work that may hang, in threads that can be abandoned.
 
-A file system that does not answer holds whoever asks it for anything, and in the kernel no signal
-reaches it. Whoever must go on has the work done beside, waits for so long, and leaves it.
+A file system that does not answer blocks its callers in the kernel, where no signal reaches them.
+Code that must go on lets a thread do the work, waits for a limited time, and abandons it.
 """
 
 import errno
@@ -17,66 +17,63 @@ T = TypeVar("T")
 
 
 class HungError(OSError):
-    """The work was not done in time: whoever needs it goes on without."""
+    """The work was not done in time: the caller goes on without its result."""
 
 
-class Work(Generic[T]):
-    """One piece of work, for another thread to do."""
+class Job(Generic[T]):
+    """One piece of work for another thread."""
 
     def __init__(self, work: Callable[[], T]) -> None:
         self._work = work
         self._done: list[T] = []
         self._error: Exception | None = None
-        # A lock, as waiting for one is interrupted by signals and leaves nothing half done.
+        # Waiting for a lock is interrupted by signals and leaves no inconsistent state.
         self._busy = threading.Lock()
         self._busy.acquire()
 
     def do(self) -> None:
-        """Do it, whatever it raises."""
+        """Do the work, and keep its result or error."""
         try:
             self._done.append(self._work())
-        except Exception as error:  # noqa: BLE001 - whatever it is, who waits is told
+        except Exception as error:  # noqa: BLE001 - who waits gets it
             self._error = error
         self._busy.release()
 
     def done(self) -> bool:
-        """Tell whether it has ended."""
+        """Return whether it has ended."""
         return not self._busy.locked()
 
     def wait(self, seconds: float) -> bool:
-        """Wait for the end; False when the time was up before."""
+        """Wait for the end; return False if the time is up first."""
         return self._busy.acquire(timeout=max(0.0, seconds))
 
     def result(self) -> T:
-        """Give what came of it, once it has ended; raises what it raised."""
+        """Return the result of work that has ended; raises what it raised."""
         if self._error:
             raise self._error
         return self._done[0]
 
 
-def begin(target: Callable[[], object]) -> None:
-    """Run `target` in a thread that nobody waits for at the end.
-
-    Raises `OSError` where no thread is to be had.
-    """
+def start_thread(target: Callable[[], object]) -> None:
+    """Run `target` in a daemon thread. Raises `OSError` if no thread can be started."""
     try:
         threading.Thread(target=target, daemon=True, name="file").start()
     except RuntimeError as error:
-        raise OSError(errno.EAGAIN, f"not begun: {error}") from error
+        raise OSError(errno.EAGAIN, f"not started: {error}") from error
 
 
-class Lane:
-    """Does work one piece at a time, in the order in which it comes, each for at most `seconds`.
+class SerialWorker:
+    """Does one piece of work at a time, in order, each for at most `seconds`.
 
-    All of it in one thread, which ends with the lane: to start one takes longer than most work.
-    While work hangs, no other is begun: so what comes late is never in the way of what came after.
+    One thread does all of it and ends with this object, because starting a thread takes longer than
+    most work. While a piece hangs no other is started, so a late one never overwrites a newer one.
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._turn = threading.Lock()
-        self._left: Work[object] | None = None
-        self._jobs: SimpleQueue[Work[Any] | None] | None = None
+        self._abandoned: Job[object] | None = None
+        self._jobs: SimpleQueue[Job[Any] | None] | None = None
 
     def __call__(self, work: Callable[[], T]) -> T:
         """Do this work. Raises what it raises, and `OSError`, as one of them `HungError`."""
@@ -84,23 +81,23 @@ class Lane:
             raise self._hung()
         end = time.monotonic() + self._seconds
         try:
-            if self._left and not self._left.done():
+            if self._abandoned and not self._abandoned.done():
                 raise self._hung()
-            begun = Work(work)
+            begun = Job(work)
             self._hand_on(begun)
-            # Kept meanwhile: whoever waits may be interrupted, and then this is left behind, too.
-            self._left = begun  # type: ignore[assignment]  # of its result nothing is asked here
+            # Kept while waiting: if the wait is interrupted, this piece is abandoned, too.
+            self._abandoned = begun  # type: ignore[assignment]  # its result is not used here
             if not begun.wait(end - time.monotonic()):
                 raise self._hung()
-            self._left = None
+            self._abandoned = None
             return begun.result()
         finally:
             self._turn.release()
 
-    def _hand_on(self, work: Work[Any]) -> None:
+    def _hand_on(self, work: Job[Any]) -> None:
         if self._jobs is None:
-            jobs: SimpleQueue[Work[Any] | None] = SimpleQueue()
-            begin(partial(_do_all, jobs))
+            jobs: SimpleQueue[Job[Any] | None] = SimpleQueue()
+            start_thread(partial(_do_all, jobs))
             self._jobs = jobs
             weakref.finalize(self, jobs.put, None)
         self._jobs.put(work)
@@ -111,7 +108,7 @@ class Lane:
         )
 
 
-def _do_all(jobs: "SimpleQueue[Work[Any] | None]") -> None:
+def _do_all(jobs: "SimpleQueue[Job[Any] | None]") -> None:
     while work := jobs.get():
         work.do()
-        del work  # its result is for who waits, and not kept until the next one
+        del work  # keep no result until the next piece

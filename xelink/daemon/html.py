@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 from xelink.daemon.http_server import Page, Reply
 from xelink.daemon.version import versioned
 
-Status: TypeAlias = Mapping[str, Any]
+StatusDocument: TypeAlias = Mapping[str, Any]
 """What a daemon tells of itself, ready for JSON."""
 
 
@@ -84,9 +84,11 @@ def badge(text: str, *, good: bool) -> Html:
 
 
 def pages(
-    title: str, status: Callable[[], Status], body: Callable[[Status], Sequence[Html]]
+    title: str,
+    status: Callable[[], StatusDocument],
+    body: Callable[[StatusDocument], Sequence[Html]],
 ) -> Mapping[str, Page]:
-    """Give the pages of a daemon: `/` for people, `/status.json` for programs."""
+    """Return the pages of a daemon: `/` for people, `/status.json` for programs."""
 
     def page() -> Reply:
         return _page(title, body(status()))

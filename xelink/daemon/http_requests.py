@@ -12,7 +12,7 @@ ANY = "*"
 """A name that stands for all of them."""
 
 
-class Request(NamedTuple):
+class HttpRequest(NamedTuple):
     """What is asked: `host` is None where an HTTP/1.0 client named none; header names are lower."""
 
     method: str
@@ -22,7 +22,7 @@ class Request(NamedTuple):
     headers: Mapping[str, str]
 
 
-class MalformedError(Exception):
+class MalformedRequestError(Exception):
     """No request: the client gets 400 with this line, and nothing is looked up."""
 
 
@@ -38,17 +38,17 @@ _LOOK_BACK = 2  # of the end's three bytes, two may have come before
 
 
 def head_end(received: bytes | bytearray, before: int = 0) -> int | None:
-    """Give where the head ends, None as long as it goes on; `before` bytes were looked at."""
+    """Return where the head ends, None as long as it goes on; `before` bytes were looked at."""
     found = _END.search(received, max(0, before - _LOOK_BACK))
     return found.end() if found else None
 
 
-def parse(head: bytes) -> Request:
-    """Read a head, its empty line included or not. Raises `MalformedError`."""
+def parse(head: bytes) -> HttpRequest:
+    """Read a head, its empty line included or not. Raises `MalformedRequestError`."""
     first, *rest = (line.removesuffix("\r") for line in head.decode("latin-1").split("\n"))
     line = _LINE.fullmatch(first)
     if not line:
-        raise MalformedError("this is no request of HTTP/1.0 or HTTP/1.1")
+        raise MalformedRequestError("this is no request of HTTP/1.0 or HTTP/1.1")
     method, target, version = line.groups()
     headers: dict[str, str] = {}
     for field in rest:
@@ -56,17 +56,17 @@ def parse(head: bytes) -> Request:
             break
         name, colon, value = field.partition(":")
         if not colon or not _NAME.fullmatch(name) or _CONTROL.search(value):
-            raise MalformedError("a header is malformed")
+            raise MalformedRequestError("a header is malformed")
         key = name.lower()
         if key == "host" and key in headers:
-            raise MalformedError("there are two Host headers")
+            raise MalformedRequestError("there are two Host headers")
         value = value.strip(" \t")
         headers[key] = f"{headers[key]}, {value}" if key in headers else value
     host, target = _authority(target, headers.get("host"))
     if not host and version != "HTTP/1.0":
-        raise MalformedError("there is no Host header")
+        raise MalformedRequestError("there is no Host header")
     path, _, query = target.partition("?")
-    return Request(method, path, query, host or None, headers)
+    return HttpRequest(method, path, query, host or None, headers)
 
 
 # absolute-form = "http://" authority path-abempty [ "?" query ] ; its authority wins over Host
@@ -84,8 +84,8 @@ _HOST = re.compile(
 )
 
 
-def named(host: str) -> str | None:
-    """Give the name that a Host header asks for, as `plain` makes it; None for an address.
+def requested_name(host: str) -> str | None:
+    """Return the name that a Host header asks for, as `normalized` makes it; None for an address.
 
     An address is nobody's but the server's own: only a name can be made to lead elsewhere. What is
     neither is given as an empty name, which nobody has.
@@ -96,26 +96,26 @@ def named(host: str) -> str | None:
     address, name = found.groups()
     if address:
         return None if _is_address(socket.AF_INET6, address) else ""
-    return None if _is_address(socket.AF_INET, name) else plain(name)
+    return None if _is_address(socket.AF_INET, name) else normalized(name)
 
 
-def plain(name: str) -> str:
+def normalized(name: str) -> str:
     """Write a DNS name in the one way in which names are compared."""
     return name.lower().removesuffix(".")
 
 
 def is_answered(host: str | None, names: frozenset[str]) -> bool:
-    """Tell whether a request for this host is for us: an address, no host, or one of `names`."""
+    """Return whether a request for this host is for us: an address, no host, or one of `names`."""
     if host is None or ANY in names:
         return True
-    name = named(host)
+    name = requested_name(host)
     return name is None or name in names
 
 
 def own_names(hostname: str, environ: Mapping[str, str], more: frozenset[str]) -> frozenset[str]:
-    """Give the names of this host: its own, the node's and the Pod's, `localhost`, and `more`."""
+    """Return the names of this host: its own, the node's and the Pod's, `localhost`, and `more`."""
     told = (environ.get(name, "") for name in ("NODE_NAME", "POD_NAME"))
-    return frozenset(filter(None, map(plain, ("localhost", hostname, *told, *more))))
+    return frozenset(filter(None, map(normalized, ("localhost", hostname, *told, *more))))
 
 
 def _is_address(family: int, text: str) -> bool:

@@ -19,13 +19,13 @@ from xelink.daemon.command import CannotStartError
 from xelink.daemon.connections import Connections, Later, Refusal
 from xelink.daemon.http_requests import (
     MOST_HEAD,
-    MalformedError,
-    Request,
+    HttpRequest,
+    MalformedRequestError,
     is_answered,
     own_names,
     parse,
 )
-from xelink.daemon.listening import listening
+from xelink.daemon.listening import open_listener
 from xelink.daemon.logs import Changes
 from xelink.daemon.metrics import Metrics
 
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
 
 
-class Verdict(NamedTuple):
+class ProbeResult(NamedTuple):
     """What a probe says that has more to tell than what is wrong."""
 
-    fine: bool
+    ok: bool
     text: str
 
 
-Probe: TypeAlias = Callable[[], Verdict | str | None]
-"""Gives None when all is well, a line that says what is not, or a verdict."""
+Probe: TypeAlias = Callable[[], ProbeResult | str | None]
+"""Returns None when all is well, a line that says what is not, or a verdict."""
 
 
 class Reply(NamedTuple):
@@ -81,10 +81,10 @@ def serving(
         yield None
         return
     try:
-        listener, address = listening(listen)
+        listener, address = open_listener(listen)
     except (OSError, ValueError) as error:  # ValueError: a name that cannot be encoded
         raise ListenError(
-            f"cannot listen on {listen}: {error}; give -listen another address, or none"
+            f"cannot listen on {listen}: {error}; return -listen another address, or none"
         ) from None
     connections = Connections(listener, _Application(metrics, site, log), log)
     stopped, stop = socket.socketpair()
@@ -131,10 +131,10 @@ class _Application:
             self._refused.labels(refusal.value)
 
     def answer(self, head: bytes) -> bytes | Later:
-        """Give the answer to a request, or who makes it."""
+        """Return the answer to a request, or who makes it."""
         try:
             request = parse(head)
-        except MalformedError as error:
+        except MalformedRequestError as error:
             return self.refuse(Refusal.MALFORMED, str(error))
         body = request.method != "HEAD"
         if not is_answered(request.host, self._site.names):
@@ -149,12 +149,12 @@ class _Application:
         return Later(request.path, partial(self._work, request))
 
     def refuse(self, refusal: Refusal, why: str | None = None, *, body: bool = True) -> bytes:
-        """Count a refusal; give what is said to it."""
+        """Count a refusal; return what is said to it."""
         self._refused.labels(refusal.value).inc()
         status, said = _SAID[refusal]
         return _render(status, _PLAIN, f"{why or said}\n".encode(), body=body)
 
-    def _work(self, request: Request) -> bytes:
+    def _work(self, request: HttpRequest) -> bytes:
         fault: Exception | None = None
         try:
             status, headers, said = self._found(request)
@@ -169,14 +169,14 @@ class _Application:
             )
         return _render(status, headers, said, body=request.method != "HEAD")
 
-    def _found(self, request: Request) -> "_Answer":
+    def _found(self, request: HttpRequest) -> "_Answer":
         if request.path == "/metrics":
             return _asked(self._registry, request)
         if page := self._site.pages.get(request.path):
             reply = page()
             return "200 OK", (("Content-Type", reply.type), *reply.headers), reply.body
         found = self._site.probes[request.path]()
-        fine, said = found if isinstance(found, Verdict) else (not found, found or "ok")
+        fine, said = found if isinstance(found, ProbeResult) else (not found, found or "ok")
         return "200 OK" if fine else "503 Service Unavailable", _PLAIN, f"{said}\n".encode()
 
 
@@ -184,7 +184,7 @@ _Headers: TypeAlias = tuple[tuple[str, str], ...]
 _Answer: TypeAlias = tuple[str, _Headers, bytes]
 
 
-def _asked(application: "WSGIApplication", request: Request) -> _Answer:
+def _asked(application: "WSGIApplication", request: HttpRequest) -> _Answer:
     """Ask prometheus_client's application, which reads these of a request, and knows no HEAD."""
     told: list[tuple[str, _Headers]] = []
 

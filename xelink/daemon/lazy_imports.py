@@ -1,4 +1,4 @@
-"""Imports that a daemon does without, or does when it comes to them: memory, and time to start."""
+"""Imports that a daemon blocks or defers, to save memory and start time."""
 
 import gc
 import sys
@@ -9,30 +9,30 @@ from importlib.util import find_spec
 from types import ModuleType
 
 
-def leave_out(*modules: str) -> None:
+def block_imports(*modules: str) -> None:
     """Make modules look as if they were not installed.
 
-    structlog and httpx take whatever they find for tracebacks and command lines of their own. A
-    daemon needs none of it, and it takes 5 MB and a tenth of its time to start.
+    structlog and httpx import optional modules for tracebacks and command lines of their own. A
+    daemon needs none of them, and they cost 5 MB and a tenth of the start time.
     """
     for module in modules:
-        sys.modules[module] = None  # type: ignore[assignment] # what makes an import fail
+        sys.modules[module] = None  # type: ignore[assignment] # None makes the import fail
 
 
-def put_off(*modules: str) -> None:
-    """Import modules only when something in them is asked for, which may be never.
+def defer_imports(*modules: str) -> None:
+    """Import modules only when one of their attributes is used, which may be never.
 
-    For what libraries import as a whole and use in functions that a daemon does not call. The
-    standard library's `LazyLoader` is not enough: a second `import` of the module loads it.
+    This is for modules that libraries import and use only in functions that a daemon does not call.
+    The standard library's `LazyLoader` does not suffice: a second `import` loads the module.
     """
     for module in modules:
         spec = find_spec(module)
         if spec and module not in sys.modules:
-            sys.modules[module] = _Late(spec)
+            sys.modules[module] = _LazyModule(spec)
 
 
-class _Late(ModuleType):
-    """A module that is loaded by the first question for what is in it."""
+class _LazyModule(ModuleType):
+    """A module that is loaded when one of its attributes is first used."""
 
     def __init__(self, spec: ModuleSpec) -> None:
         super().__init__(spec.name)
@@ -40,10 +40,10 @@ class _Late(ModuleType):
         self.__file__, self.__package__ = spec.origin, spec.parent
 
     def __getattr__(self, name: str) -> object:
-        # Imports look at attributes, too: at the path where one of its modules is imported.
+        # Imports use attributes, too: `__path__`, to import a submodule.
         if name.startswith("__") and name != "__path__":
             raise AttributeError(name)
-        self.__class__ = ModuleType  # type: ignore[assignment] # no late one any more
+        self.__class__ = ModuleType  # type: ignore[assignment] # now an ordinary module
         if self.__spec__ and self.__spec__.submodule_search_locations is not None:
             self.__path__ = self.__spec__.submodule_search_locations
         if self.__spec__ and self.__spec__.loader:
@@ -52,23 +52,23 @@ class _Late(ModuleType):
 
 
 def no_task_names() -> None:
-    """Keep logging from asking asyncio for the task of every line, for a daemon that has none.
+    """Keep logging from looking up the asyncio task of every line, for a daemon without asyncio.
 
-    From Python 3.12 on it would, as soon as there is a module of that name, and so load it.
+    From Python 3.12 on it does so if a module of that name exists, and would load it.
     """
-    import logging  # noqa: PLC0415 - what only settings are read for does without
+    import logging  # noqa: PLC0415 - the settings child does not need it
 
     vars(logging)["logAsyncioTasks"] = False
 
 
 def no_openssl() -> None:
-    """Run as in a Python that was built without OpenSSL: 5 MB, for a daemon that has no TLS.
+    """Block OpenSSL as in a Python that was built without it, which saves 5 MB without TLS.
 
-    asyncio and http do without by themselves, and hashlib where Python has hashes of its own.
-    prometheus_client only names what is in `ssl`, for functions that serve over TLS.
+    asyncio and http work without it, and so does hashlib if Python has its own hashes.
+    prometheus_client uses names of `ssl` in annotations and defaults of functions that serve TLS.
     """
-    leave_out("_ssl", "ssl", *_needless_hashes())
-    import asyncio.sslproto  # noqa: F401, PLC0415 - before there is something by that name
+    block_imports("_ssl", "ssl", *_needless_hashes())
+    import asyncio.sslproto  # noqa: F401, PLC0415 - before the stub exists
 
     named = ModuleType("ssl")
     annotations = dict.fromkeys(("SSLContext", "TLSVersion"), object)
@@ -85,29 +85,29 @@ _OWN_HASHES = (
 
 
 def _needless_hashes() -> tuple[str, ...]:
-    """Name the module of OpenSSL's hashes, unless Python was built to have no others."""
+    """Return the module of OpenSSL's hashes, unless Python was built without its own."""
     own = any(all(map(find_spec, names)) for names in _OWN_HASHES)
     return ("_hashlib",) if own else ()
 
 
-def lean_settings() -> None:
-    """Keep pydantic and its settings from importing what reading a few flags does not need.
+def trim_pydantic() -> None:
+    """Keep pydantic from importing what parsing a few flags does not need.
 
-    pydantic would look for plugins in the metadata of all that is installed, whatever
-    PYDANTIC_DISABLE_PLUGINS says. Without the module that does it, nothing is missed.
+    pydantic searches the metadata of all installed packages for plugins, even with
+    PYDANTIC_DISABLE_PLUGINS. A stub replaces the module that does so.
     """
-    leave_out("click", "rich", *_needless_hashes())
-    put_off("asyncio", "secrets")
+    block_imports("click", "rich", *_needless_hashes())
+    defer_imports("asyncio", "secrets")
     loader = ModuleType("pydantic.plugin._loader")
     loader.get_plugins = tuple  # type: ignore[attr-defined] # none
     sys.modules[loader.__name__] = loader
 
 
 @contextmanager
-def nothing_to_collect() -> Iterator[None]:
-    """Run a block of imports without the garbage collector; what they leave is none, for ever.
+def gc_paused() -> Iterator[None]:
+    """Pause the garbage collector for a block of imports, and exclude their objects from it.
 
-    It would look through all modules again and again, a tenth of the time to start.
+    Scanning all modules again and again would take a tenth of the start time.
     """
     gc.disable()
     yield

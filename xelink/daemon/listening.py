@@ -19,8 +19,8 @@ _WILDCARDS = {"", "::"}
 _NOT_HERE = {errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EADDRNOTAVAIL}
 
 
-def listening(listen: str) -> tuple[socket.socket, str]:
-    """Listen on `host:port`; give the socket, and the address with the port that it got.
+def open_listener(listen: str) -> tuple[socket.socket, str]:
+    """Listen on `host:port`; return the socket, and the address with the port that it got.
 
     Without a host, or with `[::]`, it is every address of both families, as Go's programs have it;
     where the kernel has no IPv6, those of IPv4. Raises `OSError`, and `ValueError` for what is no
@@ -42,7 +42,7 @@ def listening(listen: str) -> tuple[socket.socket, str]:
 
 
 def _candidates(host: str, port: int) -> Iterator[tuple[int, _Address]]:
-    """Give what to try in turn: a name may have an address of a family that is not there."""
+    """Return what to try in turn: a name may have an address of a family that is not there."""
     if host in _WILDCARDS:
         yield socket.AF_INET6, ("::", port)
         if not host:

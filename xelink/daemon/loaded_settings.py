@@ -1,4 +1,4 @@
-"""Settings that have been read: what a daemon holds of them, without the library that reads."""
+"""The parsed settings of a daemon, without the library that parsed them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ S = TypeVar("S", bound="DaemonSettings")
 
 @dataclass(frozen=True)
 class Loaded(Generic[S]):
-    """Settings, where each that is not a default comes from, and what to tell the user."""
+    """Settings, the origin of each one that is not a default, and warnings for the user."""
 
     settings: S
     origins: Mapping[str, str]

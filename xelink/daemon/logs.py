@@ -1,4 +1,4 @@
-"""Logs: one line per change on standard error, facts as keys, as text or as JSON."""
+"""Logs on standard error: one line per change, with keys, as text or JSON."""
 
 import logging
 import sys
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
 
-class _Patient:
-    """A stream whose loss is no reason to end: a full disk or a reader that went away."""
+class _LossyStream:
+    """A stream that drops what cannot be written, to a full disk or a closed pipe."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -41,7 +41,7 @@ def logger_to_stderr(log_format: LogFormat, *, debug: bool = False) -> "Filterin
         )
     level = logging.DEBUG if debug else logging.INFO
     logger: FilteringBoundLogger = structlog.wrap_logger(
-        structlog.WriteLogger(_Patient(sys.stderr)),  # type: ignore[arg-type]  # as far as it is used
+        structlog.WriteLogger(_LossyStream(sys.stderr)),  # type: ignore[arg-type]  # as far as it is used
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -55,7 +55,7 @@ def logger_to_stderr(log_format: LogFormat, *, debug: bool = False) -> "Filterin
 
 
 def _one_line(renderer: "Processor") -> "Processor":
-    """Escape what is not printable in a line: in JSON that is DEL, which is in strings only."""
+    """Escape control characters in a line; in JSON only DEL is left to escape, within strings."""
 
     def render(logger: object, name: str, entry: "EventDict") -> str:
         return printable(str(renderer(logger, name, entry)).replace("\x7f", "\\u007f"))
@@ -64,13 +64,13 @@ def _one_line(renderer: "Processor") -> "Processor":
 
 
 class Changes:
-    """Remembers what was said last, so that each thing is said when it changes, once."""
+    """Remembers the last value of each topic, so that each change is logged once."""
 
     def __init__(self) -> None:
         self._last: dict[str, object] = {}
 
     def of(self, topic: str, value: object) -> bool:
-        """Tell whether `value` is news; None, at first, is none."""
+        """Return whether `value` differs from the last one, which is None at first."""
         changed = self._last.get(topic) != value
         self._last[topic] = value
         return changed

@@ -58,7 +58,7 @@ async def until(condition: Callable[[], bool], pause: Callable[[], float]) -> No
 
 
 def beat(now: float, pause: float) -> float:
-    """Give the next multiple of a pause, so that looks of the same or half the pause coincide.
+    """Return the next multiple of a pause, so that looks of the same or half the pause coincide.
 
     A short pause, as that up to a certain instant, is taken as it is.
     """
@@ -145,7 +145,7 @@ class _Lookout:
                 self._bell.acquire(timeout=min(left, threading.TIMEOUT_MAX))
 
     def _turn(self) -> float | None:
-        """Look if it is time; give the seconds until the next look, None when nobody waits."""
+        """Look if it is time; return the seconds until the next look, None when nobody waits."""
         with self._lock:
             if not self._waits:
                 self._awake = False

@@ -1,4 +1,4 @@
-"""Values that settings take, for those who read settings and those who use them: no library."""
+"""Types of settings, for the parser and for their users. Imports no library."""
 
 from enum import Enum
 

@@ -23,5 +23,5 @@ def release_signals() -> None:
 
 
 def is_stopping() -> bool:
-    """Tell whether SIGTERM or SIGINT waits to be delivered."""
+    """Return whether SIGTERM or SIGINT waits to be delivered."""
     return not _signal.sigpending().isdisjoint(STOPPING)

@@ -1,4 +1,4 @@
-"""Standard streams as a shell may leave them: closed, full, or with nobody at the other end."""
+"""Standard streams that may be closed, full, or without a reader."""
 
 import os
 import sys
@@ -8,10 +8,10 @@ from typing import TextIO
 from xelink.topology.text import printable, printable_lines
 
 
-def stand_in() -> None:
-    """Put a stream that fails in the place of each standard stream that is closed.
+def open_missing_streams() -> None:
+    """Replace each closed standard stream by one that fails.
 
-    Else the next file that is opened would get its number, and what is printed would go there.
+    Otherwise the next opened file would get its number, and output would go into that file.
     """
     if sys.stdin is None:
         sys.stdin = _failing(0, os.O_WRONLY)
@@ -22,10 +22,10 @@ def stand_in() -> None:
 
 
 def unbuffer_stderr() -> None:
-    """Write what goes to standard error at once, or not at all.
+    """Write standard error without a buffer.
 
-    From a buffer, what a full disk or a reader that has gone did not take would be tried again and
-    again, and at last by Python as it ends: with exit code 120, whatever the daemon's was.
+    Buffered text that a full disk or a closed pipe rejected would be written again and again. The
+    last attempt is at the end of Python, which would change the daemon's exit code to 120.
     """
     sys.stderr = _unbuffered(2, closefd=False)
 
@@ -46,27 +46,27 @@ def _unbuffered(number: int, *, closefd: bool = True) -> TextIO:
     return TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", write_through=True)
 
 
-def forget_stdout() -> None:
-    """Go on where nobody reads any more what we print, as with `| head`."""
+def discard_stdout() -> None:
+    """Discard further output after its reader has ended, as with `| head`."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def say(text: str, *, styled: bool = False) -> None:
-    """Write to standard output; whoever reads no further, as `| head`, has what was asked for.
+def write_stdout(text: str, *, styled: bool = False) -> None:
+    """Write to standard output; a reader that has ended, such as `| head`, is no error.
 
-    Lines come out printable, whatever they quote; but those that are `styled` already.
+    Control characters are escaped, unless the text is `styled` already.
     """
     try:
         sys.stdout.write(text if styled else printable_lines(text))
         sys.stdout.flush()
     except BrokenPipeError:
-        forget_stdout()
+        discard_stdout()
 
 
-def complain(*lines: str) -> None:
-    """Write lines to standard error, if that can be: there is nowhere else to say that it cannot.
+def write_stderr(*lines: str) -> None:
+    """Write lines to standard error; a failure is ignored, because it could not be reported.
 
-    Each comes out as one line, and printable, whatever it quotes.
+    Line ends and control characters within a line are escaped.
     """
     try:
         sys.stderr.write("".join(f"{printable(line)}\n" for line in lines))

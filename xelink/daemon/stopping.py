@@ -62,7 +62,7 @@ class Stop:
         release_signals()
 
     def close(self) -> None:
-        """Give the signals their default meaning again and free the pipe."""
+        """Return the signals their default meaning again and free the pipe."""
         for number in (*STOPPING, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)
@@ -77,7 +77,7 @@ class Stop:
                 self._writer.send(b"\0")
 
     def is_set(self) -> bool:
-        """Tell whether the end was asked for."""
+        """Return whether the end was asked for."""
         return self._stopped
 
     def wait(self, seconds: float) -> bool:

@@ -1,6 +1,6 @@
-"""The release, and the form of what is told, for the programs.
+"""The release, and the version of the JSON format.
 
-Said here once: the metadata of the package take 30 ms to read.
+Constants, because reading the metadata of the package takes 30 ms.
 """
 
 from collections.abc import Mapping
@@ -9,10 +9,10 @@ from typing import Any
 VERSION = "0.1.0"
 
 FORMAT_VERSION = 1
-"""Of all JSON and YAML that xelink prints or serves: it grows when a key is renamed, removed or
-changes its meaning, and stays when one is added. docs/json.md has every key."""
+"""Version of all JSON and YAML of xelink. It grows when a key is renamed or removed, or changes its
+meaning, and stays when a key is added. docs/json.md has every key."""
 
 
 def versioned(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return facts with the version of their form before them."""
+    """Return facts, preceded by the version of their format."""
     return {"format_version": FORMAT_VERSION, **facts}

@@ -1,7 +1,7 @@
-"""Work beside the event loop that nobody waits for at the end.
+"""Threads for blocking work of an event loop, which do not delay the end of the process.
 
-`asyncio.to_thread` uses threads that the interpreter joins before it ends: one that hangs, as a
-read in the sysfs of a GPU that is being reset may, would hold up the end of the process.
+The interpreter joins the threads of `asyncio.to_thread` before it ends. A thread that hangs, for
+example while it reads the sysfs of a GPU that is being reset, would keep the process alive.
 """
 
 import asyncio
@@ -13,37 +13,37 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class NoRoomError(Exception):
-    """As many threads run as may, and perhaps they hang: this work was not begun."""
+class NoThreadError(Exception):
+    """The limit of threads is reached, perhaps because they hang: the work was not started."""
 
 
-async def aside(work: Callable[[], T]) -> T:
-    """Run `work` in a daemon thread and give its result; raises what it raises.
+async def run_in_thread(work: Callable[[], T]) -> T:
+    """Run `work` in a daemon thread and return its result; raises what it raises.
 
-    Canceled, it leaves the thread to itself and forgets the result.
+    If it is canceled, the thread goes on and its result is dropped.
     """
     return await _begin(work)
 
 
-class Asides:
-    """Work beside the loop in at most `limit` threads at a time, those that were left included."""
+class WorkerThreads:
+    """Runs work in at most `limit` threads at a time, abandoned ones included."""
 
     def __init__(self, limit: int) -> None:
         self._room = threading.Semaphore(limit)
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Run `work` as `aside` does. Raises `NoRoomError` when too many threads run already."""
+        """Run `work` as `run_in_thread` does. Raises `NoThreadError` if too many threads run."""
         if not self._room.acquire(blocking=False):
-            raise NoRoomError
+            raise NoThreadError
 
-        def and_leave() -> T:
+        def and_release() -> T:
             try:
                 return work()
             finally:
                 self._room.release()
 
         try:
-            done = _begin(and_leave)
+            done = _begin(and_release)
         except RuntimeError:  # no thread could be started
             self._room.release()
             raise
@@ -67,9 +67,9 @@ def _begin(work: Callable[[], T]) -> asyncio.Future[T]:
         failure: BaseException | None = None
         try:
             result = work()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the caller is told
+        except Exception as error:  # noqa: BLE001 - the caller gets it
             failure = error
-        with suppress(RuntimeError):  # the loop is closed: nobody wants to know
+        with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(settle, result, failure)
 
     threading.Thread(target=run, daemon=True).start()

@@ -26,7 +26,7 @@ class OddNumberError(ValueError):
 
 
 def is_decimal(text: str) -> bool:
-    """Tell whether a number is to YAML what it is to everybody."""
+    """Return whether a number is to YAML what it is to everybody."""
     return bool(_DECIMAL.fullmatch(text) or _NO_FINITE.fullmatch(text))
 
 
@@ -57,14 +57,14 @@ def read_yaml(
 
 
 def _repeated(root: yaml.Node, same: Callable[[str], str]) -> Iterator[tuple[str, int, int]]:
-    """Give each repeated key as it is spelled the second time, and the lines of both."""
+    """Return each repeated key as it is spelled the second time, and the lines of both."""
     for node in _nodes(root):
         if isinstance(node, yaml.MappingNode):
             yield from _repeated_here(node, same)
 
 
 def _merges(root: yaml.Node) -> Iterator[int]:
-    """Give the line of each key that takes others from elsewhere."""
+    """Return the line of each key that takes others from elsewhere."""
     for node in _nodes(root):
         if isinstance(node, yaml.MappingNode):
             for key, _ in node.value:
@@ -73,7 +73,7 @@ def _merges(root: yaml.Node) -> Iterator[int]:
 
 
 def _odd(root: yaml.Node) -> Iterator[tuple[str, int]]:
-    """Give each number that is not decimal, and its line."""
+    """Return each number that is not decimal, and its line."""
     for node in _nodes(root):
         number = isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS
         if number and not is_decimal(node.value):
@@ -81,7 +81,7 @@ def _odd(root: yaml.Node) -> Iterator[tuple[str, int]]:
 
 
 def _nodes(root: yaml.Node) -> Iterator[yaml.Node]:
-    """Give every node once: with aliases one can be in many places."""
+    """Return every node once: with aliases one can be in many places."""
     left, known = [root], {id(root)}
     while left:
         node = left.pop()

@@ -19,7 +19,7 @@ from structlog.typing import FilteringBoundLogger
 from xelink.daemon.logs import Changes
 from xelink.daemon.polling import beat, first_of
 from xelink.daemon.watch import Watch
-from xelink.daemon.worker_threads import aside
+from xelink.daemon.worker_threads import run_in_thread
 from xelink.inventory import links, xpumd
 from xelink.inventory.devfs import Roots
 from xelink.inventory.gpus import Inventory, ScanError, fingerprint, scan
@@ -217,7 +217,7 @@ class Watcher:
 
 async def unless(stop: asyncio.Event, work: Callable[[], T]) -> T | None:
     """Do work in a thread, as a device may be slow to answer; None when `stop` was set first."""
-    task = asyncio.ensure_future(aside(work))
+    task = asyncio.ensure_future(run_in_thread(work))
     await first_of(_wait_for(task), stop.wait())
     if task.done():
         return task.result()

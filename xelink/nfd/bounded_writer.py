@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from xelink.daemon.hanging_work import HungError, Lane
+from xelink.daemon.hanging_work import HungError, SerialWorker
 from xelink.nfd.writer import HangingError, Publisher, PublishError
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ class BoundedPublisher:
         """Ask `publisher` for everything; `path` is what errors name."""
         self._publisher = publisher
         self._path = path
-        self._lane = Lane(seconds)
+        self._lane = SerialWorker(seconds)
 
     def other_writer(self) -> str | None:
         """Give the other sidecar that writes this file. Raises `PublishError`."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from xelink.daemon.polling import first_of, until
-from xelink.daemon.worker_threads import aside
+from xelink.daemon.worker_threads import run_in_thread
 from xelink.topology import nfd_format, publication
 from xelink.topology.publication import Publication
 from xelink.topology.text import printable
@@ -189,7 +189,7 @@ async def follow(  # noqa: PLR0913 - what the tests replace has names
 
     while not stop.is_set():
         # Beside the loop, which a file system that does not answer would hold: RPCs and signals.
-        looks = asyncio.ensure_future(aside(partial(looking, path, seen)))
+        looks = asyncio.ensure_future(run_in_thread(partial(looking, path, seen)))
         wait = patience
         while not await first_of(asyncio.wait([looks]), stop.wait(), seconds=wait):
             if told is None or told.outlived(now()):

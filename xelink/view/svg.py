@@ -1,7 +1,7 @@
-"""A node as a picture: GPUs on a ring, their tiles in them, links as wide as their lanes. Pure.
+"""A node as a picture: GPUs on a ring, with their tiles, and links as wide as their lanes. Pure.
 
-Colors are classes, for light and dark alike; no script, no font and no file is referred to, so
-that the picture can stand in any page.
+Colors are classes, for light and dark pages. The picture refers to no script, font or file, so it
+works in any page.
 """
 
 from collections.abc import Iterator, Mapping, Sized
@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from xelink.topology.model import Link, Tile
 from xelink.topology.text import printable
-from xelink.view.node_view import Mark, Node, Pair
+from xelink.view.node_view import IdPair, Mark, NodeView
 
 _STYLE = """
 .xe-links text { fill: #1f2328;
@@ -29,7 +29,7 @@ _STYLE = """
 .xe-links .sound { stroke-opacity: .36; }
 .xe-links .degraded { stroke: #bc4c00; stroke-opacity: 1; }
 .xe-links .one-sided { stroke: #cf222e; stroke-opacity: 1; }
-.xe-links .held-back { stroke: #6e7781; stroke-opacity: 1; }
+.xe-links .filtered { stroke: #6e7781; stroke-opacity: 1; }
 .xe-links .lost { stroke: #cf222e; stroke-opacity: 1; }
 @media (prefers-color-scheme: dark) {
 .xe-links text { fill: #e6edf3; }
@@ -41,7 +41,7 @@ _STYLE = """
 .xe-links .sound { stroke-opacity: .42; }
 .xe-links .degraded { stroke: #f0883e; stroke-opacity: 1; }
 .xe-links .one-sided { stroke: #ff7b72; stroke-opacity: 1; }
-.xe-links .held-back { stroke: #9198a1; stroke-opacity: 1; }
+.xe-links .filtered { stroke: #9198a1; stroke-opacity: 1; }
 .xe-links .lost { stroke: #ff7b72; stroke-opacity: 1; }
 }
 """
@@ -60,26 +60,26 @@ _NARROWEST = 0.9
 _FAULTY = 2.6
 _MOST_WIDTHS = 5
 
-# How wide the widest link is drawn where there are at most so many; found by looking
+# How wide the widest link is drawn if there are at most so many; found by trying
 _WIDEST = ((16, 6.0), (40, 4.0), (90, 2.6), (inf, 1.5))
 
 
-class _Look(NamedTuple):
-    """How a line is drawn, and what the legend says of it."""
+class _Style(NamedTuple):
+    """How a line is drawn, and its meaning in the legend."""
 
     name: str
     dashes: str
-    told: str
+    meaning: str
 
 
-# The first that a link has decides, the worst is drawn last
-_LOOKS: Mapping[Mark | None, _Look] = {
-    None: _Look("", "", "lanes of the weaker direction"),
-    Mark.HELD_BACK: _Look("held-back", "2 4", "not published"),
-    Mark.DEGRADED: _Look("degraded", "8 5", "degraded: fewer lanes than most"),
-    Mark.ONE_SIDED: _Look("one-sided", "3 4", "one-sided: told by one tile only"),
+# The first mark of a link decides, the worst is drawn last
+_STYLES: Mapping[Mark | None, _Style] = {
+    None: _Style("", "", "lanes of the weaker direction"),
+    Mark.FILTERED: _Style("filtered", "2 4", "not published"),
+    Mark.DEGRADED: _Style("degraded", "8 5", "degraded: fewer lanes than most"),
+    Mark.ONE_SIDED: _Style("one-sided", "3 4", "one-sided: reported by one tile only"),
 }
-_LOST = _Look("lost", "1 7", "where the other pairs have some")
+_LOST = _Style("lost", "1 7", "where the other pairs have some")
 
 
 class _Point(NamedTuple):
@@ -89,9 +89,9 @@ class _Point(NamedTuple):
 
 @dataclass(frozen=True)
 class _Ring:
-    """Where everything is."""
+    """The positions of everything."""
 
-    node: Node
+    node: NodeView
 
     @cached_property
     def radius(self) -> float:
@@ -115,7 +115,7 @@ class _Ring:
         return lowest + _MARGIN
 
     def direction(self, device: int) -> _Point:
-        """Where a GPU is, seen from the center; the first one is on top."""
+        """Direction of a GPU from the center; the first one is on top."""
         count = len(self.node.devices)
         turn = self.node.devices.index(device) / count
         angle = 2 * pi * turn - (pi if count == 2 else pi / 2)  # noqa: PLR2004 - side by side
@@ -126,9 +126,9 @@ class _Ring:
         return _Point(self.center.x + self.radius * to.x, self.center.y + self.radius * to.y)
 
     def along(self, device: int) -> _Point:
-        """In which direction the tiles of a GPU are lined up: always downwards, or to the right.
+        """Direction in which the tiles of a GPU are lined up: downwards, or to the right.
 
-        So the tiles of opposite GPUs are in the same order, and their links do not cross.
+        Tiles of opposite GPUs are thus in the same order, and their links do not cross.
         """
         to = self.direction(device)
         x, y = -to.y, to.x
@@ -151,13 +151,13 @@ class _Ring:
         return max((_lanes(link) for link in self.node.links), default=1) or 1
 
     def stroke(self, lanes: int) -> float:
-        """As wide as its lanes; the more links there are, the thinner all of them."""
+        """Width for so many lanes; the more links there are, the thinner they are."""
         most = next(width for count, width in _WIDEST if len(self.node.links) <= count)
         return max(_NARROWEST, most * lanes / self.widest)
 
 
-def svg(node: Node) -> str:
-    """Draw the picture; a text in XML."""
+def svg(node: NodeView) -> str:
+    """Return the picture as XML."""
     ring = _Ring(node)
     legend = list(_legend(ring))
     height = ring.bottom + 14 + _LINE * len(legend) if node.devices else _TOP - 16
@@ -175,58 +175,58 @@ def svg(node: Node) -> str:
     SubElement(root, "rect", attrib={"class": "sheet", **size, "rx": "8"})
     _text(SubElement(root, "text", x="24", y="34", attrib={"class": "title"}), node.title)
     _text(SubElement(root, "text", x="24", y="56", attrib={"class": "faint"}), _described(node))
-    order = [None, Mark.HELD_BACK, Mark.DEGRADED, Mark.ONE_SIDED]
-    for link in sorted(node.links, key=lambda link: order.index(_look(node, link))):
+    order = [None, Mark.FILTERED, Mark.DEGRADED, Mark.ONE_SIDED]
+    for link in sorted(node.links, key=lambda link: order.index(_mark(node, link))):
         _draw_link(root, ring, link)
     for pair in node.lost:
         _draw_lost(root, ring, pair)
     for device in node.devices:
         _draw_gpu(root, ring, device)
-    for at, (lanes, look, told) in enumerate(legend):
-        _draw_legend(root, ring, ring.bottom + _LINE * at, lanes, look, told)
+    for at, (lanes, style, text) in enumerate(legend):
+        _draw_legend(root, ring, ring.bottom + _LINE * at, lanes, style, text)
     indent(root)
     return tostring(root, encoding="unicode") + "\n"
 
 
-def _described(node: Node) -> str:
+def _described(node: NodeView) -> str:
     if not node.topology:
         return f"{node.state.value}: {node.reason}"
-    told = f"{_count(node.devices, 'GPU')}, {_count(node.topology.links, 'link')}"
-    told += f", {node.linked_pairs} of {node.pairs} pairs linked"
-    told += f", {_count(node.marks, 'link')} with a fault" if node.marks else ""
+    text = f"{_count(node.devices, 'GPU')}, {_count(node.topology.links, 'link')}"
+    text += f", {node.linked_pairs} of {node.pairs} pairs linked"
+    text += f", {_count(node.marks, 'link')} with a fault" if node.marks else ""
     without = "any" if node.every_link else "a published one"
-    return f"{told}, {_count(node.lost, 'pair')} without {without}" if node.lost else told
+    return f"{text}, {_count(node.lost, 'pair')} without {without}" if node.lost else text
 
 
 def _count(them: Sized, name: str) -> str:
     return f"{len(them)} {name}{'' if len(them) == 1 else 's'}"
 
 
-def _look(node: Node, link: Link) -> Mark | None:
+def _mark(node: NodeView, link: Link) -> Mark | None:
     marks = node.marks.get(link, ())
-    return next((mark for mark in _LOOKS if mark in marks), None)
+    return next((mark for mark in _STYLES if mark in marks), None)
 
 
 def _lanes(link: Link) -> int:
-    """Give what is drawn: where one direction is not told, the other."""
+    """Return the lanes to draw: if one direction is unknown, those of the other."""
     return link.width or max(link.lanes, link.lanes_back)
 
 
 def _draw_link(root: Element, ring: _Ring, link: Link) -> None:
-    look = _LOOKS[_look(ring.node, link)]
+    style = _STYLES[_mark(ring.node, link)]
     one, other = (ring.tiles[end] for end in link.ends)
     path = _path(ring, one, other, bent=link.a.device != link.b.device)
-    line = SubElement(root, "path", d=path, attrib=_stroke(ring, _lanes(link), look))
-    told = str(link)
+    line = SubElement(root, "path", d=path, attrib=_stroke(ring, _lanes(link), style))
+    text = str(link)
     if not ring.node.labels_only:
-        told += f": {link.lanes} lanes" + (
+        text += f": {link.lanes} lanes" + (
             "" if link.lanes == link.lanes_back else f", {link.lanes_back} back"
         )
     marks = ring.node.marks.get(link, ())
-    _text(SubElement(line, "title"), ", ".join([told, *(mark.value for mark in marks)]))
+    _text(SubElement(line, "title"), ", ".join([text, *(mark.value for mark in marks)]))
 
 
-def _draw_lost(root: Element, ring: _Ring, pair: Pair) -> None:
+def _draw_lost(root: Element, ring: _Ring, pair: IdPair) -> None:
     path = _path(ring, *map(ring.gpu, pair))
     line = SubElement(root, "path", d=path, attrib=_stroke(ring, 0, _LOST))
     _text(SubElement(line, "title"), f"GPU{pair[0]} to GPU{pair[1]}: {ring.node.no_link}")
@@ -242,12 +242,12 @@ def _path(ring: _Ring, one: _Point, other: _Point, *, bent: bool = True) -> str:
     return f"M{one.x:.1f} {one.y:.1f}Q{pulled.x:.1f} {pulled.y:.1f} {other.x:.1f} {other.y:.1f}"
 
 
-def _stroke(ring: _Ring, lanes: int, look: _Look) -> dict[str, str]:
-    width = max(_FAULTY, ring.stroke(lanes)) if look.name else ring.stroke(lanes)
-    # Among many sound links one with a fault is only seen when these step back.
-    name = look.name or ("sound" if ring.node.marks or ring.node.lost else "")
+def _stroke(ring: _Ring, lanes: int, style: _Style) -> dict[str, str]:
+    width = max(_FAULTY, ring.stroke(lanes)) if style.name else ring.stroke(lanes)
+    # Among many good links, a faulty one is visible only if the others are paler.
+    name = style.name or ("sound" if ring.node.marks or ring.node.lost else "")
     found = {"class": f"link {name}".strip(), "stroke-width": f"{width:.1f}"}
-    return {**found, "stroke-dasharray": look.dashes} if look.dashes else found
+    return {**found, "stroke-dasharray": style.dashes} if style.dashes else found
 
 
 def _draw_gpu(root: Element, ring: _Ring, device: int) -> None:
@@ -274,7 +274,7 @@ def _draw_gpu(root: Element, ring: _Ring, device: int) -> None:
 
 
 def _draw_name(root: Element, ring: _Ring, device: int, arm: float) -> None:
-    """Name a GPU outside of the ring; `arm` is how far its tiles reach from its middle."""
+    """Draw the name of a GPU outside of the ring; `arm` is how far its tiles reach."""
     gpu = ring.node.gpu(device)
     lines = [f"GPU{device}"]
     if gpu:
@@ -296,27 +296,29 @@ def _draw_name(root: Element, ring: _Ring, device: int, arm: float) -> None:
         _text(SubElement(root, "text", attrib={**place, "class": name}), line)
 
 
-def _legend(ring: _Ring) -> Iterator[tuple[int, _Look, str]]:
+def _legend(ring: _Ring) -> Iterator[tuple[int, _Style, str]]:
     node = ring.node
     if not node.labels_only:
-        sound = {_lanes(link) for link in node.links if _look(node, link) is None}
+        sound = {_lanes(link) for link in node.links if _mark(node, link) is None}
         for lanes in sorted(sound, reverse=True)[:_MOST_WIDTHS]:
-            yield lanes, _LOOKS[None], f"{lanes} lanes"
+            yield lanes, _STYLES[None], f"{lanes} lanes"
     elif node.links:
-        yield ring.widest, _LOOKS[None], "link; lanes are not known"
-    for mark, look in _LOOKS.items():
-        widths = [_lanes(link) for link in node.links if _look(node, link) is mark]
+        yield ring.widest, _STYLES[None], "link; lanes are not known"
+    for mark, style in _STYLES.items():
+        widths = [_lanes(link) for link in node.links if _mark(node, link) is mark]
         if mark and widths:
-            yield max(widths), look, look.told
+            yield max(widths), style, style.meaning
     if node.lost:
-        told = f"{node.no_link}, {_LOST.told}"
-        yield 0, _LOST, f"{told}; {node.or_else}" if node.or_else else told
+        text = f"{node.no_link}, {_LOST.meaning}"
+        yield 0, _LOST, f"{text}; {node.or_else}" if node.or_else else text
 
 
-def _draw_legend(root: Element, ring: _Ring, y: float, lanes: int, look: _Look, told: str) -> None:
+def _draw_legend(
+    root: Element, ring: _Ring, y: float, lanes: int, style: _Style, text: str
+) -> None:
     line = f"M24 {y:.1f}H72"
-    SubElement(root, "path", d=line, attrib=_stroke(ring, lanes, look))
-    _text(SubElement(root, "text", x="84", y=f"{y + 4:.1f}", attrib={"class": "faint"}), told)
+    SubElement(root, "path", d=line, attrib=_stroke(ring, lanes, style))
+    _text(SubElement(root, "text", x="84", y=f"{y + 4:.1f}", attrib={"class": "faint"}), text)
 
 
 def _text(element: Element, text: str) -> None:

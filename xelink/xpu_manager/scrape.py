@@ -11,7 +11,7 @@ import httpx
 import tenacity
 
 from xelink.daemon.descriptors import is_shortage
-from xelink.daemon.files import PatientReader, Read
+from xelink.daemon.files import Read, TimedReader
 from xelink.topology.text import printable
 from xelink.xpu_manager.errors import ErrorCode, ScrapeError
 from xelink.xpu_manager.exposition import Exposition, ExpositionReader
@@ -167,7 +167,7 @@ class Scraper:
             },
         )
         self._reader = ExpositionReader()
-        read = PatientReader(min(_FILE_SECONDS, target.timeout * _FILE_SHARE))
+        read = TimedReader(min(_FILE_SECONDS, target.timeout * _FILE_SHARE))
         self._tls = TlsContext(target.tls, self.close, read) if target.tls else None
         self._transport: Transport | None = None
         self._login = _Login(target.credentials, monotonic, read)

@@ -7,7 +7,7 @@ import shtab
 from xelink.cli import main as frame
 from xelink.cli.exit_codes import OK
 from xelink.cli.helptext import HelpFormatter
-from xelink.daemon.stdio import say
+from xelink.daemon.stdio import write_stdout
 
 _EXAMPLES = """\
 examples:
@@ -38,5 +38,5 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", summary
 def run(options: argparse.Namespace) -> int:
     """Print the script."""
     parser = frame.command_line(frame.load(frame.COMMANDS))
-    say(shtab.complete(parser, options.shell) + "\n")
+    write_stdout(shtab.complete(parser, options.shell) + "\n")
     return OK

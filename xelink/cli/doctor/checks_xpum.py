@@ -1,9 +1,9 @@
-"""XPU Manager: does it answer, over what, and does it see the fabric. Pure."""
+"""Checks of XPU Manager: its answer, its certificate, and whether it sees the fabric. Pure."""
 
 from collections.abc import Mapping
 
 from xelink.cli.doctor.finding import Finding, fail, ok, skip, span, warn
-from xelink.cli.doctor.probe import Answer, Visit
+from xelink.cli.doctor.inspection import Answer, NodeInspection
 from xelink.inventory.sysfs import MAX_SERIES
 from xelink.topology.model import Topology
 from xelink.topology.observation import NoFabricData, ObservedLinks, Unknown
@@ -14,16 +14,16 @@ from xelink.xpu_manager.reasons import ScrapeReason
 from xelink.xpu_manager.rows import TileConnection
 from xelink.xpu_manager.scrape import HOST
 
-_LINKABLE = 2  # fewer GPUs have nobody to be linked to
+_LINKABLE = 2  # fewer GPUs cannot be linked
 _CERTIFICATE_SECONDS = 7 * 86400.0
 
-# What is known of the answers of a release, and no more than that
+# How answers of the releases differ
 _VERSIONS: Mapping[str, str] = {"text/plain": "1.3.x", "text/html": "1.2.x"}
 
 _RESTART = "restart XPU Manager's Pod"
 _OTHER_PORT = "give XPU Manager's port with --xpum-port"
 _TODO: Mapping[str, str] = {
-    ScrapeReason.REFUSED: "start XPU Manager, give its port with --xpum-port, or ask from the"
+    ScrapeReason.REFUSED: "start XPU Manager, give its port with --xpum-port, or run this in the"
     " host's network",
     ScrapeReason.RESOURCES: "close files, or allow more (ulimit -n)",
     ScrapeReason.RESET: "wait while it restarts; where it speaks HTTPS, give --cert",
@@ -33,10 +33,10 @@ _TODO: Mapping[str, str] = {
     ScrapeReason.PROTOCOL: _OTHER_PORT,
     ScrapeReason.TOO_LARGE: _OTHER_PORT,
     ScrapeReason.NOT_XPU_MANAGER: f"{_OTHER_PORT}, or stop what answers on this one",
-    ScrapeReason.TOO_MANY_GPUS: f"see who answers on this port; if it is XPU Manager, {_RESTART}",
-    ScrapeReason.NO_ROWS: f"{_RESTART}; beyond 32 tiles it never tells them",
-    ScrapeReason.NO_SELF_ROWS: "ask again; if it stays, update XPU Manager",
-    ScrapeReason.UNREADABLE_ROWS: "ask again; if it stays, update XPU Manager",
+    ScrapeReason.TOO_MANY_GPUS: f"see what answers on this port; if it is XPU Manager, {_RESTART}",
+    ScrapeReason.NO_ROWS: f"{_RESTART}; beyond 32 tiles it never reports any",
+    ScrapeReason.NO_SELF_ROWS: "run it again; if it stays, update XPU Manager",
+    ScrapeReason.UNREADABLE_ROWS: "run it again; if it stays, update XPU Manager",
 }
 
 # What to do where TLS fails; where a code is not here, its own advice
@@ -64,9 +64,9 @@ _TLS_TODO: Mapping[ErrorCode, str] = {
 }
 
 
-def answers(visit: Visit) -> Finding:
-    """Check that XPU Manager tells the topology."""
-    answer, url = visit.answer, visit.target.url
+def answers(node: NodeInspection) -> Finding:
+    """Check that XPU Manager reports the topology."""
+    answer, url = node.answer, node.target.url
     seen = answer.outcome
     if not isinstance(seen, ObservedLinks):
         return _no_topology(answer, seen, url)
@@ -77,12 +77,12 @@ def answers(visit: Visit) -> Finding:
         ids = " ".join(map(str, sorted(seen.ambiguous)))
         return warn(f"{said}, rows disagree on the PCI address of id {ids}", _RESTART)
     if seen.unread:
-        return warn(f"{said}, {seen.unread} rows cannot be understood", "update XPU Manager")
+        return warn(f"{said}, {seen.unread} rows cannot be parsed", "update XPU Manager")
     if seen.contradicting:
         count = len(seen.contradicting)
         return warn(
-            f"{said}, rows of {count} directions contradict each other: a cut link may still be"
-            " told",
+            f"{said}, rows of {count} directions contradict each other: a link that is down"
+            " may still be reported",
             "update XPU Manager to 1.2.16 or later",
         )
     usual = classify(answer.reading, Rules()) if answer.reading else seen
@@ -119,22 +119,22 @@ def _version(answer: Answer) -> str:
     return _VERSIONS.get(answer.content_type, "unknown version")
 
 
-def tls(visit: Visit) -> Finding:
-    """Check that XPU Manager can be verified, and for how long its certificate lives."""
-    answer = visit.answer
-    if visit.target.tls is None:
+def tls(node: NodeInspection) -> Finding:
+    """Check that XPU Manager's certificate can be verified and does not end soon."""
+    answer = node.answer
+    if node.target.tls is None:
         return skip("plain HTTP, as --cert is not given")
     if isinstance(answer.outcome, Unknown) and answer.outcome.reason is ScrapeReason.TLS:
         return _unverified(answer)
     if answer.certificate_expiry is None:
         return skip("no certificate was shown", "xpum")
-    left = answer.certificate_expiry - visit.now.timestamp()
+    left = answer.certificate_expiry - node.now.timestamp()
     if left < _CERTIFICATE_SECONDS:
         return warn(
             f"verified, but the certificate ends in {span(left)}",
             "renew it; neither XPU Manager nor xelink-sidecar needs a restart for that",
         )
-    return ok(f"verified against {visit.target.tls.cert}, the certificate ends in {span(left)}")
+    return ok(f"verified against {node.target.tls.cert}, the certificate ends in {span(left)}")
 
 
 def _unverified(answer: Answer) -> Finding:
@@ -145,23 +145,23 @@ def _unverified(answer: Answer) -> Finding:
     return fail(answer.error.what, answer.error.advice or _TRUST)
 
 
-def host_network(visit: Visit) -> Finding:
-    """Check that XPU Manager sees the fabric: without the host's network it sees GPUs alone."""
-    answer = visit.answer
+def host_network(node: NodeInspection) -> Finding:
+    """Check that XPU Manager sees the fabric: without the host's network it sees only GPUs."""
+    answer = node.answer
     if not isinstance(answer.outcome, ObservedLinks) or answer.reading is None:
         return skip("not known without a topology", "xpum")
     if any(row.connection is TileConnection.XE_LINK for row in answer.reading.rows):
         return ok("XPU Manager sees Xe Links")
     if answer.reading.ports:
         return ok("XPU Manager sees Xe Link ports, and no link between GPUs")
-    return _no_fabric(visit, answer.outcome.topology)
+    return _no_fabric(node, answer.outcome.topology)
 
 
-def _no_fabric(visit: Visit, topology: Topology) -> Finding:
+def _no_fabric(node: NodeInspection, topology: Topology) -> Finding:
     gpus = len({tile.device for tile in topology.tiles})
     if gpus < _LINKABLE:
         return ok("one GPU has no other to be linked to")
-    models = _device_ids(visit)
+    models = _device_ids(node)
     known = [models[gpu.bdf] for gpu in topology.gpus if gpu.bdf in models]
     able = sum(model in MAX_SERIES for model in known)
     said, todo = f"XPU Manager sees {gpus} GPUs and no Xe Link", "give its Pod hostNetwork: true"
@@ -172,9 +172,9 @@ def _no_fabric(visit: Visit, topology: Topology) -> Finding:
     return warn(said, f"if these GPUs are of the Max series, {todo}")
 
 
-def _device_ids(visit: Visit) -> Mapping[str, int]:
-    """Give PCI device ids by address, of every GPU that sysfs has a card of."""
-    if visit.inventory is None:
+def _device_ids(node: NodeInspection) -> Mapping[str, int]:
+    """Return PCI device ids by address, of every GPU with a card in sysfs."""
+    if node.inventory is None:
         return {}
-    hidden = [gpu.card for gpu in visit.inventory.excluded if gpu.card]
-    return {card.bdf: card.device_id for card in (*visit.inventory.cards, *hidden)}
+    hidden = [gpu.card for gpu in node.inventory.excluded if gpu.card]
+    return {card.bdf: card.device_id for card in (*node.inventory.cards, *hidden)}

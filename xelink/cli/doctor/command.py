@@ -19,17 +19,17 @@ from shtab import DIRECTORY, FILE
 
 from xelink.cli import live
 from xelink.cli.doctor import checks_file, checks_node, checks_xpum
-from xelink.cli.doctor.finding import Finding, Status
+from xelink.cli.doctor.finding import CheckStatus, Finding
+from xelink.cli.doctor.inspection import Locations, NodeInspection
 from xelink.cli.doctor.permissions import User, caller
-from xelink.cli.doctor.probe import Place, Visit
 from xelink.cli.exit_codes import FAILED, OK, FailedError, WrongCallError
 from xelink.cli.helptext import HelpFormatter
 from xelink.cli.readings import line
 from xelink.cli.show.command import json_text
 from xelink.cli.sources import node_labels, number
 from xelink.cli.tables import BAD, FAINT, GOOD, HEAD, WORST, Cell, aligned, show
-from xelink.cli.timed_looks import Looks
-from xelink.daemon.stdio import say
+from xelink.cli.timed_calls import TimedCalls
+from xelink.daemon.stdio import write_stdout
 from xelink.daemon.stopping import Stop, Stopped
 from xelink.kubelet.sockets import DIRECTORY as PLUGIN_DIRECTORY
 from xelink.nfd.reader import DEFAULT_PATH
@@ -41,7 +41,7 @@ SIDECAR = "http://127.0.0.1:29998"
 PLUGIN = "http://127.0.0.1:29997"
 WARNED = 3
 
-CHECKS: Mapping[str, Callable[[Visit], Finding]] = {
+CHECKS: Mapping[str, Callable[[NodeInspection], Finding]] = {
     "xpum": checks_xpum.answers,
     "tls": checks_xpum.tls,
     "hostNetwork": checks_xpum.host_network,
@@ -61,11 +61,16 @@ CHECKS: Mapping[str, Callable[[Visit], Finding]] = {
 
 _HIGHEST_PORT = 65535
 _HIGHEST_UID = 2**32 - 2
-_CODES = {Status.SKIP: WARNED, Status.WARN: WARNED, Status.FAIL: FAILED}
-_STYLES = {Status.SKIP: FAINT, Status.OK: GOOD, Status.WARN: BAD, Status.FAIL: WORST}
+_CODES = {CheckStatus.SKIP: WARNED, CheckStatus.WARN: WARNED, CheckStatus.FAIL: FAILED}
+_STYLES = {
+    CheckStatus.SKIP: FAINT,
+    CheckStatus.OK: GOOD,
+    CheckStatus.WARN: BAD,
+    CheckStatus.FAIL: WORST,
+}
 
-# Path that can be named -> the check that tells when it is not there or closed, none of the prefix
-_TOLD_BY = {
+# Option for a path -> the check that fails if it is missing or not readable; none for the prefix
+_CHECKED_BY = {
     "prefix": None,
     "features_dir": "features.d",
     "feature_file": "fresh",
@@ -86,20 +91,20 @@ examples:
   this node, as root; with HTTPS between the sidecar and XPU Manager:
     xelink doctor
     xelink doctor --cert /etc/xpum/ca.crt
-  in the sidecar's container, which sees no more than it needs:
+  in the sidecar's container, which sees only what it needs:
     kubectl -n monitoring exec POD -c xelink-sidecar -- xelink doctor
   in a container that sees the host's / at /host:
     xelink doctor --prefix /host
-  and whether NFD took the labels, which only the API server knows:
+  whether NFD took the labels, which only the API server knows:
     kubectl get node NAME -o json | xelink doctor --node-json -
   two checks, for a program:
     xelink doctor --only fresh,consistent --output json
 
-It changes nothing: no file is written, nothing is registered with kubelet. What is not to be seen
-from where it stands is skipped, with the reason.
+It changes nothing: it writes no file and registers nothing with kubelet. What it cannot see from
+where it runs is skipped, with the reason.
 
 exit codes: 0 nothing is wrong, 1 something fails, 2 wrong call, 3 nothing fails, but there are
-warnings, or all that was asked is skipped.
+warnings, or all selected checks are skipped.
 """
 
 
@@ -108,8 +113,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", summary
     parser = commands.add_parser(
         "doctor",
         help=summary,
-        description="Check a node from where it stands: XPU Manager, the feature file and NFD,"
-        " the daemons, kubelet, the links. One line each: ok, warn, fail or skip, and why.",
+        description="Check a node: XPU Manager, the feature file and NFD, the daemons, kubelet,"
+        " the links. One line for each check: ok, warn, fail or skip, and why.",
         epilog=_EXAMPLES,
         formatter_class=HelpFormatter,
     )
@@ -117,23 +122,25 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", summary
         "--only",
         type=_names,
         metavar="CHECK,...",
-        help="only these checks (below), and those that tell why one of them is skipped",
+        help="only these checks (below), and those that explain why one of them is skipped",
     )
     parser.add_argument(
         "--output", choices=("text", "json"), default="text", help="form (default text)"
     )
-    group = parser.add_argument_group("where things are; what is not given is looked for")
+    group = parser.add_argument_group("where things are; without an option, the usual places")
     _paths(
         group,
         (
-            ("--prefix", DIRECTORY, "where the host's / is seen (default /)"),
+            ("--prefix", DIRECTORY, "directory with the host's / (default /)"),
             ("--features-dir", DIRECTORY, f"default {DEFAULT_PATH.parent}, below the prefix"),
             ("--feature-file", FILE, f"default {DEFAULT_PATH.name} in that directory"),
             ("--plugin-dir", DIRECTORY, f"default {PLUGIN_DIRECTORY}, below the prefix"),
         ),
     )
     for option, url in (("--sidecar", SIDECAR), ("--plugin", PLUGIN)):
-        group.add_argument(option, type=_url, metavar="URL", help=f"of its -listen (default {url})")
+        group.add_argument(
+            option, type=_url, metavar="URL", help=f"address of its -listen (default {url})"
+        )
     group.add_argument(
         "--namespace",
         default=DEFAULT_NAMESPACE,
@@ -144,16 +151,16 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", summary
         "--uid",
         type=partial(number, least=0, most=_HIGHEST_UID),
         metavar="N",
-        help="user that the sidecar runs as, without capabilities (default: who calls)",
+        help="user that the sidecar runs as, without capabilities (default: the caller)",
     )
     group = parser.add_argument_group("the Node object, to see whether NFD took the labels")
     given = group.add_argument(
         "--node-json",
         metavar="FILE",
-        help="what kubectl get node -o json prints; - for standard input",
+        help="the output of kubectl get node -o json; - for standard input",
     )
     given.complete = FILE  # type: ignore[attr-defined]  # where shtab looks for it
-    group.add_argument("--node", metavar="NAME", help="which node in it this is, where it has more")
+    group.add_argument("--node", metavar="NAME", help="which node in it this is, if it has several")
     group = parser.add_argument_group("XPU Manager, as for xelink-sidecar")
     group.add_argument(
         "--xpum-port",
@@ -165,9 +172,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", summary
     _paths(
         group,
         (
-            ("--cert", FILE, "PEM file to verify it against; HTTPS is used with it, else HTTP"),
+            ("--cert", FILE, "PEM file to verify it against; without it, HTTP is used"),
             ("--client-cert", FILE, "PEM file with the certificate to show (mTLS)"),
-            ("--client-key", FILE, "PEM file with its key, where --client-cert does not hold it"),
+            ("--client-key", FILE, "PEM file with its key, if --client-cert does not contain it"),
             ("--password-file", FILE, "file with the password of --username"),
         ),
     )
@@ -181,30 +188,30 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", summary
 
 
 def run(options: argparse.Namespace) -> int:
-    """Check and tell; the exit code is that of the worst finding. Raises `FailedError`."""
-    looks = Looks()
-    place, target = _place(options, looks), _target(options)
-    node = _node(options)
+    """Run the checks and print them; return the code of the worst one. Raises `FailedError`."""
+    calls = TimedCalls()
+    locations, target = _locations(options, calls), _target(options)
+    node_object = _node_object(options)
     asked = options.only or tuple(CHECKS)
     names = [*asked]
-    _require(options, looks, (path for path, check in _TOLD_BY.items() if check not in names))
+    _require(options, calls, (path for path, check in _CHECKED_BY.items() if check not in names))
     with _stopping() as stop:
 
         def sleep(seconds: float) -> None:
             stop.wait(seconds)
 
         now, user = datetime.now(UTC), _user(options)
-        visit = Visit(place, target, user, now, stop.bounded, sleep, looks, node)
+        node = NodeInspection(locations, target, user, now, stop.bounded, sleep, calls, node_object)
         found: dict[str, Finding] = {}
         for name in names:
-            found[name] = _told(CHECKS[name](visit))
-            # Longer while it is gone through: a check that is skipped must not hide why.
+            found[name] = _one_line(CHECKS[name](node))
+            # The list grows while it is read: a skipped check must not hide its reason.
             names.extend(other for other in found[name].see if other not in names)
             if stop.is_set():
                 raise KeyboardInterrupt
     worst = _worst(found, asked)
     if options.output == "json":
-        say(json_text(_facts(found, worst)))
+        write_stdout(json_text(_facts(found, worst)))
     else:
         show(_lines(found))
     return _CODES.get(worst, OK)
@@ -212,7 +219,7 @@ def run(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _stopping() -> Iterator[Stop]:
-    """Bound and stop whatever waits; Ctrl-C ends it as anywhere else."""
+    """Limit and stop whatever waits; Ctrl-C ends the command."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     stop = Stop()
     stop.install()
@@ -226,8 +233,8 @@ def _stopping() -> Iterator[Stop]:
             signal.signal(signum, handler)
 
 
-def _told(found: Finding) -> Finding:
-    """Make a finding fit for a line of its own: it may quote what others wrote."""
+def _one_line(found: Finding) -> Finding:
+    """Return a finding that fits on one line, because it may quote foreign text."""
     return replace(found, reason=line(found.reason), todo=line(found.todo))
 
 
@@ -242,7 +249,7 @@ def _lines(found: Mapping[str, Finding]) -> Sequence[Text]:
     )
 
 
-def _facts(found: Mapping[str, Finding], worst: Status) -> dict[str, object]:
+def _facts(found: Mapping[str, Finding], worst: CheckStatus) -> dict[str, object]:
     return {
         "status": worst.value,
         "checks": [
@@ -257,16 +264,14 @@ def _facts(found: Mapping[str, Finding], worst: Status) -> dict[str, object]:
     }
 
 
-def _worst(found: Mapping[str, Finding], asked: Iterable[str]) -> Status:
-    """Give the worst status; what was skipped is as good as fine, unless it is all that was asked.
-
-    Then nothing was seen, and nothing is known to be fine.
-    """
-    told = {one.status for one in found.values()}
-    fine = (
-        Status.OK if any(found[name].status is not Status.SKIP for name in asked) else Status.SKIP
-    )
-    return next((status for status in (Status.FAIL, Status.WARN) if status in told), fine)
+def _worst(found: Mapping[str, Finding], asked: Iterable[str]) -> CheckStatus:
+    """Return the worst status. Skipped checks count as ok, unless all selected ones are skipped."""
+    statuses = {one.status for one in found.values()}
+    for status in (CheckStatus.FAIL, CheckStatus.WARN):
+        if status in statuses:
+            return status
+    skipped = all(found[name].status is CheckStatus.SKIP for name in asked)
+    return CheckStatus.SKIP if skipped else CheckStatus.OK
 
 
 # Options
@@ -304,21 +309,21 @@ def _url(text: str) -> str:
     return text.rstrip("/")
 
 
-def _require(options: argparse.Namespace, looks: Looks, names: Iterable[str]) -> None:
-    """Refuse a path that was named and is not there, or is closed. Raises `FailedError`."""
+def _require(options: argparse.Namespace, calls: TimedCalls, names: Iterable[str]) -> None:
+    """Reject a given path that is missing or not readable. Raises `FailedError`."""
     for name in names:
         path: Path | None = getattr(options, name)
         try:
             if path is not None:
-                looks(name, path, partial(_open, path))
+                calls(name, path, partial(_open, path))
         except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
             raise FailedError(f"{_option(name)} {path}: {error.strerror}") from error
-        except OSError:  # there it may be: whoever looks tells
+        except OSError:  # it may exist: its check reports the error
             continue
 
 
 def _open(path: Path) -> None:
-    """Raise `PermissionError` for what the caller cannot read, or look into; `OSError`."""
+    """Raise `PermissionError` if the caller cannot read a file or enter a directory; `OSError`."""
     wanted = os.X_OK if stat.S_ISDIR(path.stat().st_mode) else os.R_OK
     if not os.access(path, wanted, effective_ids=True):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -328,13 +333,13 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _place(options: argparse.Namespace, looks: Looks) -> Place:
+def _locations(options: argparse.Namespace, calls: TimedCalls) -> Locations:
     try:
         namespace_ = namespace(options.namespace)
     except ValueError as error:
         raise WrongCallError(f"--namespace: {error}") from error
     prefix = Path(options.prefix or "/").absolute()
-    spelled = Place(
+    given = Locations(
         prefix,
         (options.features_dir or _below(prefix, DEFAULT_PATH.parent)).absolute(),
         Path(),
@@ -349,22 +354,22 @@ def _place(options: argparse.Namespace, looks: Looks) -> Place:
         ),
     )
 
-    def seen(name: str, path: Path) -> Path:
+    def resolved(name: str, path: Path) -> Path:
         try:
-            return looks(name, path, lambda: spelled.seen(path))
-        except OSError:  # whoever looks there tells why
+            return calls(name, path, lambda: given.resolved(path))
+        except OSError:  # the check of this path reports the error
             return path
 
-    directory = seen("features_dir", spelled.features_dir)
+    directory = resolved("features_dir", given.features_dir)
     file = (options.feature_file or directory / DEFAULT_PATH.name).absolute()
     return replace(
-        spelled,
+        given,
         features_dir=directory,
-        # NFD takes no file that is a link: what stands there itself is looked at.
-        feature_file=seen("feature_file", file.parent) / file.name
+        # NFD ignores symbolic links, so the file itself is not resolved.
+        feature_file=resolved("feature_file", file.parent) / file.name
         if options.feature_file
         else file,
-        plugin_dir=seen("plugin_dir", spelled.plugin_dir),
+        plugin_dir=resolved("plugin_dir", given.plugin_dir),
     )
 
 
@@ -372,8 +377,8 @@ def _below(prefix: Path, path: Path) -> Path:
     return prefix / path.relative_to("/")
 
 
-def _node(options: argparse.Namespace) -> tuple[str, Mapping[str, str]] | None:
-    """Give name and labels of the Node object, None where none is given. Raises `FailedError`."""
+def _node_object(options: argparse.Namespace) -> tuple[str, Mapping[str, str]] | None:
+    """Return name and labels of the Node object, None if not given. Raises `FailedError`."""
     if options.node_json is None:
         if options.node is not None:
             raise WrongCallError("--node needs --node-json")

@@ -1,12 +1,12 @@
-"""What a check of the doctor found: how it stands, why, and what to do about it. Pure."""
+"""The result of a check: status, reason, and what to do. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 
-class Status(Enum):
-    """How one thing stands, from best to worst; what cannot be seen from here is skipped."""
+class CheckStatus(Enum):
+    """The status of a check, from best to worst; `SKIP` if it cannot be checked from here."""
 
     SKIP = "skip"
     OK = "ok"
@@ -16,12 +16,12 @@ class Status(Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor: `todo` is what to do, and empty where there is nothing to do.
+    """One line of the doctor. `todo` is what to do; empty if there is nothing to do.
 
-    `see` are the checks that tell why this one cannot say anything.
+    `see` are the checks that explain why this one was skipped.
     """
 
-    status: Status
+    status: CheckStatus
     reason: str
     todo: str = ""
     see: tuple[str, ...] = ()
@@ -31,32 +31,34 @@ class Finding:
 
 
 def ok(reason: str) -> Finding:
-    """Say that it is as it should be."""
-    return Finding(Status.OK, reason)
+    """Return that nothing is wrong."""
+    return Finding(CheckStatus.OK, reason)
 
 
 def skip(reason: str, *see: str) -> Finding:
-    """Say why nothing can be said, and which checks tell more: what is not here is no fault."""
-    return Finding(Status.SKIP, f"{reason}, see {' and '.join(see)}" if see else reason, see=see)
+    """Return why this cannot be checked, and which checks explain it."""
+    return Finding(
+        CheckStatus.SKIP, f"{reason}, see {' and '.join(see)}" if see else reason, see=see
+    )
 
 
 def warn(reason: str, todo: str) -> Finding:
-    """Say what works, but should be looked at."""
-    return Finding(Status.WARN, reason, todo)
+    """Return what works, but needs attention."""
+    return Finding(CheckStatus.WARN, reason, todo)
 
 
 def fail(reason: str, todo: str) -> Finding:
-    """Say what does not work."""
-    return Finding(Status.FAIL, reason, todo)
+    """Return what does not work."""
+    return Finding(CheckStatus.FAIL, reason, todo)
 
 
 def hung(reason: str) -> Finding:
-    """Say what does not answer."""
-    return fail(reason, "mend its file system or unmount it: who uses it hangs, too")
+    """Return what does not answer."""
+    return fail(reason, "fix its file system or unmount it: programs that use it hang, too")
 
 
 def span(seconds: float) -> str:
-    """Say how long a time is, in its largest whole unit."""
+    """Return a duration in its largest whole unit."""
     left = max(0, int(seconds))
     for unit, name in ((86400, "days"), (3600, "h"), (60, "min")):
         if left >= 2 * unit:
@@ -65,6 +67,6 @@ def span(seconds: float) -> str:
 
 
 def some(names: Sequence[str], most: int = 4) -> str:
-    """Name the first of many."""
+    """Return the first names of many, and how many more there are."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

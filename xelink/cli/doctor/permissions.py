@@ -1,7 +1,7 @@
-"""What a user may do with a file, by its mode bits alone: as for a process without capabilities.
+"""Permissions by mode bits alone, as for a process without capabilities.
 
-The daemons run without any, NFD's worker is not root: `os.access` would answer for whoever asks,
-and root may do all.
+The daemons have no capabilities, and NFD's worker is not root. `os.access` would answer for the
+caller, and root may do everything.
 """
 
 import os
@@ -13,7 +13,7 @@ READ, WRITE, ENTER = 4, 2, 1
 
 @dataclass(frozen=True)
 class User:
-    """Whose permission is asked for."""
+    """The user whose permission is checked."""
 
     uid: int
     groups: frozenset[int]
@@ -27,16 +27,16 @@ NFD = User(65534, frozenset({65534}))
 
 
 def caller() -> User:
-    """Give who runs this."""
+    """Return the user who runs this."""
     return User(os.geteuid(), frozenset({os.getegid(), *os.getgroups()}))
 
 
-def may(user: User, told: os.stat_result, wanted: int) -> bool:
-    """Tell whether a user has all the wanted bits of a mode: the first class that fits decides."""
-    shift = 6 if user.uid == told.st_uid else 3 if told.st_gid in user.groups else 0
-    return told.st_mode >> shift & wanted == wanted
+def is_allowed(user: User, status: os.stat_result, wanted: int) -> bool:
+    """Return whether a user has all the wanted mode bits: the first class that fits decides."""
+    shift = 6 if user.uid == status.st_uid else 3 if status.st_gid in user.groups else 0
+    return status.st_mode >> shift & wanted == wanted
 
 
-def spelled(told: os.stat_result) -> str:
-    """Spell mode and owners as `ls -ln` does."""
-    return f"{stat.filemode(told.st_mode)} {told.st_uid}:{told.st_gid}"
+def format_mode(status: os.stat_result) -> str:
+    """Return mode and owners as `ls -ln` prints them."""
+    return f"{stat.filemode(status.st_mode)} {status.st_uid}:{status.st_gid}"

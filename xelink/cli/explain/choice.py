@@ -24,7 +24,7 @@ from xelink.preference.shares import Preference, Preferences, prepare
 from xelink.topology.groups import STEPS, Largest, largest_group
 from xelink.topology.model import Gpu, Link, Topology
 from xelink.topology.publication import Publication
-from xelink.view.node_view import Node
+from xelink.view.node_view import NodeView
 
 # device = card [ "-" share ] ; card = "card" N / "GPU" id / id / PCI address
 _SHARE = re.compile(r"(?P<gpu>.+?)(?:-(?P<share>[0-9]{1,6}))?", re.ASCII | re.DOTALL)
@@ -59,7 +59,7 @@ class Choice:
     `other` is what the policy `topology` would have preferred where another policy was asked.
     """
 
-    node: Node
+    node: NodeView
     wanted: Wanted
     cards: tuple[Card, ...]
     ids: Mapping[str, int]
@@ -158,7 +158,7 @@ class Choice:
         return one is not other and self.links.lanes_between(one.bdf, other.bdf) is not None
 
 
-def choose(node: Node, wanted: Wanted, clock: Callable[[], float]) -> Choice:
+def choose(node: NodeView, wanted: Wanted, clock: Callable[[], float]) -> Choice:
     """Ask the plugin's preference.
 
     Raises `WrongCallError` for GPUs that are not there, and for what nobody could meet: more
@@ -201,7 +201,7 @@ def choose(node: Node, wanted: Wanted, clock: Callable[[], float]) -> Choice:
     return Choice(node, wanted, cards, ids, links, available, must, explanation, other)
 
 
-def _joined(node: Node) -> tuple[Topology, dict[int, str]]:
+def _joined(node: NodeView) -> tuple[Topology, dict[int, str]]:
     """Give the topology with an address for each GPU, and the card of each device id.
 
     Where there are labels alone, addresses stand for the ids: in their order, as the plugin

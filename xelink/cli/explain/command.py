@@ -11,9 +11,9 @@ from xelink.cli.explain.text import choice_facts, told
 from xelink.cli.helptext import HelpFormatter
 from xelink.cli.show.command import json_text, yaml_text
 from xelink.cli.tables import show
-from xelink.daemon.stdio import complain, say
+from xelink.daemon.stdio import write_stderr, write_stdout
 from xelink.preference.policies import POLICIES
-from xelink.view.node_view import Node
+from xelink.view.node_view import NodeView
 
 _EXAMPLES = """\
 examples:
@@ -92,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
     """Explain. Raises `FailedError`."""
     node = _only(sources.load(options))
     if node.topology is None:
-        complain(f"xelink explain: {node.title}: {node.state.value}: {node.reason}")
+        write_stderr(f"xelink explain: {node.title}: {node.state.value}: {node.reason}")
         return UNKNOWN
     wanted = Wanted(
         size=options.want,
@@ -107,11 +107,11 @@ def run(options: argparse.Namespace) -> int:
         show(told(choice))
     else:
         write = {"json": json_text, "yaml": yaml_text}[options.output]
-        say(write(choice_facts(choice)))
+        write_stdout(write(choice_facts(choice)))
     return OK
 
 
-def _only(nodes: tuple[Node, ...]) -> Node:
+def _only(nodes: tuple[NodeView, ...]) -> NodeView:
     if len(nodes) != 1:
         raise WrongCallError(f"{len(nodes)} nodes are given: choose one with --node")
     return nodes[0]

@@ -14,9 +14,9 @@ from xelink.cli.json_facts import nodes_facts
 from xelink.cli.show.dot import dot
 from xelink.cli.show.text import VIEWS, cluster_page, node_page
 from xelink.cli.tables import show
-from xelink.daemon.stdio import say
+from xelink.daemon.stdio import write_stdout
 from xelink.daemon.version import versioned
-from xelink.view.node_view import Node, State
+from xelink.view.node_view import NodeState, NodeView
 from xelink.view.svg import svg
 
 _EXAMPLES = """\
@@ -25,7 +25,7 @@ examples:
     xelink show
   the node of a live XPU Manager:
     xelink show --url http://127.0.0.1:29999
-  a body that was saved; every link with its lanes:
+  a saved answer; every link with its lanes:
     curl -s http://127.0.0.1:29999/metrics | xelink show --metrics - --view links
   a cluster in a table, and one node of it:
     kubectl get nodes -o json | xelink show --node-json -
@@ -35,7 +35,7 @@ examples:
     xelink show --features FILE --output dot | dot -Tpng > topology.png
 
 exit codes: 0 there are links, 1 the source cannot be read, 2 wrong call, 3 there are no links,
-4 nothing is known of the links (the output says why). Of several nodes the best one counts.
+4 the links are unknown (the output has the reason). Of several nodes the best one counts.
 """
 
 
@@ -44,7 +44,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", summary
     parser = commands.add_parser(
         "show",
         help=summary,
-        description="See which GPUs are linked, and how well: as a matrix, tables, JSON, YAML, a"
+        description="Show which GPUs are linked, and how well: as a matrix, tables, JSON, YAML, a"
         " graph or a picture.",
         epilog=_EXAMPLES,
         formatter_class=HelpFormatter,
@@ -52,8 +52,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", summary
     parser.add_argument(
         "--view",
         choices=VIEWS,
-        help="what the text shows of a node: GPUs (matrix), their tiles, every link, or the groups"
-        " of GPUs that are all linked (default matrix)",
+        help="what the text shows: GPUs (matrix), their tiles, every link, or the groups of GPUs"
+        " that are all linked (default matrix)",
     )
     parser.add_argument(
         "--output", choices=("text", *_OUTPUTS), default="text", help="form (default text)"
@@ -62,12 +62,12 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", summary
 
 
 def run(options: argparse.Namespace) -> int:
-    """Show; the exit code says whether there are links. Raises `FailedError`."""
+    """Print the nodes; return an exit code for their links. Raises `FailedError`."""
     if options.view and options.output != "text":
         raise WrongCallError(f"--view has no meaning with --output {options.output}")
     nodes = sources.load(options)
     if options.output != "text":
-        say(_OUTPUTS[options.output](nodes))
+        write_stdout(_OUTPUTS[options.output](nodes))
     elif len(nodes) == 1:
         show(node_page(nodes[0], options.view or "matrix"))
     elif options.view:
@@ -77,9 +77,9 @@ def run(options: argparse.Namespace) -> int:
     return min(map(exit_code, nodes))
 
 
-def exit_code(node: Node) -> int:
-    """Give the code for what is known of a node's links."""
-    return {State.LINKS: OK, State.NONE: NO_LINKS}.get(node.state, UNKNOWN)
+def exit_code(node: NodeView) -> int:
+    """Return the exit code for the state of a node's links."""
+    return {NodeState.LINKS: OK, NodeState.NONE: NO_LINKS}.get(node.state, UNKNOWN)
 
 
 def json_text(facts: Mapping[str, Any]) -> str:
@@ -92,13 +92,13 @@ def yaml_text(facts: Mapping[str, Any]) -> str:
     return yaml.safe_dump(versioned(facts), sort_keys=False, allow_unicode=True)
 
 
-def _only(nodes: Sequence[Node]) -> Node:
+def _only(nodes: Sequence[NodeView]) -> NodeView:
     if len(nodes) != 1:
-        raise WrongCallError("one picture is one node: choose it with --node")
+        raise WrongCallError("a picture shows one node: choose it with --node")
     return nodes[0]
 
 
-_OUTPUTS: Mapping[str, Callable[[Sequence[Node]], str]] = {
+_OUTPUTS: Mapping[str, Callable[[Sequence[NodeView]], str]] = {
     "json": lambda nodes: json_text(nodes_facts(nodes)),
     "yaml": lambda nodes: yaml_text(nodes_facts(nodes)),
     "dot": lambda nodes: dot(_only(nodes)),

@@ -4,26 +4,26 @@ from collections.abc import Iterator
 
 from xelink.topology.model import Link, Tile
 from xelink.topology.text import printable
-from xelink.view.node_view import Mark, Node
+from xelink.view.node_view import Mark, NodeView
 
 _THINNEST = 1.0
 _PER_LANE = 0.5
 
 
-def dot(node: Node) -> str:
-    """Write the graph. Edges are as wide as their lanes, dashed where something is wrong."""
+def dot(node: NodeView) -> str:
+    """Return the graph. Edges are as wide as their lanes, and dashed if something is wrong."""
     return "\n".join(_lines(node)) + "\n"
 
 
-def _lines(node: Node) -> Iterator[str]:
+def _lines(node: NodeView) -> Iterator[str]:
     yield "graph xelink {"
     yield f"  label={_quoted(node.title)}; labelloc=t; layout=fdp; overlap=false; splines=true;"
     yield '  node [shape=circle, fontname="sans-serif"]; edge [fontname="sans-serif"];'
     for device in node.devices:
         gpu = node.gpu(device)
-        told = [f"GPU{device}", *([gpu.card or "", gpu.bdf] if gpu else [])]
+        label = [f"GPU{device}", *([gpu.card or "", gpu.bdf] if gpu else [])]
         yield f"  subgraph cluster_gpu{device} {{"
-        yield f"    label={_quoted(' '.join(told))};"
+        yield f"    label={_quoted(' '.join(label))};"
         for tile in node.tiles:
             if tile.device == device:
                 yield f"    {_quoted(str(tile))};"
@@ -37,11 +37,11 @@ def _lines(node: Node) -> Iterator[str]:
     yield "}"
 
 
-def _first_tile(node: Node, device: int) -> Tile:
+def _first_tile(node: NodeView, device: int) -> Tile:
     return next(tile for tile in node.tiles if tile.device == device)
 
 
-def _attributes(node: Node, link: Link) -> Iterator[str]:
+def _attributes(node: NodeView, link: Link) -> Iterator[str]:
     marks = node.marks.get(link, ())
     if not node.labels_only:
         yield f"penwidth={_THINNEST + _PER_LANE * link.width:g}"
@@ -50,7 +50,7 @@ def _attributes(node: Node, link: Link) -> Iterator[str]:
         )
         yield f"tooltip={_quoted(f'{link}: {lanes} lanes')}"
     if marks:
-        yield f"style={'dotted' if Mark.HELD_BACK in marks else 'dashed'}"
+        yield f"style={'dotted' if Mark.FILTERED in marks else 'dashed'}"
         yield f"label={_quoted(', '.join(mark.value for mark in marks))}"
 
 

@@ -1,4 +1,4 @@
-"""The matrix of a node's GPUs, or of their tiles: who is connected to whom, and how well. Pure."""
+"""The matrix of a node's GPUs or tiles: how each pair is connected. Pure."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -7,7 +7,7 @@ from rich.text import Text
 
 from xelink.cli.tables import BAD, FAINT, GOOD, HEAD, WORST, Cell, aligned, head, plain
 from xelink.topology.model import PortState, Topology
-from xelink.view.node_view import Connection, Node
+from xelink.view.node_view import Interconnect, NodeView
 
 T = TypeVar("T")
 
@@ -16,7 +16,7 @@ _SELF = "X"
 _MEANING = {
     "XL": "linked, with the lanes of the weaker direction, all links of the two together",
     "XL ": "linked; lanes are not known",
-    "XL!": "linked; the lanes of one direction are not told",
+    "XL!": "linked; the lanes of one direction are not known",
     "xl": "Xe Links that are not published",
     "XL/MDF": "linked over the other tile of a GPU",
     "MDF": "tiles of one GPU",
@@ -28,20 +28,20 @@ _MEANING = {
 
 
 def matrix(topology: Topology) -> str:
-    """Draw a topology's GPUs and lanes alone, as plain text."""
-    node = Node.of(topology)
+    """Return a topology's GPUs and lanes as plain text."""
+    node = NodeView.of(topology)
     rows, _ = _square(node.devices, _gpu_name, node.gpus_connected)
     return plain(aligned(rows))
 
 
 def lanes_between(topology: Topology) -> dict[tuple[int, int], list[int]]:
-    """Give the lanes of each link by the device ids that it joins, lower id first."""
-    between = Node.of(topology).between
+    """Return the lanes of each link by the device ids that it joins, lower id first."""
+    between = NodeView.of(topology).between
     return {pair: [link.width for link in links] for pair, links in between.items()}
 
 
-def gpu_lines(node: Node) -> list[Text]:
-    """Draw the matrix of GPUs with card, PCI address, NUMA node and ports of each, and a legend."""
+def gpu_lines(node: NodeView) -> list[Text]:
+    """Return the matrix of GPUs with card, PCI address, NUMA node and ports, and a legend."""
     rows, used = _square(node.devices, _gpu_name, node.gpus_connected)
     facts = [head("CARD", "PCI ADDRESS", "NUMA", "PORTS"), *(_facts(node, d) for d in node.devices)]
     if any(node.gpu(device) for device in node.devices):
@@ -49,20 +49,20 @@ def gpu_lines(node: Node) -> list[Text]:
     return [*aligned(rows), Text(), *_legend(used)]
 
 
-def tile_lines(node: Node) -> list[Text]:
-    """Draw the matrix of tiles, and a legend."""
+def tile_lines(node: NodeView) -> list[Text]:
+    """Return the matrix of tiles, and a legend."""
     rows, used = _square(node.tiles, str, node.tiles_connected)
     return [*aligned(rows), Text(), *_legend(used)]
 
 
-def gpu_cells(node: Node, device: int) -> list[Cell]:
-    """Give GPU, card, PCI address and NUMA node for a row of a table."""
+def gpu_cells(node: NodeView, device: int) -> list[Cell]:
+    """Return GPU, card, PCI address and NUMA node for a row of a table."""
     return [Cell(_gpu_name(device), HEAD), *_facts(node, device)[:3]]
 
 
 def _square(
-    ends: Sequence[T], name: Callable[[T], str], connected: Callable[[T, T], Connection]
-) -> tuple[list[list[Cell]], list[Connection]]:
+    ends: Sequence[T], name: Callable[[T], str], connected: Callable[[T, T], Interconnect]
+) -> tuple[list[list[Cell]], list[Interconnect]]:
     cells = [[None if a == b else connected(a, b) for b in ends] for a in ends]
     rows = [
         [Cell(name(end), HEAD), *(_cell(connection) for connection in row)]
@@ -72,7 +72,7 @@ def _square(
     return [head("", *map(name, ends)), *rows], used
 
 
-def _cell(connection: Connection | None) -> Cell:
+def _cell(connection: Interconnect | None) -> Cell:
     if connection is None:
         return Cell(_SELF, FAINT)
     if connection.kind == "XL":
@@ -80,7 +80,7 @@ def _cell(connection: Connection | None) -> Cell:
     return Cell(str(connection), BAD if connection.marked else FAINT)
 
 
-def _legend(used: Sequence[Connection]) -> list[Text]:
+def _legend(used: Sequence[Interconnect]) -> list[Text]:
     kinds = {connection.kind for connection in used}
     if "XL" in kinds and all(connection.lanes is None for connection in used):
         kinds = kinds - {"XL"} | {"XL "}
@@ -98,7 +98,7 @@ def _gpu_name(device: int) -> str:
     return f"GPU{device}"
 
 
-def _facts(node: Node, device: int) -> list[Cell]:
+def _facts(node: NodeView, device: int) -> list[Cell]:
     gpu = node.gpu(device)
     if gpu is None:
         return [Cell("?")] * 4

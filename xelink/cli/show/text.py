@@ -1,4 +1,4 @@
-"""What `xelink show` prints as text: one node in four views, or a table of a cluster. Pure."""
+"""The text of `xelink show`: one node in four views, or a table of a cluster. Pure."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -8,14 +8,14 @@ from xelink.cli.show.matrix import gpu_lines, tile_lines
 from xelink.cli.tables import BAD, FAINT, GOOD, HEAD, Cell, aligned, head
 from xelink.topology.model import Link
 from xelink.topology.publication import links_hash
-from xelink.view.node_view import Mark, Node, State
+from xelink.view.node_view import Mark, NodeState, NodeView
 
 _MOST_SHOWN = 8
 _LINK_HEAD = head("LINK", "GPU", "GPU", "LANES", "BACK", "STATE")
 
 
-def node_page(node: Node, view: str) -> list[Text]:
-    """Show one node."""
+def node_page(node: NodeView, view: str) -> list[Text]:
+    """Return the page of one node."""
     lines = [Text(node.title, HEAD).append(f": {_summary(node)}", "not bold")]
     if node.topology:
         lines += [Text(), *VIEWS[view](node)]
@@ -24,8 +24,8 @@ def node_page(node: Node, view: str) -> list[Text]:
     return lines
 
 
-def cluster_page(nodes: Sequence[Node]) -> list[Text]:
-    """Show many nodes in one table, in the order given."""
+def cluster_page(nodes: Sequence[NodeView]) -> list[Text]:
+    """Return a table of many nodes, in the given order."""
     rows: list[Sequence[Cell | str]] = [head("NODE", "STATE", "GPUS", "LINKS", "GROUP", "HASH", "")]
     for node in nodes:
         facts = ["-", "-", "-", "-"]
@@ -34,12 +34,12 @@ def cluster_page(nodes: Sequence[Node]) -> list[Text]:
             group = node.largest.told
             gpus = len(node.devices) if not node.labels_only else len(node.topology.neighbors)
             facts = [str(gpus), str(len(links)), group, links_hash(links)]
-        style = GOOD if node.state is State.LINKS else BAD
+        style = GOOD if node.state is NodeState.LINKS else BAD
         rows.append([node.title, Cell(node.state.value, style), *facts, Cell(node.reason, FAINT)])
     return aligned(rows)
 
 
-def _summary(node: Node) -> str:
+def _summary(node: NodeView) -> str:
     if not node.topology:
         return f"{node.state.value}: {node.reason}"
     gpus = _count(len(node.devices), "GPU")
@@ -47,14 +47,14 @@ def _summary(node: Node) -> str:
         all_linked = node.linked_pairs == node.pairs
         linked = "all pairs linked" if all_linked else f"{node.linked_pairs} of {node.pairs} pairs"
         more = "" if all_linked else f" linked, largest group {node.largest.told}"
-        told = f"{gpus}, {_count(len(node.topology.links), 'link')}, {linked}{more}"
+        text = f"{gpus}, {_count(len(node.topology.links), 'link')}, {linked}{more}"
     else:
-        told = f"{gpus or 'no GPU is known'}, no links" if node.devices else "no links"
-    held = len(node.held_back)
-    return f"{told}; {_count(held, 'link')} not published" if held else told
+        text = f"{gpus or 'no GPU is known'}, no links" if node.devices else "no links"
+    filtered = len(node.filtered)
+    return f"{text}; {_count(filtered, 'link')} not published" if filtered else text
 
 
-def _matrix_view(node: Node) -> list[Text]:
+def _matrix_view(node: NodeView) -> list[Text]:
     if not node.devices:
         return []
     lines = gpu_lines(node)
@@ -64,7 +64,7 @@ def _matrix_view(node: Node) -> list[Text]:
         lines += _more(len(node.groups), "groups")
         lines += _not_all(node)
     if node.marks:
-        lines += [Text(), Text("Links to look at:", HEAD)]
+        lines += [Text(), Text("Links to check:", HEAD)]
         rows = [_link_row(node, link) for link in list(node.marks)[:_MOST_SHOWN]]
         lines += aligned([_LINK_HEAD, *rows], indent=2)
         lines += _more(len(node.marks), "links")
@@ -76,15 +76,15 @@ def _matrix_view(node: Node) -> list[Text]:
         lines += _more(len(node.thin), "links")
     if node.lost:
         without = node.no_link.capitalize()
-        told = f"{without}, where the other pairs have some{_aside(node.or_else)}:"
-        lines += [Text(), Text(told, HEAD)]
+        title = f"{without}, where the other pairs have some{_in_brackets(node.or_else)}:"
+        lines += [Text(), Text(title, HEAD)]
         lines += [Text(f"  {_names(pair)}") for pair in node.lost[:_MOST_SHOWN]]
         if len(node.lost) > _MOST_SHOWN:
             lines += [Text(f"  and {len(node.lost) - _MOST_SHOWN} more: --output json", FAINT)]
     return lines
 
 
-def _aside(text: str) -> str:
+def _in_brackets(text: str) -> str:
     return f" ({text})" if text else ""
 
 
@@ -93,31 +93,31 @@ def _more(count: int, view: str) -> Iterator[Text]:
         yield Text(f"  and {count - _MOST_SHOWN} more: --view {view}", FAINT)
 
 
-def _not_all(node: Node) -> Iterator[Text]:
+def _not_all(node: NodeView) -> Iterator[Text]:
     if not node.listed.complete:
-        yield Text("  not all groups: there are too many to be gone through", BAD)
+        yield Text("  not all groups: there are too many", BAD)
 
 
-def _links_view(node: Node) -> list[Text]:
+def _links_view(node: NodeView) -> list[Text]:
     return aligned([_LINK_HEAD, *(_link_row(node, link) for link in node.links)])
 
 
-def _link_row(node: Node, link: Link) -> list[Cell]:
+def _link_row(node: NodeView, link: Link) -> list[Cell]:
     marks = node.marks.get(link, ())
     state = ", ".join(
-        f"not published: {node.held_back[link]}" if mark is Mark.HELD_BACK else mark.value
+        f"not published: {node.filtered[link]}" if mark is Mark.FILTERED else mark.value
         for mark in marks
     )
     lanes = ("?", "?") if node.labels_only else (str(link.lanes), str(link.lanes_back))
     return [
         Cell(str(link), HEAD),
-        *(Cell(_gpu_told(node, end.device)) for end in link.ends),
+        *(Cell(_gpu_name(node, end.device)) for end in link.ends),
         *map(Cell, lanes),
         Cell(state or ("?" if node.labels_only else "ok"), BAD if marks else GOOD),
     ]
 
 
-def _groups_view(node: Node) -> list[Text]:
+def _groups_view(node: NodeView) -> list[Text]:
     if not node.groups:
         return [Text("no published link joins two GPUs")]
     rows: list[Sequence[Cell | str]] = [head("SIZE", "WEAKEST PAIR", "LANES", "GPUS")]
@@ -131,7 +131,7 @@ def _groups_view(node: Node) -> list[Text]:
     return [*aligned(rows), *_not_all(node)]
 
 
-def _gpu_told(node: Node, device: int) -> str:
+def _gpu_name(node: NodeView, device: int) -> str:
     gpu = node.gpu(device)
     return f"GPU{device} {gpu.card or gpu.bdf}" if gpu else f"GPU{device}"
 
@@ -144,7 +144,7 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-VIEWS: Mapping[str, Callable[[Node], list[Text]]] = {
+VIEWS: Mapping[str, Callable[[NodeView], list[Text]]] = {
     "matrix": _matrix_view,
     "tiles": lambda node: tile_lines(node) if node.tiles else [],
     "links": _links_view,

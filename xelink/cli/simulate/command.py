@@ -33,7 +33,7 @@ from xelink.cli.simulate.svg import bars
 from xelink.cli.simulate.text import page
 from xelink.cli.sources import STDIN, number
 from xelink.cli.tables import show
-from xelink.daemon.stdio import say
+from xelink.daemon.stdio import write_stdout
 from xelink.topology.text import printable
 
 _SHIPPED = files("xelink") / "scenarios"
@@ -119,16 +119,16 @@ def run(options: argparse.Namespace) -> int:
         return OK
     series = _series(options)
     if options.output == "scenario":
-        say("".join(map(render, series.scenarios)))
+        write_stdout("".join(map(render, series.scenarios)))
         return OK
     report = Report()
     for scenario in _watched(series):
         report.add(simulate(scenario, time.perf_counter))
     times = not options.no_times
     if options.output == "json":
-        say(json_text({"title": series.title, **report.facts(times=times)}))
+        write_stdout(json_text({"title": series.title, **report.facts(times=times)}))
     elif options.output == "svg":
-        say(bars(series.title, report))
+        write_stdout(bars(series.title, report))
     else:
         show(page(series.title, series.only, report, times=times))
     return OK

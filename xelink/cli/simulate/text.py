@@ -8,7 +8,7 @@ from rich.text import Text
 from xelink.cli.simulate.report import Report, Sums, Worse, sorted_counts
 from xelink.cli.simulate.scenario import NodeShape, Scenario
 from xelink.cli.simulate.simulation import OURS
-from xelink.cli.tables import BAD, FAINT, GOOD, HEAD, Cell, Row, aligned, head
+from xelink.cli.tables import BAD, FAINT, GOOD, HEAD, Cell, TableRow, aligned, head
 
 _MS = 1e-3
 
@@ -71,7 +71,7 @@ def _numbers(part: Sequence[int]) -> str:
     return ",".join(map(str, part))
 
 
-def _table(report: Report, *, times: bool) -> Iterator[Row]:
+def _table(report: Report, *, times: bool) -> Iterator[TableRow]:
     names = ["POLICY", "FULLY LINKED", "", "LANES", "", "BROKEN GROUPS"]
     yield head(*names, *(["DECISION: MEDIAN", "LONGEST"] if times else []))
     most = max(sums.linked for sums in report.sums.values())
@@ -109,7 +109,7 @@ def _runs_table(report: Report) -> list[Text]:
 
 
 def _evens(report: Report) -> list[Text]:
-    rows: list[Row] = [
+    rows: list[TableRow] = [
         [kind, str(count), Cell(even.value, FAINT)]
         for kind in report.others
         for even, count in sorted_counts(report.even[kind])
@@ -117,7 +117,7 @@ def _evens(report: Report) -> list[Text]:
     return aligned([head("EVEN WITH", "RUNS", "WHY"), *rows]) if rows else []
 
 
-def _runs(report: Report) -> Iterator[Row]:
+def _runs(report: Report) -> Iterator[TableRow]:
     for kind in report.others:
         worse = len(report.worse_than(kind))
         more = report.sums[OURS].linked - report.sums[kind].linked

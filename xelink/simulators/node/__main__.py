@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from xelink.daemon.argument_parser import Parser
-from xelink.daemon.stdio import complain, say
+from xelink.daemon.stdio import write_stderr, write_stdout
 from xelink.simulators.node import tree
 from xelink.simulators.node.blueprint import CARDS, DRIVERS, MODELS, Blueprint
 from xelink.simulators.node.sysfs import Node
@@ -41,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         node = tree.put(blueprint, flags.root, device_nodes=flags.device_nodes)
     except tree.TreeError as error:
-        complain(f"{parser.prog}: {error}")
+        write_stderr(f"{parser.prog}: {error}")
         return 1
-    say(f"{_summary(blueprint, node, device_nodes=flags.device_nodes)}\n")
+    write_stdout(f"{_summary(blueprint, node, device_nodes=flags.device_nodes)}\n")
     return 0
 
 

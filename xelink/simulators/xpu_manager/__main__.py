@@ -10,7 +10,7 @@ from pathlib import Path
 
 from xelink.daemon.argument_parser import Parser
 from xelink.daemon.files import read_file
-from xelink.daemon.stdio import complain, say
+from xelink.daemon.stdio import write_stderr, write_stdout
 from xelink.simulators.xpu_manager.blueprint import CARDS, WIRINGS, Blueprint
 from xelink.simulators.xpu_manager.faults import MISBEHAVIOURS, REFUSE
 from xelink.simulators.xpu_manager.gpu import MODELS
@@ -53,14 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             simulator = Simulator(node, serving).start()
         except (OSError, OverflowError) as error:
-            complain(f"{parser.prog}: cannot serve: {error}")
+            write_stderr(f"{parser.prog}: cannot serve: {error}")
             return 1
         try:
             if flags.misbehave:
                 simulator.misbehave(flags.misbehave)
             if flags.port_file:
                 _write_whole(flags.port_file, f"{simulator.port}\n")
-            say(f"simulating {_summary(node)} at {simulator.url}\n")
+            write_stdout(f"simulating {_summary(node)} at {simulator.url}\n")
             signal.sigwait(wanted)
         finally:
             simulator.close()

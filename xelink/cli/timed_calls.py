@@ -1,4 +1,4 @@
-"""Looks at files that may be on a mount that does not answer: each ends, and names the mount."""
+"""Calls about files on mounts that may not answer: each ends in time, and errors name the mount."""
 
 import errno
 import re
@@ -6,29 +6,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from xelink.daemon.hanging_work import HungError, Lane
+from xelink.daemon.hanging_work import HungError, SerialWorker
 
 T = TypeVar("T")
 
 SECONDS = 5.0
-"""For one look."""
+"""For one call."""
 
 # id parent device root point options *fields "-" type source options ; blanks are octal in it
 _MOUNT = re.compile(r"\S+ \S+ \S+ \S+ (?P<point>\S+) .*? - (?P<type>\S+) (?P<source>\S*)")
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
-class Looks:
-    """Looks at things by name, such as `features_dir`: what hung once is not asked for again."""
+class TimedCalls:
+    """Makes calls by name, such as `features_dir`; a name that hung is not called again."""
 
     def __init__(self, seconds: float = SECONDS) -> None:
         self._seconds = seconds
-        self._lanes: dict[str, Lane] = {}
+        self._workers: dict[str, SerialWorker] = {}
 
-    def __call__(self, name: str, path: Path, look: Callable[[], T]) -> T:
-        """Look at `path`. Raises what `look` raises, and `HungError` that names the mount."""
+    def __call__(self, name: str, path: Path, call: Callable[[], T]) -> T:
+        """Make a call about `path`. Raises what `call` raises, and `HungError` with the mount."""
         try:
-            return self._lanes.setdefault(name, Lane(self._seconds))(look)
+            return self._workers.setdefault(name, SerialWorker(self._seconds))(call)
         except HungError as error:
             raise HungError(
                 errno.EIO,
@@ -47,18 +47,18 @@ def _mount(path: Path) -> str:
 def mount_of(path: Path, table: str) -> str:
     """Return the mount that holds an absolute path, as `/proc/self/mountinfo` has it.
 
-    By its spelling alone: to ask the file system is to hang with it.
+    By the text of the path alone: asking the file system would hang, too.
     """
-    best, told = -1, "that holds it"
+    best, mount = -1, "that holds it"
     for line in table.splitlines():
         if not (match := _MOUNT.match(line)):
             continue
         point, kind, source = (_OCTAL.sub(_character, match[part]) for part in _PARTS)
         depth = len(Path(point).parts)
-        # Of several on one point the last one covers the others.
+        # Of several mounts on one point the last one hides the others.
         if depth >= best and path.is_relative_to(point):
-            best, told = depth, f"{point} ({kind} of {source})"
-    return told
+            best, mount = depth, f"{point} ({kind} of {source})"
+    return mount
 
 
 _PARTS = ("point", "type", "source")

@@ -16,7 +16,7 @@ from tests.nfd.test_writer_mounts import LIBC
 from tests.patience import PATIENCE
 from tests.processes import running
 from xelink.cli.host_paths import below
-from xelink.cli.timed_looks import SECONDS, mount_of
+from xelink.cli.timed_calls import SECONDS, mount_of
 from xelink.simulators.node import blueprint
 from xelink.simulators.xpu_manager import Blueprint
 from xelink.topology import publication
@@ -136,7 +136,7 @@ def test_a_feature_file_that_is_a_link_leads_to_the_hosts_own(xelink: Xelink, ho
     (host.parent / "elsewhere/features.d/real").write_bytes(features(2))
     found = checks(xelink, f"--prefix={host}", "--only=consistent,readable")
     assert found["consistent"]["reason"] == "12 links"
-    assert "is no regular file, NFD passes it over" in found["readable"]["reason"]
+    assert "is no regular file, NFD ignores it" in found["readable"]["reason"]
 
 
 def test_sysfs_stays_below_the_prefix(xelink: Xelink, host: Path) -> None:
@@ -230,7 +230,7 @@ def test_doctor_ends_beside_a_dead_mount_and_names_it(dead: Path, option: str, c
     assert found[check]["reason"] == (
         f"{place} does not answer within {SECONDS:g} s, on the mount {dead} (fuse of nobody)"
     )
-    assert found[check]["todo"].startswith("mend its file system or unmount it")
+    assert found[check]["todo"].startswith("fix its file system or unmount it")
 
 
 @pytest.mark.parametrize("call", [("show",), ("explain", "--want=2")], ids=" ".join)
