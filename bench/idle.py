@@ -1,11 +1,11 @@
 """What the daemons cost a node where nothing happens: processor time, in percent of one core.
 
 Each runs at its default intervals for `SECONDS=40`: the plugin on a simulated node of eight GPUs
-that a simulated kubelet listens to, the sidecar beside a simulated XPU Manager. What is read is the
-clock of the whole process, threads that have ended included. The processes that simulate are
-others. Wake-ups are how often its threads began to run again. Memory is what is resident, its share
-of that where others map it, too, and what no file stands behind. A Python that does nothing but
-serve gRPC, with no method, is the floor of the plugin.
+with a stream of a simulated kubelet, the sidecar with a simulated XPU Manager. It reads the clock
+of the whole process, with threads that have ended. The simulators are other processes. Wake-ups are
+how often its threads began to run again. Memory is resident memory, the part of it that other
+processes share, and the part that is not backed by a file. A Python that only serves gRPC, without
+a method, is the lower bound of the plugin.
 """
 
 import os
@@ -71,7 +71,7 @@ def memory(process: "Popen[str]") -> Iterator[float]:
 
 @contextmanager
 def plugin(place: Path) -> Iterator["Popen[str]"]:
-    """Run a plugin that kubelet listens to."""
+    """Run a plugin with an open stream of kubelet."""
     Node.eight_max_1550(place / "n")
     links = Blueprint(gpus=8, tiles=2, wiring="mesh").build().topology
     published = Publication(links, datetime.now(UTC) + timedelta(hours=1))

@@ -1,9 +1,9 @@
-"""How long a preference takes, how often it is proven, and what greed would have missed.
+"""How long a preference takes, how often it is proven, and how often a greedy choice is worse.
 
 Requests are random (every third one finds the whole node free), of every size, the same in every
 run. After a warm-up each is asked once, and every call counts, whatever else the machine did: how
 much that is says the noise floor, an empty call timed the same way in the same run. Beyond 16 GPUs
-the time limit is the default of 50 ms. "greed misses" is how often a greedy choice is worse, "its
+the time limit is the default of 50 ms. "greedy worse" is how often a greedy choice is worse, "its
 lanes" how many of the lanes it has that there could be.
 """
 
@@ -103,7 +103,7 @@ def measure(table: Table, shape: Callable[[int, random.Random], Pairs], n: int) 
 
 
 def ask(preferences: Preferences, rng: random.Random) -> tuple[list[float], int, int, list[float]]:
-    """Give seconds per request, how many were proven, how many greed missed, and its lanes."""
+    """Return seconds per request, the proven, those with a worse greedy choice, and its lanes."""
     fabric, names = preferences.fabric, list(preferences.bits)
     small = len(names) <= EXACT_LIMIT
     took, proven, missed, ratios = [], 0, 0, []
@@ -120,7 +120,7 @@ def ask(preferences: Preferences, rng: random.Random) -> tuple[list[float], int,
         read = preferences.read(available, must, size)
         other = greedy(fabric, read.gpus, read.must, size)
         ours, theirs = fabric.score(answer.gpus, Free(0)), fabric.score(other, Free(0))
-        # up to NUMA: greed does not think of what is left
+        # up to NUMA: a greedy choice ignores what is left
         missed += theirs[:6] < ours[:6]
         if ours.lanes:
             ratios.append(theirs.lanes / ours.lanes)
@@ -161,7 +161,7 @@ def main() -> None:
     """Print the table."""
     print(f"Times in ms; the limit beyond {EXACT_LIMIT} GPUs is {LIMIT * 1e3:.0f} ms.")
     columns = ("links", "GPUs", "prepare", "median", "p99", "worst")
-    table = Table("preference", (*columns, "proven", "greed misses", "its lanes"))
+    table = Table("preference", (*columns, "proven", "greedy worse", "its lanes"))
     for _ in range(WARM_UP):
         timed(empty)
     noise = parts([timed(empty)[1] for _ in range(NOISE_CALLS)])

@@ -79,7 +79,7 @@ def renamed(file: Path) -> Callable[[bytes], None]:
 
 
 def in_place(file: Path) -> Callable[[bytes], None]:
-    """Write over what stands."""
+    """Overwrite the current file."""
 
     def publish(content: bytes) -> None:
         with file.open("wb") as opened:

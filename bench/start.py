@@ -93,7 +93,7 @@ def main() -> None:
     libraries = median(python(LIBRARIES) for _ in range(RUNS))
     table = Table("start", ("what", "ms", "times a bare Python"))
     table.row("a bare Python", lowest * 1000, 1)
-    table.row("the libraries alone, as lean", libraries * 1000, libraries / lowest)
+    table.row("only the libraries, same imports blocked", libraries * 1000, libraries / lowest)
     with tempfile.TemporaryDirectory() as directory, ready(BODY) as port:
         took = median(first_label(port, Path(directory)) for _ in range(RUNS))
         table.row("start to first label", took * 1000, took / lowest)

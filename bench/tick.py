@@ -44,8 +44,8 @@ PHASES: Mapping[str, tuple[tuple[object, str], ...]] = {
     "httpx, tenacity, the time limit": ((Scraper, "scrape"),),
     "TLS files and certificate": ((TlsContext, "context"), (Scraper, "_note_certificate")),
     "hang up": ((HTTPConnection, "close"),),
-    "judge": ((Sidecar, "_evaluate"),),
-    "who owns the file, and what stands": (
+    "evaluate": ((Sidecar, "_evaluate"),),
+    "who owns the file, and its content": (
         (BoundedPublisher, "other_writer"),
         (BoundedPublisher, "read"),
     ),

@@ -28,7 +28,7 @@ from xelink.daemon.http_requests import own_names
 from xelink.daemon.http_server import Page, ProbeResult, Site, serving
 from xelink.daemon.logs import logger_to_stderr
 from xelink.daemon.metrics import Metrics
-from xelink.daemon.polling import looking_for
+from xelink.daemon.polling import poll_duration
 from xelink.daemon.signals import STOPPING, release_signals
 from xelink.daemon.version import VERSION
 from xelink.daemon.watch import Watch
@@ -90,7 +90,7 @@ async def _serve(settings: "PluginSettings", log: FilteringBoundLogger) -> None:
     )
 
     def alive() -> str | None:
-        hangs = stalled(time.monotonic() - watcher.last_scan, looking_for())
+        hangs = stalled(time.monotonic() - watcher.last_scan, poll_duration())
         return hangs or updates.observation.must_restart
 
     def ready() -> ProbeResult:

@@ -43,6 +43,6 @@ def load() -> "Callable[[Loaded[SidecarSettings]], int]":
     defer_imports("asyncio", "idna", "secrets")
     with gc_paused():
         no_task_names()
-        from sidecar.daemon import run  # noqa: PLC0415 - after what makes it lean
+        from sidecar.daemon import run  # noqa: PLC0415 - after imports are blocked
 
     return run

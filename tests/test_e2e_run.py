@@ -318,7 +318,7 @@ def test_what_only_some_stories_need_is_said_or_is_an_error(
     assert_skipped(tree.run({"E2E_REQUIRED": "1"}), why, required=True)
     lenient = tree.run({})
     said, skipped = lenient.stdout.splitlines()
-    assert said.startswith(f"e2e: some stories will be skipped: {why}")
+    assert said.startswith(f"e2e: some tests will be skipped: {why}")
     assert "not here: nfd-worker" in skipped
 
 

@@ -13,7 +13,7 @@ from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGE = "localhost/xelink:test"
-PATIENCE = 60.0
+TIMEOUT = 60.0
 MEGABYTE = 1_000_000
 USER, ROOT_USER = "65532:65532", "0:0"
 
@@ -92,14 +92,14 @@ def started(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(  # noqa: S603 - our own argument lists
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        watchdog = Timer(PATIENCE, process.kill)
+        watchdog = Timer(TIMEOUT, process.kill)
         watchdog.start()
         try:
             yield process
         finally:
             process.terminate()
             with suppress(subprocess.TimeoutExpired):
-                process.wait(PATIENCE)
+                process.wait(TIMEOUT)
             process.kill()
             watchdog.cancel()
 

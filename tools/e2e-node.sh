@@ -2,7 +2,7 @@
 # One node of the end-to-end tests, from inside: tools/e2e-run.sh calls it in namespaces of its own.
 #
 #   tools/e2e-node.sh probe                    whether containers can run here; what is missing else
-#   tools/e2e-node.sh tell [PYTEST ARGUMENTS]  the stories
+#   tools/e2e-node.sh tell [PYTEST ARGUMENTS]  the tests
 #
 # E2E_WORK is the node's directory on a real disk.
 set -euo pipefail
@@ -66,7 +66,7 @@ tell() {
   readlink /proc/self/ns/{ipc,mnt,net,pid,uts} >"$E2E_WORK/namespaces"
   # Not exec: as the first process of its namespace, this shell reaps what the others leave.
   local status=0
-  # A story waits for many things in turn, each with a limit of its own.
+  # A test waits for many things in turn, each with a limit of its own.
   .venv/bin/python -m pytest -p no:cacheprovider -q -o faulthandler_timeout=1800 "$@" || status=$?
   return $status
 }

@@ -4,7 +4,7 @@
 # namespace does not hold (cgroups, the temporary directory) is removed here at the end. A run that
 # leaves anything behind has failed.
 #
-#   tools/e2e-run.sh [PYTEST ARGUMENTS]    without any, the stories are told on three nodes at once
+#   tools/e2e-run.sh [PYTEST ARGUMENTS]    without any, the tests are split over three nodes
 #   tools/e2e-run.sh --prepare             build what is told with, and nothing else
 #
 # E2E_BIN=DIR        ready-made programs instead of built ones (and NFD's deployment/base as DIR/nfd)
@@ -25,10 +25,10 @@ skip() {
   exit 0
 }
 
-# lack WHAT: some stories need it, and are skipped
+# lack WHAT: some tests need it, and are skipped
 lack() {
   [ -z "${E2E_REQUIRED:-}" ] || skip "$*"
-  echo "e2e: some stories will be skipped: $*"
+  echo "e2e: some tests will be skipped: $*"
 }
 
 own_namespaces=(unshare --mount --pid --net --uts --ipc --fork --kill-child --mount-proc)
@@ -146,7 +146,7 @@ trap cleanup EXIT
 kept=${E2E_LOGS:-$cache/logs}
 rm -rf "$kept"
 
-# node NAME PYTEST-ARGUMENTS...: the stories on one node; its logs are kept when one fails
+# node NAME PYTEST-ARGUMENTS...: the tests on one node; its logs are kept when one fails
 node() {
   local name=$1 status=0
   shift
@@ -184,10 +184,10 @@ else
   nodes=()
   [ "$status" = 0 ] || cat "$scratch"/*.out
 fi
-told=$(cat "$scratch"/*/versions 2>/dev/null | sort -u; cat "$scratch"/{one,two,three}/stories 2>/dev/null) || true
+versions=$(cat "$scratch"/*/versions 2>/dev/null | sort -u; cat "$scratch"/{one,two,three}/tests 2>/dev/null) || true
 cleanup || status=1
 printf 'e2e: %d:%02d from start to end, on %d processors with a load of %s\n%s\n' $((SECONDS / 60)) \
-  $((SECONDS % 60)) "$(nproc)" "$(cut -d ' ' -f 1 /proc/loadavg)" "$told" | tee "$cache/summary.txt"
+  $((SECONDS % 60)) "$(nproc)" "$(cut -d ' ' -f 1 /proc/loadavg)" "$versions" | tee "$cache/summary.txt"
 if [ "$status" != 0 ]; then
   grep -E '^(failed|error) ' "$cache/summary.txt" >&2 || true
   echo "e2e: FAILED" >&2

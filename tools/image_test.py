@@ -29,10 +29,10 @@ import image_contents
 from container import (
     IMAGE,
     MEGABYTE,
-    PATIENCE,
     PODMAN,
     ROOT,
     ROOT_USER,
+    TIMEOUT,
     USER,
     ImageTestError,
     confined,
@@ -230,14 +230,14 @@ def _daemons() -> None:
             ]
             wait_for(writer.stderr, "labels published")
             wait_for(reader.stderr, "in use")
-            kubelet.wait_for_allocatable(RESOURCE, 8, PATIENCE)
+            kubelet.wait_for_allocatable(RESOURCE, 8, TIMEOUT)
             pod = kubelet.run_pod("four", RESOURCE, 4)
             must(pod.env.get("XELINK_LINKED") == "all", f"a Pod got {dict(pod.env)}")
             must(any(cdi.iterdir()), "no CDI spec was written")
             memory = [_probe(address) for address in probes]
             for process in (writer, reader):
                 process.terminate()
-                must(process.wait(PATIENCE) == 0, "a daemon did not end well")
+                must(process.wait(TIMEOUT) == 0, "a daemon did not end well")
         _published(features)
     say("daemons: ready, a Pod got 4 GPUs, all linked; ended by SIGTERM with exit code 0")
     say("memory: xelink-sidecar {:.0f} MB, xelink-device-plugin {:.0f} MB".format(*memory))
@@ -247,9 +247,9 @@ def _probe(address: str) -> float:
     """Ask a daemon whether it is ready; give its resident memory in MB."""
     opened = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
     try:
-        with opened(f"http://{address}/readyz", timeout=PATIENCE):
+        with opened(f"http://{address}/readyz", timeout=TIMEOUT):
             pass
-        with opened(f"http://{address}/metrics", timeout=PATIENCE) as answer:
+        with opened(f"http://{address}/metrics", timeout=TIMEOUT) as answer:
             lines = answer.read().decode().splitlines()
     except urllib.error.HTTPError as error:
         with error:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-_PATIENCE = 30.0
+_TIMEOUT = 30.0
 _OLDEST = (3, 11)
 # name = "python3" [ "." minor ] ; minor = 11 or more
 _NAME = re.compile(r"python3(\.(1[1-9]|[2-9]\d))?", re.ASCII)
@@ -75,7 +75,7 @@ def ask(path: Path) -> Python | None:
     """Ask a program which Python it is; None when it is not one that can be built with."""
     try:
         told = subprocess.run(  # noqa: S603 - what is called python3
-            [path, "-I", "-c", _ASK], capture_output=True, text=True, check=False, timeout=_PATIENCE
+            [path, "-I", "-c", _ASK], capture_output=True, text=True, check=False, timeout=_TIMEOUT
         ).stdout.split(maxsplit=3)
         major, minor, micro, real = told
     except (OSError, ValueError, subprocess.TimeoutExpired):

@@ -259,7 +259,7 @@ def table(account: Account, fuzzed: Sequence[str]) -> str:
         ("no admission fails", account.pods),
         ("the best pair is preferred", account.pods),
         ("every fault is survived", sum(account.injected.values())),
-        ("the next good scrape heals", sum(account.injected.values())),
+        ("the next good scrape recovers", sum(account.injected.values())),
         ("the plugin comes back", account.injected["kubelet"]),
         ("what a daemon takes is bounded", account.measured),
         (ENDS_WELL, account.processes),

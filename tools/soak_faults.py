@@ -21,7 +21,7 @@ _HALF_A_DAY = 43_200
 
 
 class Fault(NamedTuple):
-    """One thing that goes wrong: its subject, its name, and how; it is mended at its end."""
+    """One thing that goes wrong: its subject, its name, and how; it is undone at its end."""
 
     subject: str
     name: str

@@ -27,7 +27,7 @@ from xelink.topology.model import Topology
 from xelink.topology.publication import UnusableError, read
 
 EXPIRY = 60
-HEALED = PATIENCE
+RECOVERY = PATIENCE
 """Seconds until what has to come again is given up: the truth in the file, a registration."""
 ENDS_WELL = "every daemon goes on, and ends well"
 _GLANCE = 0.05
@@ -122,7 +122,7 @@ class Node:
         self.wait_for_truth("start")
         self.plugin = self._plugin()
         # It says that it is ready for a moment before it has a resource to serve.
-        self.kubelet.wait_for_allocatable(I915, 8, HEALED)
+        self.kubelet.wait_for_allocatable(I915, 8, RECOVERY)
 
     @classmethod
     @contextmanager
@@ -162,7 +162,7 @@ class Node:
 
     def wait_for_truth(self, fault: str) -> None:
         """Wait until the truth and nothing else is published. Raises `ViolationError`."""
-        until = time.monotonic() + HEALED
+        until = time.monotonic() + RECOVERY
         said: object = None
         while time.monotonic() < until:
             try:
@@ -173,7 +173,7 @@ class Node:
                 self.truth.also = ()
                 return
             threading.Event().wait(_GLANCE)
-        raise ViolationError("the next good scrape heals", f"after {fault}: {said}")
+        raise ViolationError("the next good scrape recovers", f"after {fault}: {said}")
 
     def wait_for_links(self, fault: str) -> None:
         """Wait until the plugin is registered and uses the links of now. Raises `ViolationError`.
@@ -181,7 +181,7 @@ class Node:
         Not those of before a fault of the file: it may have read that, and not acted on it yet.
         """
         started, since = time.monotonic(), self.place.file.stat().st_mtime
-        while time.monotonic() - started < HEALED:
+        while time.monotonic() - started < RECOVERY:
             if self.has_links(since):
                 return
             threading.Event().wait(_GLANCE)

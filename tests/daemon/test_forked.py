@@ -15,13 +15,13 @@ LONG = 300_000  # more than a pipe holds
 # In a Python of its own: a process with threads, as the one of the tests, must not be forked.
 PROGRAM = """
 import os, signal, sys
-from xelink.daemon.forked import beside
+from xelink.daemon.forked import run_in_child
 own = os.getpid()
 def elsewhere():
     return os.getpid() != own
 {before}
 try:
-    result = beside(work)
+    result = run_in_child(work)
     print(result())
 except ZeroDivisionError as error:
     print("raised", error)
@@ -121,7 +121,7 @@ ENDLESS = (
 def test_what_takes_too_long_is_killed(bounds: str, why: str) -> None:
     before = (
         f"{ENDLESS}import xelink.daemon.forked\nxelink.daemon.forked._LAST = 0.2\n"
-        f"beside = partial(beside, {bounds})\n"
+        f"run_in_child = partial(run_in_child, {bounds})\n"
         "from xelink.daemon.command import CannotStartError as ZeroDivisionError\n"
     )
     child, said, *rest = told(before)

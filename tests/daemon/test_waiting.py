@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.patience import PATIENCE
-from xelink.daemon.polling import beat, first_of, looking_for, until
+from xelink.daemon.polling import first_of, next_poll, poll_duration, until
 
 
 def test_one_looks_after_each_pause_until_it_holds() -> None:
@@ -44,15 +44,15 @@ def test_who_waits_longer_does_not_keep_others_waiting() -> None:
 def test_looks_come_with_beats_that_those_of_twice_the_pause_share(
     now: float, pause: float
 ) -> None:
-    due = beat(now, pause)
+    due = next_poll(now, pause)
     assert now < due <= now + pause
-    assert beat(now, 2 * pause) in {due, due + pause}
-    assert beat(due, pause) == due + pause
+    assert next_poll(now, 2 * pause) in {due, due + pause}
+    assert next_poll(due, pause) == due + pause
 
 
 @given(st.floats(0, 1e9), st.floats(0, 0.249))
 def test_a_short_pause_is_taken_as_it_is(now: float, pause: float) -> None:
-    assert beat(now, pause) == now + pause
+    assert next_poll(now, pause) == now + pause
 
 
 def test_a_look_that_hangs_is_told() -> None:
@@ -66,12 +66,12 @@ def test_a_look_that_hangs_is_told() -> None:
 
         task = asyncio.create_task(until(look, lambda: 0.001))
         await held.wait()
-        before = looking_for()
+        before = poll_duration()
         assert before > 0
-        assert looking_for() > before
+        assert poll_duration() > before
         go_on.set()
         await task
-        await asyncio.wait_for(until(lambda: looking_for() > 0, lambda: 0.001), PATIENCE)
+        await asyncio.wait_for(until(lambda: poll_duration() > 0, lambda: 0.001), PATIENCE)
 
     asyncio.run(story())
 
@@ -98,11 +98,11 @@ def test_there_is_one_thread_for_all_and_none_for_nobody() -> None:
             return len(threading.enumerate()) > 0
 
         await asyncio.gather(*(until(look, lambda: 0.001) for _ in range(20)))
-        assert seen == {"lookout"}
+        assert seen == {"poller"}
 
     asyncio.run(story())
     for thread in threading.enumerate():
-        if thread.name == "lookout":
+        if thread.name == "poller":
             thread.join(PATIENCE)
             assert not thread.is_alive()
 
@@ -157,7 +157,7 @@ def test_who_gives_up_amid_a_look_is_looked_for_no_more() -> None:
 
     asyncio.run(story())
     for thread in threading.enumerate():
-        if thread.name == "lookout":
+        if thread.name == "poller":
             thread.join(PATIENCE)
             assert not thread.is_alive()
     assert looks == 1

@@ -68,7 +68,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for report in terminalreporter.stats.get(outcome, [])
         if isinstance(report, pytest.TestReport)
     )
-    for name, lines in (("stories", summary.table(reports)), ("versions", summary.versions())):
+    for name, lines in (("tests", summary.table(reports)), ("versions", summary.versions())):
         (_work() / name).write_text("".join(f"{line}\n" for line in lines))
 
 

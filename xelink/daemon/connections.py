@@ -1,10 +1,10 @@
-"""Connections of the `-listen` server: none can hold it up, fill it or outstay its time.
+"""Connections of the `-listen` server, limited in number, size and time.
 
-One thread moves bytes and waits for nobody. Each path is answered by at most one further thread at
-once, so that a page that hangs keeps no probe from being answered. Whatever a client does, what is
-held for it is bounded: its head in bytes and in time, its answer in time, all answers together in
-bytes, connections in number. Where there is no place, the oldest connection makes room: it is one
-that takes its time, while a probe asks at once, and so is answered in any crowd.
+One thread moves all bytes and never blocks. Each path is answered by at most one more thread at a
+time, so a page that hangs blocks no probe. Everything that is kept for a client is limited: the
+head in bytes and time, the answer in time, all answers together in bytes, and the number of
+connections. Beyond that number the oldest connection is closed. A probe sends its request at once,
+so it is answered in any crowd.
 """
 
 import resource
@@ -31,19 +31,19 @@ HEAD_SECONDS = 5.0
 CONNECTION_SECONDS = 10.0
 """From its beginning to its end, the answer included."""
 MOST_UNSENT = 4 << 20
-"""Bytes of all answers that clients have not taken yet; a single one may be longer."""
+"""Bytes of all answers that clients have not read yet; a single one may be longer."""
 
 _LINGER_SECONDS = 1.0
 _MOST_LINGERED = 64 << 10
 _ACCEPTED_AT_ONCE = 16
 _PAUSE_SECONDS = 1.0
-_CALM_SECONDS = 10.0
+_RECOVERED_SECONDS = 10.0
 
 Clock: TypeAlias = Callable[[], float]
 
 
 class Refusal(Enum):
-    """Why a connection did not get what it wanted; the value is its name in the metrics."""
+    """Why a connection got no answer; the value is the reason in the metrics."""
 
     CROWD = "crowd"
     SLOW = "slow"
@@ -54,21 +54,21 @@ class Refusal(Enum):
 
 
 class Later(NamedTuple):
-    """An answer that takes work: of one name, one is made at a time, beside all others."""
+    """An answer that takes work; one of each name is prepared at a time, in its own thread."""
 
     name: str
     work: Callable[[], bytes]
-    """Makes the answer. Raises nothing."""
+    """Returns the answer. Raises nothing."""
 
 
 class Answerer(Protocol):
-    """What the server needs to know of requests and answers."""
+    """What the server needs for requests and answers."""
 
     def answer(self, head: bytes) -> bytes | Later:
-        """Return the answer to a request, or who makes it."""
+        """Return the answer to a request, or the work that prepares it."""
 
     def refuse(self, refusal: Refusal) -> bytes:
-        """Count a refusal; return what is said to it."""
+        """Count a rejected request; return its answer."""
 
 
 class _State(Enum):
@@ -79,7 +79,7 @@ class _State(Enum):
 
 
 class _Connection:
-    """One client, and what is held for it."""
+    """One client, and what is kept for it."""
 
     def __init__(self, sock: socket.socket, now: float) -> None:
         self.sock = sock
@@ -93,15 +93,15 @@ class _Connection:
         self.lingered = 0
 
     def send(self) -> bool:
-        """Send what the client takes now; tell whether that was all."""
-        # A view: else each piece would be a copy of all that is left.
+        """Send what the client accepts now; return whether everything is sent."""
+        # A view: otherwise each piece would copy the rest.
         with suppress(BlockingIOError), memoryview(self.answer) as whole:
             self.sent += self.sock.send(whole[self.sent :])
         return self.sent == len(self.answer)
 
 
 class Connections:
-    """Serves what comes in at a listening socket until it is stopped."""
+    """Serves the connections of a listening socket until it is stopped."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class Connections:
         self._short_at: float | None = None
 
     def run(self, stopped: socket.socket) -> None:
-        """Serve until `stopped` can be read; then end every connection."""
+        """Serve until `stopped` is readable; then close every connection."""
         for awaited in (self._listener, self._woken, stopped):
             self._poll.register(awaited, select.POLLIN)
         try:
@@ -144,7 +144,8 @@ class Connections:
             self._waker.close()
 
     def _turn(self, ready: set[int]) -> None:
-        # Who is there already comes first: a newcomer must not push out who has just asked.
+        # Existing connections come first: a new one must not close one that has just sent a
+        # request.
         for number in ready & self._open.keys():
             if connection := self._open.get(number):
                 self._advance(connection)
@@ -161,7 +162,7 @@ class Connections:
         self._expire(self._clock())
 
     def _milliseconds(self) -> int | None:
-        """Return how long nothing is due; None is for ever."""
+        """Return the time until something is due; None if nothing is."""
         due = [connection.end for connection in self._open.values()]
         if self._resume_at is not None:
             due.append(self._resume_at)
@@ -179,7 +180,7 @@ class Connections:
                 self._cannot_accept(error, self._clock())
                 return
             now = self._clock()
-            if self._short_at is not None and now - self._short_at > _CALM_SECONDS:
+            if self._short_at is not None and now - self._short_at > _RECOVERED_SECONDS:
                 self._short_at = None
                 self._log.info("connections at -listen are accepted again")
             if len(self._open) >= self._most:
@@ -194,14 +195,14 @@ class Connections:
             reason = error.strerror or str(error)
             self._log.warning("connections at -listen are not accepted", reason=reason)
         self._short_at = now
-        # The oldest connection gives its descriptor, and the next turn tries again. Without one, a
-        # listener that stays ready would be asked again and again.
+        # The oldest connection gives up its descriptor, and the next turn tries again. Without any,
+        # a listener that stays ready would be polled in a busy loop.
         if not is_shortage(error) or not self._make_room():
             self._poll.unregister(self._listener)
             self._resume_at = now + _PAUSE_SECONDS
 
     def _make_room(self) -> bool:
-        """End the connection that is worth least: one that has its answer, else the oldest."""
+        """Close the least important connection: one that has its answer, or else the oldest."""
         answered = (each for each in self._open.values() if each.state is _State.LINGERING)
         least = next(answered, None) or next(iter(self._open.values()), None)
         if least:
@@ -214,12 +215,12 @@ class Connections:
             self._end(connection, Refusal.LATE if waits else Refusal.SLOW)
 
     def _end(self, connection: _Connection, refusal: Refusal) -> None:
-        """End a connection; say why, where that can be said at once, and not amid an answer."""
+        """Close a connection; send the reason if possible at once and if no answer has begun."""
         if connection.state is not _State.LINGERING:
-            told = self._answerer.refuse(refusal)
+            answer = self._answerer.refuse(refusal)
             if not connection.sent:
                 with suppress(OSError):
-                    connection.sock.send(told)
+                    connection.sock.send(answer)
         self._drop(connection)
 
     def _drop(self, connection: _Connection) -> None:
@@ -238,11 +239,11 @@ class Connections:
                     self._send(connection)
                 case _State.LINGERING:
                     self._linger(connection)
-                case _State.WAITING:  # all that can be heard of it now is its end
+                case _State.WAITING:  # it can only have closed
                     self._drop(connection)
         except BlockingIOError:
             return
-        except OSError:  # it has gone: no event of the daemon's
+        except OSError:  # the client has gone
             self._drop(connection)
 
     def _read(self, connection: _Connection) -> None:
@@ -256,7 +257,7 @@ class Connections:
             self._answer(connection, bytes(head[:end]))
         elif len(head) > MOST_HEAD:
             self._begin(connection, self._answerer.refuse(Refusal.LARGE))
-        elif not got:  # it ended amid its request, or before
+        elif not got:  # it closed during its request, or before
             if head:
                 self._answerer.refuse(Refusal.MALFORMED)
             self._drop(connection)
@@ -286,11 +287,11 @@ class Connections:
 
     def _hand_in(self, connection: _Connection, later: Later, answer: bytes) -> None:
         self._made.append((connection, later, answer))
-        with suppress(OSError):  # full: it is awake; closed: nobody waits any more
+        with suppress(OSError):  # full: the thread is awake; closed: it has ended
             self._waker.send(b"\0")
 
     def _finish(self, connection: _Connection, later: Later, answer: bytes) -> None:
-        """Send what was made for a connection, and have the same made for the next."""
+        """Send the answer of a connection, and start the same work for the next one."""
         self._working.discard(later.name)
         for following in self._open.values():
             if following.later and following.later.name == later.name:
@@ -311,7 +312,7 @@ class Connections:
         self._send(connection)
 
     def _too_much(self, newest: _Connection) -> Iterator[_Connection]:
-        """Give, oldest first, who must go so that answers are no longer than allowed in all."""
+        """Return, oldest first, the connections to close to keep all answers within the limit."""
         held = [each for each in self._open.values() if each.answer]
         over = sum(len(each.answer) for each in held) - MOST_UNSENT
         for each in held:
@@ -324,7 +325,7 @@ class Connections:
             connection.answer = b""
             connection.state = _State.LINGERING
             connection.end = min(connection.last_end, self._clock() + _LINGER_SECONDS)
-            # To close at once would lose the answer where the client is still sending.
+            # Closing at once would lose the answer if the client is still sending.
             connection.sock.shutdown(socket.SHUT_WR)
             self._poll.modify(connection.sock, select.POLLIN)
 

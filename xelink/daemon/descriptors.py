@@ -1,4 +1,4 @@
-"""Descriptors: enough of them to begin with, and a word where there are none left."""
+"""File descriptors: enough at the start, and recognizing errors from a shortage."""
 
 import errno
 import resource
@@ -9,12 +9,12 @@ _NONE_LEFT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Return whether a call failed for want of descriptors or memory, and so says nothing else."""
+    """Return whether a call failed for lack of descriptors or memory, and has no other meaning."""
     return isinstance(error, OSError) and error.errno in _NONE_LEFT
 
 
 def require_descriptors(least: int) -> None:
-    """Take as many as we may have, and raise `CannotStartError` where these are too few."""
+    """Raise the limit as far as necessary; raise `CannotStartError` if it cannot be enough."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = resource.RLIM_INFINITY
     if unlimited in {soft, hard} or soft >= least:

@@ -1,8 +1,8 @@
-"""Settings as Go programs take them, so that arguments written for the reference still work.
+"""Settings with Go's flags, so that arguments for Intel's XeLink sidecar still work.
 
 One field of a settings class is one flag, one environment variable, one key of the configuration
-file and one line of help. A flag wins over the environment, that over the file, that over the
-default.
+file and one line of help. A flag overrides the environment, the environment overrides the
+file, and the file overrides the default.
 """
 
 import os
@@ -52,7 +52,7 @@ class UsageError(Exception):
         super().__init__(printable(text))
 
 
-class HelpRequested(Exception):  # noqa: N818 - a wish, no error
+class HelpRequested(Exception):  # noqa: N818 - not an error
     """The user asks for help: print it and end with exit code 0."""
 
 
@@ -133,13 +133,13 @@ HostNames = Annotated[
 """Names of hosts, as text with commas, or as a list in YAML."""
 
 LISTEN_NAMES = (
-    "names under which -listen answers beside addresses, localhost, this host's name, $NODE_NAME"
+    "names for which -listen answers, besides addresses, localhost, this host's name, $NODE_NAME"
     " and $POD_NAME: node-1.example.com,xelink.monitoring.svc; * for any"
 )
 
 
 Directory = Annotated[Path, BeforeValidator(_not_empty)]
-"""A path that is not empty: an empty one would mean wherever the daemon happens to stand."""
+"""A path that is not empty; an empty one would mean the current directory."""
 
 
 class KlogSettings(DaemonSettings):
@@ -168,7 +168,7 @@ class KlogSettings(DaemonSettings):
 
 
 def print_config(loaded: Loaded[S]) -> str:
-    """Write settings as a configuration file, each with its origin."""
+    """Return settings as a configuration file, each with its origin."""
     import yaml  # noqa: PLC0415 - needed by one flag only
 
     lines: list[str] = []
@@ -259,7 +259,7 @@ def _similar(flag: str, settings: type[DaemonSettings]) -> str:
 
 
 def help_text(settings: type[DaemonSettings]) -> str:
-    """Write the help: every flag with what it does, what it takes and its default."""
+    """Return the help: every flag with its description, its value and its default."""
     width = min(100, shutil.get_terminal_size().columns)
     own = _listed(settings)
     prefix = settings.model_config["env_prefix"]
@@ -270,7 +270,7 @@ def help_text(settings: type[DaemonSettings]) -> str:
             f"Usage: {settings.PROGRAM} [flags]",
             "Forms: -flag value, -flag=value, --flag value, --flag=value; booleans also bare.",
             f"Each is also a variable ({prefix}{own[0].upper()}) and a key of -config-file",
-            f"({_flag(own[0])}: ...). A flag wins over the environment, that over the file.",
+            f"({_flag(own[0])}: ...). A flag overrides the environment, which overrides the file.",
             "",
             *(
                 line
@@ -302,7 +302,7 @@ def flag_rows(settings: type[DaemonSettings]) -> Iterator[tuple[str, str, str]]:
 
 
 def _listed(settings: type[DaemonSettings]) -> list[str]:
-    """Return the settings that mean something, the daemon's own before those of every daemon."""
+    """Return the settings that have an effect, the daemon's own before the shared ones."""
     current = [name for name, field in settings.model_fields.items() if not field.deprecated]
     shared = (KlogSettings.model_fields, DaemonSettings.model_fields)
     return sorted(current, key=lambda name: sum(name in fields for fields in shared))
@@ -426,7 +426,7 @@ def _read_file(path: Path, settings: type[DaemonSettings]) -> dict[str, Any]:
 
 
 def _misread(key: str, value: object, field: FieldInfo, written: object) -> str | None:
-    """Say of what YAML made of a value that it cannot be what was meant; None where it can."""
+    """Return why YAML's value cannot be what was meant; None if it can."""
     parts: list[object] = [value]
     if isinstance(value, list) and get_origin(field.annotation) is frozenset:
         parts = value
@@ -437,13 +437,13 @@ def _misread(key: str, value: object, field: FieldInfo, written: object) -> str 
     if not all(isinstance(word, str) for word in words):  # a mapping that is tagged as a text
         return f"{key!r} takes one value"
     for part, word in zip(parts, words, strict=False):
-        if doubt := _doubt(key, part, word, field):
-            return f"{key}: {doubt}"
+        if problem := _yaml_problem(key, part, word, field):
+            return f"{key}: {problem}"
     return None
 
 
-def _doubt(key: str, value: object, written: str, field: FieldInfo) -> str | None:
-    """Say that YAML reads a word otherwise than a flag would; None where it does not."""
+def _yaml_problem(key: str, value: object, written: str, field: FieldInfo) -> str | None:
+    """Return why YAML reads a word differently from a flag; None if it does not."""
     from xelink.daemon.yaml_documents import is_decimal  # noqa: PLC0415 - needed with a configuration file only
 
     takes = _takes(field)

@@ -1,6 +1,6 @@
-"""Work in a process that ends with it: what it imports costs nobody memory for years.
+"""Runs a function in a forked child, so that the daemon never pays for what it imports.
 
-And no time where there are two cores: the daemon imports what it needs meanwhile.
+With two cores it costs no time either: the daemon imports its own modules meanwhile.
 """
 
 import fcntl
@@ -19,31 +19,31 @@ from xelink.daemon.signals import is_stopping
 T = TypeVar("T")
 
 SECONDS = 60.0
-"""For work that takes a fifth of a second, or some on a node that does a hundred other things."""
+"""Work takes a fifth of a second, or some seconds on a busy node."""
 
-_GLANCE = 0.05  # between two looks for a signal
-_LAST = 20.0
-"""Seconds for work that is under way when a signal comes: it may say first that a file hangs."""
+_POLL_INTERVAL = 0.05  # for pending signals
+_STOP_TIMEOUT = 20.0
+"""Seconds for running work after a signal: it may first report a file that hangs."""
 
 
 def run_in_child(
     work: Callable[[], T], seconds: float = SECONDS, stopping: Callable[[], bool] = is_stopping
 ) -> Callable[[], T]:
-    """Begin `work` in a process of its own; return what waits for its result, to be called once.
+    """Start `work` in a child process; return a function that waits for its result, to call once.
 
-    The result must be picklable, and `work` such that it may begin twice: where there is no such
-    process to be had, or it ends without a result, `work` is done by who waits. So an exception is
-    that of the work itself. Only for a process that has no threads yet.
+    The result must be picklable. `work` may run twice: if no child can be created, or the child
+    ends without a result, the returned function runs `work` itself. An exception is therefore that
+    of the work. Only for a process that has no threads yet.
 
-    That process is killed when it takes longer than `seconds`, or much longer after `stopping`
-    holds: then who waits raises `CannotStartError`. It dies with us, however we end.
+    The child is killed if it takes longer than `seconds`, or much longer after `stopping` returns
+    True; the returned function then raises `CannotStartError`. The child never outlives its parent.
     """
     try:
         reader, writer = os.pipe()
     except OSError:
         return work
     try:
-        # Nothing is ever written here: its end is ours.
+        # Nothing is ever written here: it only ends together with us.
         lifeline, our_life = os.pipe()
     except OSError:
         _close(reader, writer)
@@ -54,40 +54,41 @@ def run_in_child(
         _close(reader, writer, lifeline, our_life)
         return work
     if not child:
-        _close(reader, our_life)  # or it would write on, and live on, when nobody is left to read
-        _tell(writer, lifeline, work)
+        # Otherwise the child could write, and live, after its parent has ended.
+        _close(reader, our_life)
+        _send(writer, lifeline, work)
     _close(writer, lifeline)
 
     def result() -> T:
         try:
-            content = _hear(reader, seconds, stopping)
+            content = _receive(reader, seconds, stopping)
         except CannotStartError:
             os.kill(child, signal.SIGKILL)
-            _bury(child, patient=False)
+            _reap(child, wait=False)
             raise
         finally:
             _close(reader, our_life)
-        _bury(child)
+        _reap(child)
         with suppress(EOFError, pickle.UnpicklingError):
-            done: T = pickle.loads(content)  # noqa: S301 - written by ourselves, over a pipe
+            done: T = pickle.loads(content)  # noqa: S301 - from our own child, through a pipe
             return done
         return work()
 
     return result
 
 
-def _hear(reader: int, seconds: float, stopping: Callable[[], bool]) -> bytes:
+def _receive(reader: int, seconds: float, stopping: Callable[[], bool]) -> bytes:
     """Read to the end. Raises `CannotStartError` when that takes too long."""
-    told: list[bytes] = []
+    chunks: list[bytes] = []
     end, stopped = time.monotonic() + seconds, False
     while True:
         if not stopped and stopping():
-            end, stopped = min(end, time.monotonic() + _LAST), True
-        # Signals are held back until the daemon can hear them: so one looks whether any waits.
-        if select.select([reader], (), (), _GLANCE)[0]:
+            end, stopped = min(end, time.monotonic() + _STOP_TIMEOUT), True
+        # Signals are blocked until the daemon can handle them, so pending ones are polled.
+        if select.select([reader], (), (), _POLL_INTERVAL)[0]:
             if not (chunk := os.read(reader, 1 << 16)):
-                return b"".join(told)
-            told.append(chunk)
+                return b"".join(chunks)
+            chunks.append(chunk)
         elif time.monotonic() >= end:
             raise CannotStartError(
                 "stopped before the settings were read"
@@ -96,10 +97,10 @@ def _hear(reader: int, seconds: float, stopping: Callable[[], bool]) -> bytes:
             )
 
 
-def _bury(child: int, *, patient: bool = True) -> None:
-    """Take the end of a process. One that hangs in the kernel has none, even when it is killed."""
-    with suppress(ChildProcessError):  # where whoever started us has signals of it ignored
-        os.waitpid(child, 0 if patient else os.WNOHANG)
+def _reap(child: int, *, wait: bool = True) -> None:
+    """Reap a child. One that hangs in the kernel does not end, even if it is killed."""
+    with suppress(ChildProcessError):  # if SIGCHLD is ignored, as inherited from our parent
+        os.waitpid(child, 0 if wait else os.WNOHANG)
 
 
 def _close(*descriptors: int) -> None:
@@ -107,20 +108,20 @@ def _close(*descriptors: int) -> None:
         os.close(descriptor)
 
 
-def _tell(writer: int, lifeline: int, work: Callable[[], object]) -> NoReturn:
+def _send(writer: int, lifeline: int, work: Callable[[], object]) -> NoReturn:
     try:
         _die_with(lifeline)
         with os.fdopen(writer, "wb") as pipe:
             pipe.write(pickle.dumps(work()))
     finally:
-        os._exit(0)  # not a second time what the process has to do at its end
+        os._exit(0)  # skip exit handlers, which are the parent's
 
 
 def _die_with(lifeline: int) -> None:
-    """Have the kernel end this process when nobody holds the other end of a pipe any more."""
-    signal.signal(signal.SIGIO, signal.SIG_DFL)  # which ends whom it meets
+    """Let the kernel end this process when the other end of a pipe is closed."""
+    signal.signal(signal.SIGIO, signal.SIG_DFL)  # which ends the process
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGIO})
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
-    if select.select([lifeline], (), (), 0)[0]:  # it was let go of before the kernel was asked
+    if select.select([lifeline], (), (), 0)[0]:  # it was closed before
         os._exit(0)

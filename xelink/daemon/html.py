@@ -1,8 +1,8 @@
-"""A page for people and the same as JSON: whole in itself, safe, and renewed by itself.
+"""A page for a browser that updates itself, and the same content as JSON.
 
-No framework and nothing from elsewhere: it works on a node without a network. Whatever is shown
-came from outside and is escaped; the content security policy names the one script and the styles by
-their digests, so that nothing else could run even if some text got through.
+The page uses no framework and loads nothing from other servers, so it works on a node without a
+network. All content is escaped. The content security policy allows only the one script and the
+styles, by their digests, so nothing else would run even if some text were not escaped.
 """
 
 import json
@@ -17,7 +17,7 @@ from xelink.daemon.http_server import Page, Reply
 from xelink.daemon.version import versioned
 
 StatusDocument: TypeAlias = Mapping[str, Any]
-"""What a daemon tells of itself, ready for JSON."""
+"""What a daemon reports about itself, ready for JSON."""
 
 
 class Html(str):
@@ -27,7 +27,7 @@ class Html(str):
 
 
 def tag(name: str, *children: str, **attributes: str) -> Html:
-    """Write an element; what is not `Html` is escaped. `class_` and `aria_label` as in Python."""
+    """Return an element; text that is not `Html` is escaped. Attributes: `class_`, `aria_label`."""
     named = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"'
         for key, value in attributes.items()
@@ -40,7 +40,7 @@ def _safe(text: str) -> str:
 
 
 def section(name: str, title: str, *children: str) -> Html:
-    """Write one part of the page; `name` tells it from the others."""
+    """Return one part of the page, with the id `name`."""
     return tag(
         "section", tag("h2", title, id=f"{name}-title"), *children, id=name,
         aria_labelledby=f"{name}-title",
@@ -48,7 +48,7 @@ def section(name: str, title: str, *children: str) -> Html:
 
 
 def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Html:
-    """Write a table whose first column names the row."""
+    """Return a table whose first column names the row."""
     head = tag("tr", *(tag("th", column, scope="col") for column in columns))
     body = [
         tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:]))
@@ -62,24 +62,24 @@ def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -
 
 
 def instant(moment: str | None, never: str = "never") -> Html:
-    """Write an instant, ISO 8601 or None; the page counts down to it, or up from it."""
+    """Return an instant, ISO 8601 or None; the page counts down to it, or up from it."""
     return tag("time", moment, datetime=moment) if moment else tag("span", never)
 
 
 def words(texts: Iterable[str], none: str = "none") -> Html:
-    """Write names in a row, of which none is broken at its hyphens; `none` where there are none."""
+    """Return names in a row, not broken at hyphens; `none` if there are none."""
     return Html(" ".join(tag("span", text, class_="word") for text in texts) or escape(none))
 
 
 def code(text: str, after: str = "") -> Html:
-    """Write what people compare letter by letter; lines break `after` such a letter only."""
+    """Return a text to compare letter by letter; lines break only `after` that letter."""
     pieces = text.split(after) if after else [text]
     whole = [*(piece + after for piece in pieces[:-1]), pieces[-1]]
     return tag("code", Html("<wbr>".join(tag("span", piece, class_="word") for piece in whole)))
 
 
 def badge(text: str, *, good: bool) -> Html:
-    """Write a word that stands out: by its sign, too, for who sees no colors."""
+    """Return a highlighted word, with a sign for readers who see no colors."""
     return tag("strong", f"{'✓' if good else '✗'} {text}", class_="good" if good else "bad")
 
 
@@ -102,7 +102,7 @@ def pages(
 
 
 def iso(moment: datetime | float | None) -> str | None:
-    """Write an instant for a status; 0 and None are none."""
+    """Return an instant in ISO 8601; None for 0 and None."""
     if not moment:
         return None
     if isinstance(moment, datetime):
@@ -137,7 +137,7 @@ def _page(title: str, sections: Sequence[Html]) -> Reply:
         f" style-src {' '.join(sorted(map(_digest, styles)))}"
     )
     headers = (*_HEADERS, ("Content-Security-Policy", policy))
-    # What is shown may hold bytes that are no text: they are a question mark each.
+    # Content may have bytes that are not text; each becomes a question mark.
     return Reply("text/html; charset=utf-8", text.encode(errors="replace"), headers)
 
 
@@ -196,9 +196,9 @@ footer { display: flex; gap: 1.25rem; margin: 1rem .25rem 0; } a { color: inheri
   td { max-width: 16rem; overflow-wrap: anywhere; } }
 """
 
-# Each part is replaced only when it changed; the focus stays where it was, and a table that was
-# scrolled stays so. What changed in a part with data-news is told to screen readers. Styles within
-# a part must have been there from the start: the policy of the first answer holds.
+# A part is replaced only if it changed. The focus and the scroll position stay. Changes in a part
+# with data-news are announced to screen readers. Styles within a part must be in the first answer,
+# whose policy holds.
 _SCRIPT = """
 'use strict';
 const written = new Map();
@@ -261,7 +261,7 @@ const renew = async () => {
   } catch (error) {
     if (!document.body.hasAttribute('data-lost')) {
       document.body.setAttribute('data-lost', '');
-      say(`No answer since ${new Date().toLocaleTimeString()}: what is shown is old.`);
+      say(`No answer since ${new Date().toLocaleTimeString()}: this content is old.`);
     }
   }
   count();

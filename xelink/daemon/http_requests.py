@@ -1,4 +1,4 @@
-"""Requests as the `-listen` server takes them: the head alone, and whom it is for."""
+"""Parses the head of a request to the `-listen` server, and checks its Host."""
 
 import re
 import socket
@@ -13,7 +13,7 @@ ANY = "*"
 
 
 class HttpRequest(NamedTuple):
-    """What is asked: `host` is None where an HTTP/1.0 client named none; header names are lower."""
+    """A request. `host` is None if an HTTP/1.0 client sent none; header names are lower case."""
 
     method: str
     path: str
@@ -23,7 +23,7 @@ class HttpRequest(NamedTuple):
 
 
 class MalformedRequestError(Exception):
-    """No request: the client gets 400 with this line, and nothing is looked up."""
+    """Not a request: the client gets 400 with this line."""
 
 
 # request-line = method SP request-target SP "HTTP/1." DIGIT ; method and field-name are tokens
@@ -38,7 +38,7 @@ _LOOK_BACK = 2  # of the end's three bytes, two may have come before
 
 
 def head_end(received: bytes | bytearray, before: int = 0) -> int | None:
-    """Return where the head ends, None as long as it goes on; `before` bytes were looked at."""
+    """Return where the head ends, None if it is incomplete; `before` bytes were searched."""
     found = _END.search(received, max(0, before - _LOOK_BACK))
     return found.end() if found else None
 
@@ -85,10 +85,11 @@ _HOST = re.compile(
 
 
 def requested_name(host: str) -> str | None:
-    """Return the name that a Host header asks for, as `normalized` makes it; None for an address.
+    """Return the name in a Host header, as by `normalized`; None for an address.
 
-    An address is nobody's but the server's own: only a name can be made to lead elsewhere. What is
-    neither is given as an empty name, which nobody has.
+    An address can only be the server's own, while a name can resolve to any server. Anything else
+    is
+    returned as an empty name, which no host has.
     """
     found = _HOST.fullmatch(host)
     if not found:
@@ -100,7 +101,7 @@ def requested_name(host: str) -> str | None:
 
 
 def normalized(name: str) -> str:
-    """Write a DNS name in the one way in which names are compared."""
+    """Return a DNS name in the form in which names are compared."""
     return name.lower().removesuffix(".")
 
 
@@ -114,8 +115,8 @@ def is_answered(host: str | None, names: frozenset[str]) -> bool:
 
 def own_names(hostname: str, environ: Mapping[str, str], more: frozenset[str]) -> frozenset[str]:
     """Return the names of this host: its own, the node's and the Pod's, `localhost`, and `more`."""
-    told = (environ.get(name, "") for name in ("NODE_NAME", "POD_NAME"))
-    return frozenset(filter(None, map(normalized, ("localhost", hostname, *told, *more))))
+    given = (environ.get(name, "") for name in ("NODE_NAME", "POD_NAME"))
+    return frozenset(filter(None, map(normalized, ("localhost", hostname, *given, *more))))
 
 
 def _is_address(family: int, text: str) -> bool:

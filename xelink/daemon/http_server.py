@@ -1,6 +1,6 @@
 """The `-listen` server: probes for kubelet, metrics for Prometheus, pages for people.
 
-Requests are read and connections held by modules beside this one; here is what is answered to whom.
+`http_requests` parses requests and `connections` holds connections; this module answers.
 """
 
 import socket
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
 
 
 class ProbeResult(NamedTuple):
-    """What a probe says that has more to tell than what is wrong."""
+    """The result of a probe that has a text in any case."""
 
     ok: bool
     text: str
 
 
 Probe: TypeAlias = Callable[[], ProbeResult | str | None]
-"""Returns None when all is well, a line that says what is not, or a verdict."""
+"""Returns None if all is well, a line with the problem, or a `ProbeResult`."""
 
 
 class Reply(NamedTuple):
-    """What a page answers: a media type, further headers, a body."""
+    """The answer of a page: a media type, further headers, a body."""
 
     type: str
     body: bytes
@@ -57,7 +57,7 @@ Page: TypeAlias = Callable[[], Reply]
 
 @dataclass(frozen=True)
 class Site:
-    """What is served beside the metrics, by path, and the names under which it is."""
+    """What is served in addition to the metrics, by path, and under which names."""
 
     probes: Mapping[str, Probe] = field(default_factory=dict)
     pages: Mapping[str, Page] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class Site:
 
 
 class ListenError(CannotStartError):
-    """The address cannot be listened on: a daemon that nobody can probe does not start."""
+    """The address cannot be listened on: a daemon without probes does not start."""
 
 
 @contextmanager
@@ -84,7 +84,7 @@ def serving(
         listener, address = open_listener(listen)
     except (OSError, ValueError) as error:  # ValueError: a name that cannot be encoded
         raise ListenError(
-            f"cannot listen on {listen}: {error}; return -listen another address, or none"
+            f"cannot listen on {listen}: {error}; give -listen another address, or none"
         ) from None
     connections = Connections(listener, _Application(metrics, site, log), log)
     stopped, stop = socket.socketpair()
@@ -102,7 +102,7 @@ def serving(
 _PLAIN = (("Content-Type", "text/plain; charset=utf-8"), ("X-Content-Type-Options", "nosniff"))
 _METHODS = ("GET", "HEAD")
 
-_SAID = {
+_ERRORS = {
     Refusal.CROWD: ("503 Service Unavailable", "there are too many connections"),
     Refusal.SLOW: ("408 Request Timeout", "the request or its answer takes too long"),
     Refusal.LATE: ("503 Service Unavailable", "the answer takes too long to make"),
@@ -126,12 +126,12 @@ class _Application:
         self._refused = metrics.refused
         self._site = site
         self._log = log
-        self._faults = Changes()
+        self._errors = Changes()
         for refusal in Refusal:
             self._refused.labels(refusal.value)
 
     def answer(self, head: bytes) -> bytes | Later:
-        """Return the answer to a request, or who makes it."""
+        """Return the answer to a request, or the work that prepares it."""
         try:
             request = parse(head)
         except MalformedRequestError as error:
@@ -141,7 +141,7 @@ class _Application:
             return self.refuse(Refusal.HOST, body=body)
         if request.method not in _METHODS:
             allow = ("Allow", ", ".join(_METHODS))
-            said = b"this only tells: GET or HEAD\n"
+            said = b"this is read-only: GET or HEAD\n"
             return _render("405 Method Not Allowed", (allow, *_PLAIN), said)
         paths = ("/metrics", *self._site.probes, *self._site.pages)
         if request.path not in paths:
@@ -149,23 +149,23 @@ class _Application:
         return Later(request.path, partial(self._work, request))
 
     def refuse(self, refusal: Refusal, why: str | None = None, *, body: bool = True) -> bytes:
-        """Count a refusal; return what is said to it."""
+        """Count a rejected request; return its answer."""
         self._refused.labels(refusal.value).inc()
-        status, said = _SAID[refusal]
+        status, said = _ERRORS[refusal]
         return _render(status, _PLAIN, f"{why or said}\n".encode(), body=body)
 
     def _work(self, request: HttpRequest) -> bytes:
-        fault: Exception | None = None
+        failure: Exception | None = None
         try:
             status, headers, said = self._found(request)
-        except Exception as error:  # noqa: BLE001 - a page's fault is no fault of the daemon
-            status, headers, said = "500 Internal Server Error", _PLAIN, b"a fault; see the log\n"
-            fault = error
-        if self._faults.of(request.path, repr(fault)) and fault:
-            # What the system refuses, a descriptor for one, is no fault in the program.
-            trace = None if isinstance(fault, OSError) else fault
+        except Exception as error:  # noqa: BLE001 - an error of a page does not end the daemon
+            status, headers, said = "500 Internal Server Error", _PLAIN, b"an error; see the log\n"
+            failure = error
+        if self._errors.of(request.path, repr(failure)) and failure:
+            # An error of the system, such as no descriptor, needs no trace of the program.
+            trace = None if isinstance(failure, OSError) else failure
             self._log.error(
-                "an answer failed", path=request.path, reason=repr(fault), exc_info=trace
+                "an answer failed", path=request.path, reason=repr(failure), exc_info=trace
             )
         return _render(status, headers, said, body=request.method != "HEAD")
 
@@ -176,8 +176,8 @@ class _Application:
             reply = page()
             return "200 OK", (("Content-Type", reply.type), *reply.headers), reply.body
         found = self._site.probes[request.path]()
-        fine, said = found if isinstance(found, ProbeResult) else (not found, found or "ok")
-        return "200 OK" if fine else "503 Service Unavailable", _PLAIN, f"{said}\n".encode()
+        ok, said = found if isinstance(found, ProbeResult) else (not found, found or "ok")
+        return "200 OK" if ok else "503 Service Unavailable", _PLAIN, f"{said}\n".encode()
 
 
 _Headers: TypeAlias = tuple[tuple[str, str], ...]
@@ -185,11 +185,11 @@ _Answer: TypeAlias = tuple[str, _Headers, bytes]
 
 
 def _asked(application: "WSGIApplication", request: HttpRequest) -> _Answer:
-    """Ask prometheus_client's application, which reads these of a request, and knows no HEAD."""
-    told: list[tuple[str, _Headers]] = []
+    """Call prometheus_client's application, which reads these keys and does not support HEAD."""
+    started: list[tuple[str, _Headers]] = []
 
     def start_response(status: str, headers: list[tuple[str, str]], _: object = None, /) -> None:
-        told.append((status, tuple(headers)))
+        started.append((status, tuple(headers)))
 
     environ = {
         "REQUEST_METHOD": "GET",
@@ -199,7 +199,7 @@ def _asked(application: "WSGIApplication", request: HttpRequest) -> _Answer:
         "HTTP_ACCEPT_ENCODING": request.headers.get("accept-encoding", ""),
     }
     body = b"".join(application(environ, start_response))  # type: ignore[arg-type]  # it writes nothing else
-    return *told[0], body
+    return *started[0], body
 
 
 def _render(status: str, headers: _Headers, said: bytes, *, body: bool = True) -> bytes:

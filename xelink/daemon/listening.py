@@ -1,4 +1,4 @@
-"""The socket that `-listen` opens: one for both families of addresses, where there are two."""
+"""The socket of `-listen`: one for IPv6 and IPv4, if the kernel has both."""
 
 import errno
 import socket
@@ -8,10 +8,10 @@ from typing import Any, TypeAlias
 from xelink.daemon.setting_types import split_address
 
 _Address: TypeAlias = tuple[Any, ...]
-"""Host and port, and for IPv6 what the resolver said in addition."""
+"""Host and port, and for IPv6 more fields of the resolver."""
 
 _BACKLOG = 128
-# Asked of the kernel, which doubles it: what a connection may hold there while nobody reads.
+# Buffer in the kernel, which doubles it, for each connection.
 _BUFFER = 32 << 10
 
 _WILDCARDS = {"", "::"}
@@ -22,8 +22,8 @@ _NOT_HERE = {errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EADDRNOTAVAIL}
 def open_listener(listen: str) -> tuple[socket.socket, str]:
     """Listen on `host:port`; return the socket, and the address with the port that it got.
 
-    Without a host, or with `[::]`, it is every address of both families, as Go's programs have it;
-    where the kernel has no IPv6, those of IPv4. Raises `OSError`, and `ValueError` for what is no
+    Without a host, or with `[::]`, it is every address of both families, as in Go programs. Without
+    a host and IPv6, it is every IPv4 address. Raises `OSError`, and `ValueError` for an invalid
     address.
     """
     host, port = split_address(listen)
@@ -42,7 +42,7 @@ def open_listener(listen: str) -> tuple[socket.socket, str]:
 
 
 def _candidates(host: str, port: int) -> Iterator[tuple[int, _Address]]:
-    """Return what to try in turn: a name may have an address of a family that is not there."""
+    """Return what to try in turn: a name may have addresses of a family that is missing."""
     if host in _WILDCARDS:
         yield socket.AF_INET6, ("::", port)
         if not host:

@@ -1,4 +1,4 @@
-"""A daemon's metrics: a registry of our own, one prefix, and a list of what there is."""
+"""A daemon's metrics: its registry, their prefix, and a list of them for the docs."""
 
 from collections.abc import Sequence
 from platform import python_version
@@ -20,7 +20,7 @@ class Metrics:
     """Makes metrics whose names begin with `prefix`, and remembers them for the documentation."""
 
     def __init__(self, prefix: str) -> None:
-        # Without this each counter is told twice, once with the time of its birth.
+        # Otherwise each counter has a second series with its creation time.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no types
         self.registry = CollectorRegistry()
         self.rows: list[tuple[str, tuple[str, ...], str]] = []
@@ -34,26 +34,26 @@ class Metrics:
         self.refused = self.counter(
             "listen_refused",
             "connections at -listen that got no answer: too many at once, a slow client, an answer"
-            " that came late, a large or a malformed request, the Host of nobody here",
+            " that came late, a large or a malformed request, a Host that is not ours",
             "reason",
         )
-        """Refusals of the -listen server, by reason."""
+        """Rejected requests of the -listen server, by reason."""
 
     def gauge(self, name: str, text: str, *labels: str) -> Gauge:
         """Make a gauge."""
-        return Gauge(self._noted(name, text, labels), text, labels, registry=self.registry)
+        return Gauge(self._recorded(name, text, labels), text, labels, registry=self.registry)
 
     def counter(self, name: str, text: str, *labels: str) -> Counter:
         """Make a counter; its name ends in `_total`."""
-        noted = self._noted(f"{name}_total", text, labels)
-        return Counter(noted, text, labels, registry=self.registry)
+        full_name = self._recorded(f"{name}_total", text, labels)
+        return Counter(full_name, text, labels, registry=self.registry)
 
     def histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
         """Make a histogram."""
-        noted = self._noted(name, text, labels)
-        return Histogram(noted, text, labels, registry=self.registry, buckets=buckets)
+        full_name = self._recorded(name, text, labels)
+        return Histogram(full_name, text, labels, registry=self.registry, buckets=buckets)
 
-    def _noted(self, name: str, text: str, labels: tuple[str, ...]) -> str:
+    def _recorded(self, name: str, text: str, labels: tuple[str, ...]) -> str:
         full = f"{self._prefix}_{name}"
         self.rows.append((full, labels, text))
         return full

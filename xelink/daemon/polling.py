@@ -1,4 +1,4 @@
-"""Waiting for whichever comes first."""
+"""Waiting for the first of several events, and polling conditions in one thread."""
 
 import asyncio
 import threading
@@ -13,7 +13,7 @@ _SHORT = 0.25  # seconds
 
 
 async def first_of(*waits: Coroutine[Any, Any, object], seconds: float | None = None) -> bool:
-    """Wait until one of them is done; False when the time was up before. The others are canceled.
+    """Wait until one of them is done; return False if the time is up first. Cancel the others.
 
     Raises what the first one raises.
     """
@@ -30,9 +30,9 @@ async def first_of(*waits: Coroutine[Any, Any, object], seconds: float | None = 
 
 
 async def until(condition: Callable[[], bool], pause: Callable[[], float]) -> None:
-    """Wait until a condition holds, at which one looks again and again, in another thread.
+    """Wait until a condition holds, polling it in another thread.
 
-    `pause` tells the seconds between two looks, or up to the first. Raises what `condition` raises.
+    `pause` returns the seconds to the next poll. Raises what `condition` raises.
     """
     loop = asyncio.get_running_loop()
     holds = loop.create_future()
@@ -45,107 +45,107 @@ async def until(condition: Callable[[], bool], pause: Callable[[], float]) -> No
         else:
             holds.set_result(None)
 
-    def tell(error: BaseException | None) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody wants to know
+    def notify(error: BaseException | None) -> None:
+        with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(settle, error)
 
-    wait = _Wait(beat(time.monotonic(), pause()), condition, pause, tell)
+    wait = _Wait(next_poll(time.monotonic(), pause()), condition, pause, notify)
     try:
-        _LOOKOUT.add(wait)
+        _POLLER.add(wait)
         await holds
     finally:
-        _LOOKOUT.drop(wait)
+        _POLLER.drop(wait)
 
 
-def beat(now: float, pause: float) -> float:
-    """Return the next multiple of a pause, so that looks of the same or half the pause coincide.
+def next_poll(now: float, pause: float) -> float:
+    """Return the next multiple of a pause, so that polls with the same or half the pause coincide.
 
-    A short pause, as that up to a certain instant, is taken as it is.
+    A short pause, such as that until a certain instant, is not rounded.
     """
     return now + pause if pause < _SHORT else (now // pause + 1) * pause
 
 
-def looking_for() -> float:
-    """Tell for how many seconds a look has been under way that may hang; 0 when there is none."""
-    return time.monotonic() - since if (since := _LOOKOUT.since) else 0.0
+def poll_duration() -> float:
+    """Return for how many seconds the current poll, which may hang, has been running; or 0."""
+    return time.monotonic() - since if (since := _POLLER.since) else 0.0
 
 
 @dataclass(eq=False)
 class _Wait:
-    """What somebody waits for, and when one looks next, by the monotonic clock."""
+    """A condition that somebody waits for, and its next poll, by the monotonic clock."""
 
     due: float
     condition: Callable[[], bool]
     pause: Callable[[], float]
-    tell: Callable[[BaseException | None], None]
+    notify: Callable[[BaseException | None], None]
     over: bool = False
 
     def __lt__(self, other: "_Wait") -> bool:
         return self.due < other.due
 
-    def look(self) -> bool:
-        """Look once; False when there is nothing more to wait for."""
+    def poll(self) -> bool:
+        """Poll once; return False if there is nothing more to wait for."""
         if self.over:
             return False
         try:
             if not self.condition():
-                self.due = beat(time.monotonic(), self.pause())
+                self.due = next_poll(time.monotonic(), self.pause())
                 return True
-        except BaseException as error:  # noqa: BLE001 - whatever it is, who waits is told
-            self.tell(error)
+        except BaseException as error:  # noqa: BLE001 - the waiting task gets it
+            self.notify(error)
         else:
-            self.tell(None)
+            self.notify(None)
         return False
 
 
-class _Lookout:
-    """One thread that looks for all who wait, for as long as anybody does.
+class _Poller:
+    """One thread that polls for all waiting tasks, as long as there are any.
 
-    To wake a thread takes a third of what it takes to wake the event loop, and looks are made every
-    second for as long as the node is up.
+    Waking a thread costs a third of waking the event loop, and polls happen every second for as
+    long as the node is up.
     """
 
     def __init__(self) -> None:
         self._waits: list[_Wait] = []  # a heap
         self._lock = threading.Lock()
-        # Rings when it is released. A `Condition` would take longer than most looks.
-        self._bell = threading.Lock()
-        self._bell.acquire()
+        # Releasing it wakes the thread. A `Condition` would take longer than most polls.
+        self._wakeup = threading.Lock()
+        self._wakeup.acquire()
         self._awake = False
         self.since = 0.0
-        """When the look that is under way began, by the monotonic clock."""
+        """When the current poll began, by the monotonic clock."""
 
     def add(self, wait: _Wait) -> None:
-        """Look for one more."""
+        """Poll for one more."""
         with self._lock:
             heappush(self._waits, wait)
             if not self._awake:
-                threading.Thread(target=self._run, name="lookout", daemon=True).start()
+                threading.Thread(target=self._run, name="poller", daemon=True).start()
                 self._awake = True
             elif self._waits[0] is wait:
-                self._ring()
+                self._wake()
 
     def drop(self, wait: _Wait) -> None:
-        """Look no more, from the next look on, for one who does not wait any longer."""
+        """Poll no more, from the next turn on, for a task that stopped waiting."""
         with self._lock:
             wait.over = True
             if wait in self._waits:
                 self._waits.remove(wait)
                 heapify(self._waits)
             if not self._waits and self._awake:
-                self._ring()
+                self._wake()
 
-    def _ring(self) -> None:
-        if self._bell.locked():
-            self._bell.release()
+    def _wake(self) -> None:
+        if self._wakeup.locked():
+            self._wakeup.release()
 
     def _run(self) -> None:
         while (left := self._turn()) is not None:
             if left > 0:
-                self._bell.acquire(timeout=min(left, threading.TIMEOUT_MAX))
+                self._wakeup.acquire(timeout=min(left, threading.TIMEOUT_MAX))
 
     def _turn(self) -> float | None:
-        """Look if it is time; return the seconds until the next look, None when nobody waits."""
+        """Poll if it is time; return the seconds until the next poll, None if nothing waits."""
         with self._lock:
             if not self._waits:
                 self._awake = False
@@ -155,7 +155,7 @@ class _Lookout:
                 return left
             wait = heappop(self._waits)
         self.since = time.monotonic()
-        again = wait.look()
+        again = wait.poll()
         self.since = 0.0
         if again:
             with self._lock:
@@ -164,4 +164,4 @@ class _Lookout:
         return 0.0
 
 
-_LOOKOUT = _Lookout()
+_POLLER = _Poller()

@@ -1,27 +1,27 @@
-"""Signals that come while a daemon starts wait until somebody listens.
+"""Blocking SIGTERM and SIGINT while a daemon starts, until its handlers are installed.
 
-As process 1 of a container, which has no default handlers, a SIGTERM that comes before ours are in
-place would be lost, and the Pod would wait for its whole grace period. One that comes before this
-module is imported still is: docs/image.md says so.
+Process 1 of a container has no default handlers. A SIGTERM before ours are installed would be lost,
+and the Pod would wait for its whole grace period. Before this module is imported, a signal is still
+lost (docs/image.md).
 """
 
-# Not `signal`, whose names are enumerations: to import these takes longer than all before it, and
-# what comes meanwhile is lost.
+# Not `signal`, whose names are enumerations: importing it takes longer than everything before, and
+# a signal in that time would be lost.
 import _signal  # type: ignore[import-not-found] # has no stub
 
 STOPPING: tuple[int, ...] = (_signal.SIGTERM, _signal.SIGINT)
 
 
 def hold_signals() -> None:
-    """Keep SIGTERM and SIGINT waiting."""
+    """Block SIGTERM and SIGINT; they stay pending."""
     _signal.pthread_sigmask(_signal.SIG_BLOCK, STOPPING)
 
 
 def release_signals() -> None:
-    """Deliver what waits; to be called when handlers are in place."""
+    """Deliver pending signals; to be called when handlers are installed."""
     _signal.pthread_sigmask(_signal.SIG_UNBLOCK, STOPPING)
 
 
 def is_stopping() -> bool:
-    """Return whether SIGTERM or SIGINT waits to be delivered."""
+    """Return whether SIGTERM or SIGINT is pending."""
     return not _signal.sigpending().isdisjoint(STOPPING)

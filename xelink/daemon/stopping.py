@@ -1,4 +1,4 @@
-"""Stopping on a signal, at once, wherever a synchronous loop stands."""
+"""Stopping a synchronous loop on a signal, at once, wherever it is."""
 
 import select
 import signal
@@ -15,7 +15,7 @@ from xelink.daemon.signals import STOPPING, release_signals
 # signal that comes just before a system call blocks does not interrupt it: its handler would only
 # run at the call's end, which may be far.
 _REPEAT = 0.1
-# After the signal's handler has been left: while it runs, the timer raises nothing.
+# After the signal handler has returned: while it runs, the timer raises nothing.
 _SOON = 1e-3
 _MANY = 4096
 
@@ -25,14 +25,14 @@ _EDGES = frozenset({"__enter__", "__exit__", "bounded", "_on_signal"})
 
 
 class Stopped(BaseException):
-    """SIGTERM or SIGINT came while a bounded block ran: leave it, clean up, end."""
+    """SIGTERM or SIGINT came during a bounded block: leave it, clean up, and end."""
 
 
 class Stop:
     """Set once, by a signal or by `set`; never cleared.
 
     A pipe and `select` instead of `threading.Event`: setting an event from a signal handler can
-    meet the lock that the interrupted `wait` holds, and hang for ever. And a signal that comes just
+    need the lock that the interrupted `wait` holds, and hang forever. And a signal that comes just
     before `select` blocks does not interrupt it: so C writes a byte for each signal, at once, where
     the handler would only run at the call's end.
     """
@@ -40,7 +40,7 @@ class Stop:
     def __init__(
         self, monotonic: Callable[[], float] = time.monotonic, repeat: float = _REPEAT
     ) -> None:
-        """Take the clock by which the time of a bounded block is up.
+        """Set the clock for the time limit of bounded blocks.
 
         The timer of such a block fires again every `repeat` seconds.
         """
@@ -54,7 +54,7 @@ class Stop:
         self._until = 0.0
 
     def install(self) -> None:
-        """Listen to SIGTERM, SIGINT and the timer of `bounded`; main thread only."""
+        """Handle SIGTERM, SIGINT and the timer of `bounded`; main thread only."""
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in STOPPING:
             signal.signal(number, self._on_signal)
@@ -62,7 +62,7 @@ class Stop:
         release_signals()
 
     def close(self) -> None:
-        """Return the signals their default meaning again and free the pipe."""
+        """Restore the default handlers of the signals, and close the pipe."""
         for number in (*STOPPING, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)
@@ -70,18 +70,18 @@ class Stop:
         self._writer.close()
 
     def set(self) -> None:
-        """Ask for the end; safe in a signal handler and from any thread."""
+        """Request the end; safe in a signal handler and from any thread."""
         if not self._stopped:
             self._stopped = True
-            with suppress(BlockingIOError):  # there is enough in it to wake who waits
+            with suppress(BlockingIOError):  # it is full, which is enough to end the wait
                 self._writer.send(b"\0")
 
     def is_set(self) -> bool:
-        """Return whether the end was asked for."""
+        """Return whether the end was requested."""
         return self._stopped
 
     def wait(self, seconds: float) -> bool:
-        """Wait at most this long; return at once, True, when the end is asked for."""
+        """Wait at most this long; return True at once if the end is requested."""
         end = time.monotonic() + seconds
         while not self._stopped:
             left = max(0.0, end - time.monotonic())
@@ -95,8 +95,8 @@ class Stop:
     def bounded(self, seconds: float) -> Iterator[None]:
         """Run a block for at most `seconds`, whatever it waits for; main thread only.
 
-        Raises `TimeoutError` inside the block when the time is up and `Stopped` when the end is
-        asked for. Only for blocks that may be left anywhere: a scrape, never a publication.
+        Raises `TimeoutError` inside the block when the time is up, and `Stopped` when the end is
+        requested. Only for blocks that can be interrupted anywhere: a scrape, never a publication.
         """
         self._bounded = True
         self._until = self._monotonic() + seconds

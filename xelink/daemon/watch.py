@@ -1,4 +1,4 @@
-"""The latest value of something that changes, for those who wait for the next one."""
+"""The latest value of something that changes, for tasks that wait for the next one."""
 
 import asyncio
 from typing import Generic, TypeVar
@@ -9,8 +9,8 @@ T = TypeVar("T")
 class Watch(Generic[T]):
     """A value that is replaced, and any number of tasks that wait for the next one.
 
-    Each waiter goes at its own pace and finds the latest value: what was replaced before it looked
-    is skipped, so that a slow one never holds up the others and nothing piles up. For one loop.
+    A waiting task gets the latest value and skips those that were replaced before. A slow task
+    therefore never delays the others, and no queue grows. For one event loop.
     """
 
     def __init__(self, first: T) -> None:
@@ -23,15 +23,15 @@ class Watch(Generic[T]):
         return self._current
 
     def replace(self, value: T) -> None:
-        """Put another value in its place and wake everybody; an equal one wakes nobody."""
+        """Replace the value and wake all waiting tasks, unless the value is equal."""
         news = value != self._current
         self._current = value
         if news:
             self._replaced.set()
             self._replaced = asyncio.Event()
 
-    async def next(self, seen: T) -> T:
-        """Wait until there is another value than `seen`, and give it."""
-        while self._current == seen:
+    async def next(self, last: T) -> T:
+        """Wait until the value differs from `last`, and return it."""
+        while self._current == last:
             await self._replaced.wait()
         return self._current

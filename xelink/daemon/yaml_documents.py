@@ -1,4 +1,4 @@
-"""YAML that people write: a key that is given twice is a slip, and no choice of the last one."""
+"""YAML written by people: repeated keys, merges and odd numbers are errors."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -14,19 +14,19 @@ _NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
 
 
 class RepeatedKeyError(ValueError):
-    """A mapping has a key twice: nobody can know which of them was meant."""
+    """A mapping has a key twice: it is unknown which one was meant."""
 
 
 class MergedKeyError(ValueError):
-    """A mapping takes keys from another one (`<<`), where each is to be written out."""
+    """A mapping merges keys from another one (`<<`), although each must be written out."""
 
 
 class OddNumberError(ValueError):
-    """A number is another one to YAML than to whoever reads it."""
+    """YAML reads a number as another number than people do."""
 
 
 def is_decimal(text: str) -> bool:
-    """Return whether a number is to YAML what it is to everybody."""
+    """Return whether YAML reads a number as people do."""
     return bool(_DECIMAL.fullmatch(text) or _NO_FINITE.fullmatch(text))
 
 
@@ -35,8 +35,8 @@ def read_yaml(
 ) -> Any:  # noqa: ANN401 - as YAML has it
     """Return what a document says. Raises `yaml.YAMLError`, and as `ValueError` the errors above.
 
-    Keys are the same where `same` makes one text of them. Not `decimal`: numbers may be spelled in
-    any way, and whoever asks looks at that. Not `merges`: there is no `<<`.
+    Two keys are equal if `same` returns the same text for them. `decimal`: numbers must be decimal.
+    `merges`: `<<` is allowed.
     """
     loader = yaml.SafeLoader(text)
     try:
@@ -57,14 +57,14 @@ def read_yaml(
 
 
 def _repeated(root: yaml.Node, same: Callable[[str], str]) -> Iterator[tuple[str, int, int]]:
-    """Return each repeated key as it is spelled the second time, and the lines of both."""
+    """Return each repeated key in its second spelling, and the lines of both."""
     for node in _nodes(root):
         if isinstance(node, yaml.MappingNode):
             yield from _repeated_here(node, same)
 
 
 def _merges(root: yaml.Node) -> Iterator[int]:
-    """Return the line of each key that takes others from elsewhere."""
+    """Return the line of each merge key."""
     for node in _nodes(root):
         if isinstance(node, yaml.MappingNode):
             for key, _ in node.value:
@@ -81,7 +81,7 @@ def _odd(root: yaml.Node) -> Iterator[tuple[str, int]]:
 
 
 def _nodes(root: yaml.Node) -> Iterator[yaml.Node]:
-    """Return every node once: with aliases one can be in many places."""
+    """Return every node once; with aliases a node can be in many places."""
     left, known = [root], {id(root)}
     while left:
         node = left.pop()

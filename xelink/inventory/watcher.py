@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from structlog.typing import FilteringBoundLogger
 
 from xelink.daemon.logs import Changes
-from xelink.daemon.polling import beat, first_of
+from xelink.daemon.polling import first_of, next_poll
 from xelink.daemon.watch import Watch
 from xelink.daemon.worker_threads import run_in_thread
 from xelink.inventory import links, xpumd
@@ -185,7 +185,7 @@ class Watcher:
         while not is_over():
             if self._fingerprint is not None:
                 now = time.monotonic()
-                time.sleep(beat(now, self._config.poll_seconds) - now)
+                time.sleep(next_poll(now, self._config.poll_seconds) - now)
             seen = fingerprint(self._config.roots)
             now = time.monotonic()
             if is_over() or (seen == self._fingerprint and now < self._due):
