@@ -67,7 +67,7 @@ class PluginSettings(KlogSettings):
 
     PROGRAM: ClassVar[str] = "xelink-device-plugin"
     SUMMARY: ClassVar[str] = (
-        "offers Intel GPUs to kubelet and prefers, for each Pod, GPUs that are really linked"
+        "advertises Intel GPUs to kubelet, and prefers GPUs for a Pod that are linked"
     )
     ELSEWHERE: ClassVar[Mapping[str, str]] = {
         "health_management": _XPUMD_INSTEAD,
@@ -79,33 +79,34 @@ class PluginSettings(KlogSettings):
 
     allocation_policy: AllocationPolicy = Field(
         AllocationPolicy.TOPOLOGY,
-        description="which devices a Pod had best get: linked ones, spread over GPUs, packed on"
+        description="which devices are best for a Pod: linked ones, spread over GPUs, packed on"
         " few GPUs, or no preference",
     )
     allocation_timeout: int = Field(
         round(DEFAULT_TIMEOUT * 1000),
         ge=1,
         le=5000,
-        description="milliseconds to look for the best set beyond 16 GPUs",
+        description="milliseconds to search for the best set beyond 16 GPUs",
     )
     require_links: bool = Field(
         default=False,
-        description="refuse a container several GPUs that are known not to be all linked: its Pod"
-        " fails, and whatever made it must try again",
+        description="reject a container with several GPUs that are known not to be all linked: its"
+        " Pod fails, and its Job or Deployment must try again",
     )
     shared_dev_num: int = Field(
         1, ge=1, le=1000, description="containers that may use one GPU at the same time"
     )
     allow_ids: DeviceIds = Field(
-        frozenset(), description="offer these PCI device ids only: 0x0bd5,0x0bda"
+        frozenset(), description="advertise only these PCI device ids: 0x0bd5,0x0bda"
     )
-    deny_ids: DeviceIds = Field(frozenset(), description="do not offer these PCI device ids")
+    deny_ids: DeviceIds = Field(frozenset(), description="do not advertise these PCI device ids")
     bypath: ByPath = Field(
         ByPath.SINGLE,
-        description="what of /dev/dri/by-path an allocation mounts: the GPU's own, nothing, all",
+        description="links in /dev/dri/by-path to mount: those of the GPU, none, all",
     )
     enable_monitoring: bool = Field(
-        default=False, description="offer a resource that gives access to all GPUs, to monitor them"
+        default=False,
+        description="advertise a resource with access to all GPUs, for monitoring",
     )
     monitoring_mode: Monitoring = Field(
         Monitoring.SINGLE,
@@ -113,15 +114,14 @@ class PluginSettings(KlogSettings):
         " (i915_monitoring, xe_monitoring)",
     )
     label_file: Directory = Field(
-        LABEL_FILE, description="feature file with the links, as the sidecar writes it"
+        LABEL_FILE, description="feature file of the sidecar, with the links"
     )
     label_namespace: Annotated[str, AfterValidator(namespace)] = Field(
         DEFAULT_NAMESPACE, description="namespace of the labels in that file"
     )
     allocate_env: bool = Field(
         default=True,
-        description="tell the container in its environment which GPUs it got and how these are"
-        " linked",
+        description="describe the GPUs of a container, and how they are linked, in its environment",
     )
     cdi: bool = Field(default=True, description="write a CDI spec and name CDI devices")
     cdi_dir: Directory = Field(CDI_DIRECTORY, description="directory of the CDI spec")
@@ -131,24 +131,24 @@ class PluginSettings(KlogSettings):
         " (/run/xpumd/intelxpuinfo.sock); empty for none",
     )
     health_severity: Threshold = Field(
-        Threshold.CRITICAL, description="severity from which on a GPU is unhealthy"
+        Threshold.CRITICAL, description="lowest severity at which a GPU is unhealthy"
     )
     health_confirmations: int = Field(
         2, ge=1, le=1000, description="messages in a row that must agree before health changes"
     )
     socket_name: SocketName = Field(
         SocketName.DEFAULT,
-        description="name of our sockets; unique ones let two instances overlap in a rolling"
+        description="names of our sockets; unique names let two instances overlap in a rolling"
         " update",
     )
     plugin_dir: Directory = Field(
         PLUGIN_DIRECTORY, description="kubelet's directory of device plugin sockets"
     )
-    prefix: Directory = Field(Path("/"), description="where the host's /sys and /dev are seen")
+    prefix: Directory = Field(Path("/"), description="directory with the host's /sys and /dev")
     device_root: Annotated[Directory, AfterValidator(_absolute)] = Field(
         Path("/"),
-        description="where the host has what is seen at -prefix: from there the container runtime"
-        " takes the device nodes",
+        description="where the host has the directory of -prefix; the container runtime takes the"
+        " device nodes from there",
     )
     listen: Annotated[str, AfterValidator(listen_address)] = Field(
         "127.0.0.1:29997",

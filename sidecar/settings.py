@@ -39,14 +39,14 @@ class SidecarSettings(KlogSettings):
 
     PROGRAM: ClassVar[str] = "xelink-sidecar"
     SUMMARY: ClassVar[str] = (
-        "publishes the Xe Links that XPU Manager sees as node labels, through NFD"
+        "publishes the Xe Links that XPU Manager reports as node labels, through NFD"
     )
 
     lane_count: int = Field(
         4,
         ge=0,
         lt=10**9,
-        description="lanes that a link must have in at least one direction to be published",
+        description="lanes that a link needs in at least one direction to be published",
     )
     interval: int = Field(10, ge=1, le=_DAY, description="seconds from one scrape to the next")
     startup_delay: int = Field(
@@ -56,7 +56,7 @@ class SidecarSettings(KlogSettings):
         DEFAULT_NAMESPACE, description="namespace of the labels"
     )
     allow_subdeviceless_links: bool = Field(
-        default=False, description="publish links of one-tile GPUs, too (Max 1100)"
+        default=False, description="also publish links of GPUs with one tile (Max 1100)"
     )
     xpum_port: int = Field(29999, ge=1, le=65535, description="XPU Manager's port on 127.0.0.1")
     cert: OptionalPath = Field(
@@ -68,17 +68,17 @@ class SidecarSettings(KlogSettings):
         None, description="PEM file with the certificate to show to XPU Manager (mTLS)"
     )
     client_key: OptionalPath = Field(
-        None, description="PEM file with the key of -client-cert, where that does not hold it"
+        None, description="PEM file with the key of -client-cert, if that file does not contain it"
     )
     username: str = Field("", description="user for HTTP Basic; needs -password-file")
     password_file: OptionalPath = Field(
         None, description="file with the password of -username; read for each scrape"
     )
     timeout: float = Field(
-        30, gt=0, le=_DAY, description="seconds for one whole scrape, its retries included"
+        30, gt=0, le=_DAY, description="seconds for one complete scrape, with its retries"
     )
     max_body: int = Field(
-        64 << 20, ge=1, description="longest answer in bytes; a longer one is not used"
+        64 << 20, ge=1, description="maximum size of an answer in bytes; a larger one is not used"
     )
     confirmations: int = Field(
         2,
@@ -89,32 +89,32 @@ class SidecarSettings(KlogSettings):
     )
     tmp_dir_prefix: Directory = Field(
         FEATURES_D,
-        description="directory in which .stage is made, to prepare the file; on the file system of"
+        description="directory for .stage, in which the file is prepared; on the file system of"
         " -dst-file-path",
     )
     dst_file_path: Annotated[Path, AfterValidator(_file)] = Field(
         FEATURES_D / "xpum-sidecar-labels.txt", description="the feature file that NFD reads"
     )
     summary_labels: bool = Field(
-        default=True, description="publish xe-links.count, .gpus, .group, .state and .hash, too"
+        default=True, description="also publish xe-links.count, .gpus, .group, .state and .hash"
     )
     expiry: int | None = Field(
         None,
         ge=0,
         le=365 * _DAY,
         description="life of the labels in seconds, renewed after a third of it while scrapes"
-        " succeed; 0: for ever; without it, 6 intervals but at least 300",
+        " succeed; 0: no expiry; default: 6 intervals, but at least 300",
     )
     on_exit: OnExit = Field(
         OnExit.EXPIRE,
-        description="what becomes of the labels when the sidecar is stopped: they stay until they"
-        " expire, go at once, or stay for ever",
+        description="what happens to the labels when the sidecar is stopped: they stay until they"
+        " expire, are removed at once, or stay without an expiry",
     )
     oneshot: bool = Field(
         default=False,
-        description="publish what one scrape sees, and end; exit code 0: links, 3: no links, 4: XPU"
-        " Manager gave no usable answer, 5: the file could not be written, or another sidecar"
-        " writes it",
+        description="publish the result of one scrape, and end; exit code 0: links, 3: no links,"
+        " 4: XPU Manager gave no usable answer, 5: the file could not be written, or another"
+        " sidecar writes it",
     )
     dry_run: bool = Field(default=False, description="print the feature file instead of writing it")
     listen: Annotated[str, AfterValidator(listen_address)] = Field(
@@ -147,7 +147,7 @@ class SidecarSettings(KlogSettings):
 
     @property
     def life(self) -> int:
-        """Seconds that the labels live unless they are renewed; 0 means for ever."""
+        """Seconds that the labels live unless they are renewed; 0 means without an expiry."""
         if self.expiry is None:
             return max(_INTERVALS_IN_LIFE * self.interval, _SHORTEST_LIFE)
         return self.expiry
