@@ -1,13 +1,13 @@
-"""Protocols of others: one `.proto` for each peer, the stubs made from them, and gRPC itself.
+"""Protocols of other programs: a `.proto` file for each, the generated stubs, and gRPC itself.
 
-Written from the wire facts: names, types and numbers. Only the `.proto` files are edited, the rest
-comes from `tools/generate.py`.
+Names, types and numbers are those on the wire. Only the `.proto` files are edited;
+`tools/generate.py` generates the rest.
 """
 
 import os
 
-# gRPC's C core writes lines of its own to standard error, in between our log. It must be told
-# before it is first imported: so whoever needs it imports it from here.
+# gRPC's C core writes to standard error, between our log lines. The variable must be set before
+# gRPC is first imported, so all modules import gRPC from here.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc

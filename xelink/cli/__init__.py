@@ -1,1 +1,1 @@
-"""The tool `xelink`: see the topology, explain it, try it."""
+"""The tool `xelink`: shows, explains, simulates and diagnoses topologies."""

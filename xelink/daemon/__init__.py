@@ -1,1 +1,1 @@
-"""The runtime of any process of ours: flags, logs, probes and metrics, signals."""
+"""The runtime of our processes: flags, logs, probes and metrics, signals."""

@@ -1,1 +1,1 @@
-"""One node as people see it: marks, groups, a picture. Pure."""
+"""One node for people: marks, groups, a picture. Pure."""

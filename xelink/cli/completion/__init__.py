@@ -1,1 +1,1 @@
-"""`xelink completion`: what a shell needs to complete the command line."""
+"""`xelink completion`: completion scripts for shells."""

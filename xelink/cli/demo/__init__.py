@@ -1,1 +1,1 @@
-"""`xelink demo`: the whole story on the simulators."""
+"""`xelink demo`: the daemons against the simulators."""
