@@ -18,7 +18,8 @@ from typing import TypeVar
 from report import Table
 
 from xelink.preference.bitmask import members
-from xelink.preference.criteria import Fabric, Free, GpuFacts
+from xelink.preference.criteria import score
+from xelink.preference.fabric import Fabric, Free, GpuFacts
 from xelink.preference.shares import Preferences, prepare
 from xelink.preference.subset_table import EXACT_LIMIT
 
@@ -119,7 +120,7 @@ def ask(preferences: Preferences, rng: random.Random) -> tuple[list[float], int,
         proven += answer.proven
         read = preferences.read(available, must, size)
         other = greedy(fabric, read.gpus, read.must, size)
-        ours, theirs = fabric.score(answer.gpus, Free(0)), fabric.score(other, Free(0))
+        ours, theirs = score(fabric, answer.gpus, Free(0)), score(fabric, other, Free(0))
         # up to NUMA: a greedy choice ignores what is left
         missed += theirs[:6] < ours[:6]
         if ours.lanes:

@@ -13,9 +13,9 @@ from xelink.inventory.gpus import Card
 from xelink.inventory.health import complaints
 from xelink.inventory.links import UNREAD, NodeLinks, Pair
 from xelink.inventory.observation import Observation
-from xelink.preference.criteria import GpuFacts
 from xelink.preference.decision import Decisions
 from xelink.preference.engine import DEFAULT_TIMEOUT, Clock
+from xelink.preference.fabric import GpuFacts
 from xelink.preference.policies import Policy
 from xelink.preference.shares import Preferences, prepare
 
@@ -26,7 +26,7 @@ class PreferenceConfig:
 
     clock: Clock
     options: ResourceOptions = field(default_factory=ResourceOptions)
-    policy: Policy = "topology"
+    policy: Policy = Policy.TOPOLOGY
     timeout: float = DEFAULT_TIMEOUT
     """Seconds that one preference may take beyond 16 GPUs."""
 

@@ -101,7 +101,7 @@ async def _serve(settings: "PluginSettings", log: FilteringBoundLogger) -> None:
     watcher.last_scan = time.monotonic()
     parts = Parts(
         host=gethostname(),
-        policy=settings.allocation_policy.value,
+        policy=settings.allocation_policy,
         file=settings.label_file,
         ready=ready,
         updates=updates,
@@ -160,7 +160,7 @@ def _preference_config(settings: "PluginSettings") -> PreferenceConfig:
             settings.bypath,
             settings.monitoring_mode if settings.enable_monitoring else None,
         ),
-        policy=settings.allocation_policy.value,
+        policy=settings.allocation_policy,
         timeout=settings.allocation_timeout / 1000,
     )
 

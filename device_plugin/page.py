@@ -17,8 +17,8 @@ from xelink.daemon.html import (
     words,
 )
 from xelink.nfd.reader import FileState
-from xelink.preference.criteria import WISHES
-from xelink.preference.decision import NOTHING, PLAIN, POLICY, UNKNOWN
+from xelink.preference.criteria import CRITERIA
+from xelink.preference.decision import FALLBACK, NOTHING, POLICY, UNKNOWN
 from xelink.topology.publication import parsed
 from xelink.view.node_view import NodeView
 
@@ -208,12 +208,13 @@ def _holders(told: StatusDocument) -> Html:
 
 
 _DECIDED = {
-    **{wish.name: wish.meaning for wish in WISHES},
-    "ports": "healthy Xe Link ports",  # these two are measured in numbers below 0
-    "numa": "the fewest NUMA nodes",
+    **{
+        criterion.name: f"criterion {criterion.number}: {criterion.meaning}"
+        for criterion in CRITERIA
+    },
     NOTHING: "there was no other set",
-    POLICY: "the policy asks no wish",
-    PLAIN: "a plain choice",
+    POLICY: "the policy uses no criteria",
+    FALLBACK: "fallback",
     UNKNOWN: "not found out in time",
 }
 
@@ -241,7 +242,7 @@ def _preferences(told: StatusDocument) -> Html:
 
 def _proof(one: Facts) -> Html:
     if one["error"]:
-        return tag("span", badge("plain", good=False), f": {one['error']}")
+        return tag("span", badge("fallback", good=False), f": {one['error']}")
     return tag("span", "proven" if one["proven"] else "not proven")
 
 

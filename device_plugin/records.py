@@ -128,11 +128,11 @@ class Records:
             one.decision = one.decide()
         finally:
             self.history.prefer(_record(one))
-        self._telemetry.decided(self._resource, one.decision.wish)
+        self._telemetry.decided(self._resource, one.decision.criterion)
         self._log.debug(
             "preferred",
             devices=" ".join(one.preference.ids),
-            decided=one.decision.wish,
+            decided=one.decision.criterion,
             runner_up=" ".join(one.decision.runner_up),
         )
 
@@ -141,7 +141,7 @@ class Records:
         self.history.allocate(record)
         decision = {}
         if given_for:
-            decision = {"decided": given_for.decision.wish}
+            decision = {"decided": given_for.decision.criterion}
             if given_for.decision.runner_up:
                 decision["runner_up"] = " ".join(given_for.decision.runner_up)
         self._log.info(
@@ -176,7 +176,7 @@ def _record(one: GivenPreference) -> PreferenceRecord:
         must=one.must,
         chosen=preference.ids,
         decision=one.decision,
-        proven=preference.proven and not preference.fault,
-        error=preference.fault,
+        proven=preference.proven and not preference.error,
+        error=preference.error,
         seconds=one.seconds,
     )

@@ -40,8 +40,8 @@ from xelink.daemon.polling import first_of
 from xelink.daemon.watch import Watch
 from xelink.daemon.worker_threads import NoThreadError, WorkerThreads
 from xelink.inventory.workload_facts import Facts, facts
-from xelink.preference.decision import PLAIN, Decision
-from xelink.preference.shares import Preference, RequestError, plain
+from xelink.preference.decision import FALLBACK, Decision
+from xelink.preference.shares import Preference, RequestError, fallback
 
 if TYPE_CHECKING:
     from grpc.aio import ServicerContext
@@ -94,7 +94,7 @@ class _Given(NamedTuple):
 
 def _no_preference(*_request: object) -> Decision:
     """Return the decision of a resource that has no preference of its own."""
-    return Decision(PLAIN)
+    return Decision(FALLBACK)
 
 
 class Plugin(DevicePluginServicer):
@@ -335,8 +335,8 @@ class Plugin(DevicePluginServicer):
         clock = asyncio.get_running_loop().time
         start = clock()
         preference = await self._ask(resource, candidates, must, size)
-        if preference.fault:
-            self._log.error("no preference: a fallback instead", error=preference.fault)
+        if preference.error:
+            self._log.error("preference failed, using the fallback", error=preference.error)
         seconds = clock() - start
         decide = resource.preference.decide if resource.preference else _no_preference
         return GivenPreference(preference, seconds, partial(decide, preference), available, must)
@@ -350,7 +350,7 @@ class Plugin(DevicePluginServicer):
         request that nobody could meet.
         """
         if resource.preference is None:
-            return plain(available, must, size)
+            return fallback(available, must, size)
         prefer = partial(resource.preference.prefer, available, must, size)
         try:
             if resource.preference.quick:
@@ -370,4 +370,4 @@ class Plugin(DevicePluginServicer):
             problem = f"{type(error).__name__}: {error}"
         else:
             return preference
-        return plain(available, must, size)._replace(fault=problem)
+        return fallback(available, must, size)._replace(error=problem)

@@ -177,7 +177,7 @@ def _preferences_of(endpoint: Endpoint) -> Iterator[Dated]:
                 "available": one.available,
                 "must_include": list(one.must),
                 "chosen": list(one.chosen),
-                "decided": one.decision.wish,
+                "decided": one.decision.criterion,
                 "runner_up": list(one.decision.runner_up),
                 "proven": one.proven,
                 "error": one.error,

@@ -32,7 +32,7 @@ class ServingTelemetry:
         )
         self._preferences = metrics.counter(
             "preferences",
-            "preferences given: proven, unproven, or plain because of a fault",
+            "preferences given: proven, unproven, or fallback after an error",
             "resource",
             "outcome",
         )
@@ -41,10 +41,10 @@ class ServingTelemetry:
         )
         self._decisions = metrics.counter(
             "preference_decisions",
-            "preferences by the wish that decided; none: there was no other set; policy: no wish"
-            " was asked; plain: a plain choice; unknown: not found in time",
+            "preferences by the criterion that decided; none: there was no other set; policy:"
+            " it uses no criteria; fallback: the preference failed; unknown: not found in time",
             "resource",
-            "wish",
+            "criterion",
         )
         self._allocations = metrics.counter(
             "allocations",
@@ -71,7 +71,7 @@ class ServingTelemetry:
         self._registered.labels(resource).set(0)
         for outcome in ("accepted", "failed"):
             self._registrations.labels(resource, outcome)
-        for outcome in ("proven", "unproven", "plain"):
+        for outcome in ("proven", "unproven", "fallback"):
             self._preferences.labels(resource, outcome)
         for linked in Linked:
             for followed in Followed:
@@ -102,12 +102,12 @@ class ServingTelemetry:
     def preferred(self, resource: str, preference: Preference, seconds: float) -> None:
         """Count one preference and its time."""
         outcome = "proven" if preference.proven else "unproven"
-        self._preferences.labels(resource, "plain" if preference.fault else outcome).inc()
+        self._preferences.labels(resource, "fallback" if preference.error else outcome).inc()
         self._preference.labels(resource).observe(seconds)
 
-    def decided(self, resource: str, wish: str) -> None:
+    def decided(self, resource: str, criterion: str) -> None:
         """Count one preference by what decided it."""
-        self._decisions.labels(resource, wish).inc()
+        self._decisions.labels(resource, criterion).inc()
 
     def allocated(self, resource: str, linked: Linked, followed: Followed) -> None:
         """Count one container that got devices."""

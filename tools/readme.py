@@ -15,6 +15,7 @@ from xelink.cli.demo import command as demo
 from xelink.cli.main import main as xelink
 from xelink.daemon.flags import DaemonSettings, flag_rows
 from xelink.daemon.metrics import Metrics
+from xelink.preference.criteria import CRITERIA, GPUS_FIRST
 
 
 class BlockError(Exception):
@@ -34,6 +35,7 @@ def tables(root: Path) -> Mapping[Path, bytes]:
                 "metrics": _metrics(SidecarTelemetry().rows),
             },
             Path("docs/device-plugin.md"): {
+                "criteria": _criteria(),
                 "plugin-flags": _flags(PluginSettings),
                 "plugin-metrics": _metrics(plugin.rows),
             },
@@ -100,3 +102,11 @@ def _metrics(rows: Iterable[tuple[str, tuple[str, ...], str]]) -> Iterator[str]:
     yield "|---|---|---|"
     for name, labels, description in rows:
         yield f"| `{name}` | {', '.join(f'`{label}`' for label in labels)} | {description} |"
+
+
+def _criteria() -> Iterator[str]:
+    yield "| | Name | Criterion | What is measured |"
+    yield "|---|---|---|---|"
+    yield f"| 1 | | {GPUS_FIRST} | the GPUs of the set |"
+    for each in CRITERIA:
+        yield f"| {each.number} | `{each.name}` | {each.meaning} | {each.detail} |"

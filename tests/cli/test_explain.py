@@ -23,14 +23,14 @@ from tests.patience import PATIENCE
 from tests.strategies import topologies
 from xelink.cli.exit_codes import WrongCallError
 from xelink.cli.explain.choice import Wanted, choose
-from xelink.cli.explain.text import WISHES, choice_facts, told
+from xelink.cli.explain.text import choice_facts, told
 from xelink.cli.tables import plain
 from xelink.inventory.gpus import Card, Inventory
 from xelink.inventory.links import join
 from xelink.inventory.observation import Observation
 from xelink.nfd.reader import Look
 from xelink.nfd.reader import read as read_labels
-from xelink.preference.criteria import WISHES as TABLE
+from xelink.preference.criteria import CRITERIA
 from xelink.preference.policies import POLICIES, Policy
 from xelink.simulators.xpu_manager import Blueprint, SimulatedNode
 from xelink.topology.labels import parse_links
@@ -49,14 +49,14 @@ def _explained(xelink: Xelink, *arguments: str) -> dict[str, Any]:
     return facts
 
 
-def test_wishes_have_the_numbers_and_names_of_the_plugin_s_page() -> None:
-    section = PAGE.read_text().partition("## What it prefers")[2]
-    page = {int(n): text for n, text in re.findall(r"^(\d)\. (.+)$", section, re.MULTILINE)}
-    assert {wish.name for wish in TABLE} == WISHES.keys()
-    for number, name in WISHES.values():
-        assert page[number].startswith(name)
-    # in the order in which they are asked, and all of the page but the first: GPUs before shares
-    assert [*dict.fromkeys(WISHES[wish.name][0] for wish in TABLE)] == sorted(page)[1:]
+def test_the_page_has_a_row_for_each_criterion_and_the_numbers_have_no_gap() -> None:
+    section = PAGE.read_text().partition("<!-- criteria -->")[2].partition("<!-- /criteria -->")[0]
+    rows = re.findall(r"^\| (\d+) \| (?:`(\w+)`)? ?\| (.+?) \|", section, re.MULTILINE)
+    assert [(int(number), name, meaning) for number, name, meaning in rows[1:]] == [
+        (criterion.number, criterion.name, criterion.meaning) for criterion in CRITERIA
+    ]
+    numbers = [int(number) for number, *_ in rows]
+    assert [*dict.fromkeys(numbers)] == [*range(1, max(numbers) + 1)]
 
 
 @settings(deadline=None, max_examples=60)
@@ -105,7 +105,7 @@ def test_the_group_that_is_left_is_linked_and_none_is_larger(
 ) -> None:
     size = draw.draw(st.integers(1, len(shape.gpus)))
     choice = choose(NodeView.of(shape), Wanted(size), time.monotonic)
-    group, left = choice.largest_left(), choice.explanation.account.left
+    group, left = choice.largest_left(), choice.explanation.evaluation.left
     assert set(group) <= set(left)
 
     def linked(cards: tuple[str, ...]) -> bool:
@@ -125,7 +125,7 @@ def test_a_gpu_is_known_by_card_id_and_address(xelink: Xelink, name: str) -> Non
     assert "card4" not in facts["cards"]
 
 
-def test_the_text_tells_set_wish_runners_up_costs_and_what_is_left(xelink: Xelink) -> None:
+def test_the_text_tells_set_criterion_runners_up_costs_and_what_is_left(xelink: Xelink) -> None:
     body = xelink.body(Blueprint(gpus=8, wiring="pairs").build())
     said = xelink("explain", "--want", "1", "--used", "card1", "--metrics", body)
     assert said.out == (
@@ -135,16 +135,16 @@ def test_the_text_tells_set_wish_runners_up_costs_and_what_is_left(xelink: Xelin
         "  CARD   PCI ADDRESS   NUMA\n"
         "  card2  0000:3a:00.0  0\n"
         "\n"
-        "Decided by wish 8, what is left for the next Pod.\n"
+        "Decided by criterion 8 (what is left for the next Pod).\n"
         "\n"
-        "  RUNNER-UP  LOSES BY WISH                    WHAT IT WOULD COST\n"
+        "  RUNNER-UP  WORSE BY                         DIFFERENCE\n"
         + "".join(
             f"  card{card}      8 what is left for the next Pod"
             "  it leaves 2 instead of 3 linked groups of 2\n"
             for card in (3, 4)
         )
         + "\n"
-        "The 6 other sets, by the wish that each loses by:\n"
+        "The 6 other sets, by the criterion on which each is worse:\n"
         "  6  8 what is left for the next Pod\n"
         "\n"
         "Left for the next Pod: card3 card4 card5 card6 card7 card8\n"
@@ -153,14 +153,14 @@ def test_the_text_tells_set_wish_runners_up_costs_and_what_is_left(xelink: Xelin
 
 
 @pytest.mark.parametrize(
-    ("node", "arguments", "wish", "cost"),
+    ("node", "arguments", "criterion", "cost"),
     [
         (Blueprint(gpus=4, wiring="pairs").build(), "--want 2", "linked", "0 of 1 pair linked"),
         (
             Blueprint(gpus=4, wiring="ring").build(),
             "--want 3",
             "address",
-            "nothing but higher PCI addresses",
+            "none; higher PCI addresses",
         ),
         (
             Blueprint(gpus=3).build().degrade(4, 4, "0.0-1.0", "0.1-1.1").cut("0.0-1.0"),
@@ -183,12 +183,14 @@ def test_the_text_tells_set_wish_runners_up_costs_and_what_is_left(xelink: Xelin
     ],
     ids=["linked", "address", "weakest", "numa", "groups_open"],
 )
-def test_the_cost_of_an_alternative_is_told_by_its_wish(
-    xelink: Xelink, node: SimulatedNode, arguments: str, wish: str, cost: str
+def test_the_cost_of_an_alternative_is_told_by_its_criterion(
+    xelink: Xelink, node: SimulatedNode, arguments: str, criterion: str, cost: str
 ) -> None:
     facts = _explained(xelink, *arguments.split(), "--metrics", xelink.body(node))
-    told_costs = {(other["wish"]["name"], other["cost"]) for other in facts["runners_up"]}
-    assert (WISHES[wish][1], cost) in told_costs
+    told_costs = {
+        (other["criterion"]["name"], other["difference"]) for other in facts["runners_up"]
+    }
+    assert (criterion, cost) in told_costs
 
 
 def test_labels_alone_are_a_guess_and_told_as_one(xelink: Xelink) -> None:
@@ -371,7 +373,7 @@ def test_whatever_64_gpus_are_linked_it_answers_in_seconds(xelink: Xelink) -> No
 def test_the_largest_group_left_is_the_first_of_the_largest(gpus: int, part: float) -> None:
     topology = _at_random(gpus, part)
     choice = choose(NodeView.of(topology), Wanted(1), lambda: 0.0)
-    left = choice.explanation.account.left
+    left = choice.explanation.evaluation.left
     groups = (
         group
         for size in range(len(left), 0, -1)
@@ -410,5 +412,5 @@ def test_ports_that_both_sets_have_are_no_cost_of_the_other() -> None:
     choice = choose(node, Wanted(2, have=("card0",)), time.monotonic)
     assert choice.preference.ids == ("card0-0", "card1-0")
     facts: Any = choice_facts(choice)
-    costs = [other["cost"] for other in facts["runners_up"]]
+    costs = [other["difference"] for other in facts["runners_up"]]
     assert costs == ["Xe Link ports that are not known to be healthy: card2"]

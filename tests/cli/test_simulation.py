@@ -16,6 +16,7 @@ from xelink.cli.simulate.scenario import Scenario, parse
 from xelink.cli.simulate.schedule import listed, schedule
 from xelink.cli.simulate.simulation import OURS, Even, Outcome, simulate
 from xelink.preference.bitmask import members
+from xelink.preference.policies import Policy
 
 
 def mask(*gpus: int) -> int:
@@ -181,7 +182,7 @@ def story(text: str) -> Story:
     scenario = parse(text)
     plan = schedule(scenario, listed(scenario))
     host = Host(scenario.nodes[0], scenario.shares)
-    choose = host.choose("topology", "", perf_counter)
+    choose = host.choose(Policy.TOPOLOGY, "", perf_counter)
     decisions = host.place(plan.events[0], plan.pods, choose, perf_counter)
     return Story(
         host, judge_of(scenario.nodes[0]), plan.events[0], plan.pods, decisions, perf_counter
@@ -197,7 +198,7 @@ def test_hindsight_finds_the_choice_that_cost_a_pod_its_links() -> None:
     assert earlier
     assert told.pods[earlier.pod].name == "b"
     assert (earlier.minute, earlier.chosen, earlier.instead) == (1, mask(1), mask(3))
-    assert earlier.wish.name == "address"
+    assert earlier.criterion.name == "address"
 
 
 def test_hindsight_blames_nobody_where_no_single_choice_would_have_helped() -> None:
@@ -256,8 +257,8 @@ pods:
 )
 def test_the_report_says_why_another_policy_is_even(text: str, even: Even) -> None:
     found = {comparison.kind: comparison for comparison in run(text).comparisons}
-    assert found["none"].more == 0
-    assert found["none"].even is even
+    assert found[Policy.NONE].more == 0
+    assert found[Policy.NONE].even is even
 
 
 def test_over_random_scenarios_topology_links_the_most_and_each_loss_is_told() -> None:
@@ -275,5 +276,5 @@ def test_over_random_scenarios_topology_links_the_most_and_each_loss_is_told() -
         assert report.better[kind] + even + len(report.worse_than(kind)) == len(report.seeds)
     for worse in report.worse:
         assert worse.why in {OWN, LEFT, TIE, PAID, UNKNOWN}
-        assert (worse.wish is None) == (worse.why == UNKNOWN)
+        assert (worse.criterion is None) == (worse.why == UNKNOWN)
         assert worse.story.startswith("minute ")

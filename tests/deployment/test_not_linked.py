@@ -16,7 +16,7 @@ from tests.deployment.rendering import ROOT, Document
 from tests.processes import get, running
 from xelink.inventory.workload_facts import Linked
 from xelink.nfd.reader import FileState
-from xelink.preference.decision import NOTHING, PLAIN, POLICY
+from xelink.preference.decision import FALLBACK, NOTHING, POLICY
 from xelink.simulators.kubelet.admission import Pod
 from xelink.simulators.kubelet.kubelet import Kubelet
 from xelink.simulators.node import tree
@@ -119,6 +119,6 @@ def test_the_tables_name_every_word_that_the_plugin_may_say() -> None:
     assert {*re.findall(r"`(\w+)`", first_column("1. What did it get"))} == told
     allocated = first_column("2. Was there a better set")
     assert {*re.findall(r"preference=(\w+)", allocated)} == {each.value for each in Followed}
-    assert {*re.findall(r"decided=(\w+)", allocated)} == {NOTHING, POLICY, PLAIN}
+    assert {*re.findall(r"decided=(\w+)", allocated)} == {NOTHING, POLICY, FALLBACK}
     states = {each.value for each in FileState}
     assert {*re.findall(r"`links ([a-z -]+)`", first_column("4. Does the plugin"))} == states

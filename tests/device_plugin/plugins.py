@@ -3,7 +3,7 @@
 import asyncio
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,8 +29,8 @@ from xelink.inventory.devfs import DeviceNode, Mount
 from xelink.inventory.gpus import Card
 from xelink.inventory.links import UNREAD, NodeLinks, pair
 from xelink.nfd.reader import FileState
-from xelink.preference.decision import PLAIN, Decision
-from xelink.preference.shares import Preference, plain
+from xelink.preference.decision import FALLBACK, Decision
+from xelink.preference.shares import fallback
 
 if TYPE_CHECKING:
     from xelink.api.deviceplugin_pb2_grpc import DevicePluginAsyncStub
@@ -116,12 +116,8 @@ def node(
     return Snapshot({I915: Resource(I915, devices, preference, links)})
 
 
-def fallback(available: Sequence[str], must: Sequence[str], size: int) -> Preference:
-    return plain(available, must, size)
-
-
 def no_decision(*_: object) -> Decision:
-    return Decision(PLAIN)
+    return Decision(FALLBACK)
 
 
 def changed(snapshot: Snapshot, **changes: Any) -> Snapshot:  # noqa: ANN401 - fields of `Resource`

@@ -41,8 +41,9 @@ from tests.patience import PATIENCE
 from xelink.api import deviceplugin_pb2 as pb
 from xelink.api.deviceplugin_pb2_grpc import DevicePluginStub
 from xelink.nfd.reader import FileState
-from xelink.preference.criteria import GpuFacts
 from xelink.preference.decision import Decision, Decisions
+from xelink.preference.fabric import GpuFacts
+from xelink.preference.policies import Policy
 from xelink.preference.shares import Preference, RequestError, prepare
 
 Listing = list[tuple[str, str]]
@@ -105,7 +106,7 @@ async def refusal(call: Awaitable[object]) -> tuple[StatusCode, str]:
 
 
 def last(available: Sequence[str], _must: Sequence[str], size: int) -> Preference:
-    """Prefer the last ones, which no plain choice does."""
+    """Prefer the last ones, which the fallback does not."""
     return Preference(tuple(sorted(available)[-size:]))
 
 
@@ -346,14 +347,14 @@ def forever(*_: object) -> Preference:
         ),
     ],
 )
-def test_a_fault_in_the_preference_gives_a_plain_choice(
+def test_an_error_in_the_preference_gives_the_fallback(
     broken: Callable[..., Any], fault: str
 ) -> None:
     async def story(plugin: Served) -> None:
         ids = ["card4-0", "card3-0", "card1-0", "card2-0"]
         assert await prefer(plugin, ids, ["card2-0"], 2) == ["card1-0", "card2-0"]
-        assert plugin.count("preferences_total", outcome="plain") == 1
-        (entry,) = plugin.events("no preference: a fallback instead")
+        assert plugin.count("preferences_total", outcome="fallback") == 1
+        (entry,) = plugin.events("preference failed, using the fallback")
         assert fault in entry["error"]
 
     _OVER.clear()
@@ -376,7 +377,7 @@ def test_a_fault_in_the_preference_gives_a_plain_choice(
         TimeoutError,
     ],
 )
-def test_whatever_the_engine_raises_is_answered_by_a_plain_choice_and_counted(
+def test_whatever_the_engine_raises_is_answered_by_the_fallback_and_counted(
     fault: type[Exception],
     quick: bool,  # noqa: FBT001 - a case
 ) -> None:
@@ -390,8 +391,8 @@ def test_whatever_the_engine_raises_is_answered_by_a_plain_choice_and_counted(
     async def story(plugin: Served) -> None:
         ids = ["card12-0", "card3-0", "card2-0"]
         assert await prefer(plugin, ids, ["card12-0"], 2) == ["card2-0", "card12-0"]
-        assert plugin.count("preferences_total", outcome="plain") == 1
-        assert len(plugin.events(PLAIN_CHOICE)) == 1
+        assert plugin.count("preferences_total", outcome="fallback") == 1
+        assert len(plugin.events(FALLBACK_EVENT)) == 1
 
     meet(preferring(node(20, prefer=engine.prefer), quick=quick), story)
 
@@ -437,7 +438,7 @@ def test_a_broken_device_that_must_be_included_brings_no_other_broken_one() -> N
         ids = [f"card{n}-0" for n in (1, 2, 3, 4)]
         chosen = await prefer(plugin, ids, ["card3-0"], 3)
         assert sorted(chosen) == ["card1-0", "card2-0", "card3-0"]
-        assert plugin.count("preferences_total", outcome="plain") == 0
+        assert plugin.count("preferences_total", outcome="fallback") == 0
 
     def with_must(available: Sequence[str], must: Sequence[str], size: int) -> Preference:
         rest = last([id_ for id_ in available if id_ not in must], [], size - len(must))
@@ -461,12 +462,15 @@ def test_what_another_instance_told_of_is_taken_last_and_no_error(
     available: list[str], must: list[str], chosen: list[str]
 ) -> None:
     preferences = prepare(
-        [GpuFacts(f"card{n}", bdf(n)) for n in (3, 1)], {}, clock=lambda: 0.0, policy="topology"
+        [GpuFacts(f"card{n}", bdf(n)) for n in (3, 1)],
+        {},
+        clock=lambda: 0.0,
+        policy=Policy.TOPOLOGY,
     )
 
     async def story(plugin: Served) -> None:
         assert sorted(await prefer(plugin, available, must, 2)) == sorted(chosen)
-        assert plugin.count("preferences_total", outcome="plain") == 0
+        assert plugin.count("preferences_total", outcome="fallback") == 0
 
     meet(node([card(3), card(1)], prefer=preferences.prefer), story)
 
@@ -491,12 +495,12 @@ def test_a_quick_preference_is_asked_for_on_the_loop_any_other_in_a_daemon_threa
 
 
 @pytest.mark.parametrize("broken", [fails, refuses])
-def test_a_fault_in_a_quick_preference_gives_a_plain_choice_too(
+def test_an_error_in_a_quick_preference_gives_the_fallback_too(
     broken: Callable[..., Preference],
 ) -> None:
     async def story(plugin: Served) -> None:
         assert await prefer(plugin, ["card3-0", "card1-0"], [], 1) == ["card1-0"]
-        assert plugin.count("preferences_total", outcome="plain") == 1
+        assert plugin.count("preferences_total", outcome="fallback") == 1
 
     meet(preferring(node(prefer=broken), quick=True), story)
 
@@ -519,7 +523,9 @@ def test_the_end_does_not_wait_for_a_preference_that_hangs() -> None:
         freed.set()
 
 
-def test_preferences_that_hang_take_so_many_threads_and_then_answers_are_plain_at_once() -> None:
+def test_preferences_that_hang_take_so_many_threads_and_then_answers_are_the_fallback_at_once() -> (
+    None
+):
     freed = threading.Event()
     begun: list[threading.Thread] = []
 
@@ -532,9 +538,9 @@ def test_preferences_that_hang_take_so_many_threads_and_then_answers_are_plain_a
         try:
             for number in range(3):
                 assert await prefer(plugin, ["card1-0", "card2-0"], [], 1) == ["card1-0"]
-                assert plugin.count("preferences_total", outcome="plain") == number + 1
+                assert plugin.count("preferences_total", outcome="fallback") == number + 1
             assert len(begun) == 2
-            faults = [entry["error"] for entry in plugin.events(PLAIN_CHOICE)]
+            faults = [entry["error"] for entry in plugin.events(FALLBACK_EVENT)]
             assert faults == [
                 *["nothing was found in 0.05 s"] * 2,
                 "2 others are still being searched for: do they hang?",
@@ -731,7 +737,7 @@ def test_a_preference_among_other_devices_has_not_been_passed_over() -> None:
     meet(node(), story)
 
 
-PLAIN_CHOICE = "no preference: a fallback instead"
+FALLBACK_EVENT = "preference failed, using the fallback"
 ENDLESS = 10**5000  # more digits than Python writes
 
 
@@ -782,7 +788,7 @@ def mesh_of_pairs(prefer: Prefer | None = None) -> Snapshot:
 
 
 @pytest.mark.parametrize("followed", ["followed", "not_followed"])
-def test_the_log_and_the_metrics_tell_the_wish_that_decided_and_what_came_second(
+def test_the_log_and_the_metrics_tell_the_criterion_that_decided_and_what_came_second(
     followed: str,
 ) -> None:
     got = ("card2-0", "card4-0") if followed == "followed" else ("card1-0", "card2-0")
@@ -794,7 +800,7 @@ def test_the_log_and_the_metrics_tell_the_wish_that_decided_and_what_came_second
         (entry,) = plugin.events("allocated")
         assert (entry["preference"], entry["decided"]) == (followed, "weakest")
         assert entry["runner_up"] == "card1 card3"
-        assert plugin.count("preference_decisions_total", wish="weakest") == 1
+        assert plugin.count("preference_decisions_total", criterion="weakest") == 1
         (entry,) = plugin.events("preferred")
         assert (entry["log_level"], entry["devices"]) == ("debug", "card2-0 card4-0")
 
@@ -814,12 +820,12 @@ def test_with_nothing_to_choose_no_runner_up_is_told() -> None:
     meet(mesh_of_pairs(), story)
 
 
-def test_a_plain_choice_is_told_as_one() -> None:
+def test_a_fallback_is_told_as_one() -> None:
     async def story(plugin: Served) -> None:
         await prefer(plugin, ["card1-0", "card2-0"], [], 1)
         await allocate(plugin, "card1-0")
-        assert plugin.events("allocated")[0]["decided"] == "plain"
-        assert plugin.count("preference_decisions_total", wish="plain") == 1
+        assert plugin.events("allocated")[0]["decided"] == "fallback"
+        assert plugin.count("preference_decisions_total", criterion="fallback") == 1
 
     meet(mesh_of_pairs(fails), story)
 
@@ -836,7 +842,7 @@ def test_a_fault_in_the_decision_is_counted_and_costs_nothing_else() -> None:
         assert plugin.count("allocation_record_errors_total", record="decision") == 1
         assert plugin.events("allocated")[0]["decided"] == "unknown"
         (one,) = plugin.plugin.history.preferences
-        assert (one.chosen, one.decision.wish) == (("card1-0",), "unknown")
+        assert (one.chosen, one.decision.criterion) == (("card1-0",), "unknown")
 
     meet(preferring(mesh_of_pairs(), decide=breaks), story)
 
@@ -859,7 +865,7 @@ def test_answers_wait_for_no_account_and_what_is_too_much_of_it_is_counted() -> 
             go_on.set()
         await plugin.plugin.close(PATIENCE)
         lost = plugin.count("allocation_record_errors_total", record="decision")
-        assert lost + plugin.count("preference_decisions_total", wish="linked") == 300
+        assert lost + plugin.count("preference_decisions_total", criterion="linked") == 300
 
     meet(preferring(mesh_of_pairs(), decide=slow), story)
 

@@ -424,7 +424,7 @@ def test_hostile_texts_stay_texts(eight: tuple[Scene, Inventory]) -> None:
     ]
     told["preferences"] = [
         {**one, "size": 1, "available": 1, "must_include": ["?"], "chosen": ["?"], "seconds": 0}
-        | {"decided": "plain", "runner_up": ["?"], "proven": False, "error": "?"}
+        | {"decided": "fallback", "runner_up": ["?"], "proven": False, "error": "?"}
     ]
     plain, hostile = page_of(saying("plain", told)), page_of(saying(NASTY, told))
     assert hostile.tags == plain.tags

@@ -21,7 +21,7 @@ from xelink.topology.publication import Publication, render
 I915 = "gpu.intel.com/i915"
 XE = "gpu.intel.com/xe"
 MONITORING = "gpu.intel.com/monitoring"
-# Cards 1 to 4 are on one socket, 5 to 8 on the other; a plain choice is the first of them.
+# Cards 1 to 4 are on one socket, 5 to 8 on the other; the fallback is the first of them.
 PAIRS = Blueprint(gpus=8, tiles=2, wiring="none").build()
 
 

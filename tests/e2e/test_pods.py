@@ -190,8 +190,8 @@ def test_a_pod_stays_on_one_numa_node_where_kubelet_asks_for_it(
     # The best pair is across the sockets: only there are links.
     companions.rewire(*cut(companions, WIRINGS["pairs across the sockets"]))
     numa = {card.bdf: card.numa for card in companions.gpus.inventory.cards}
-    wish = companions.gpus.explained(2)
-    assert {numa[bdf] for bdf in wish} == {0, 1}
+    criterion = companions.gpus.explained(2)
+    assert {numa[bdf] for bdf in criterion} == {0, 1}
     report = pods.run("aligned", 2)
     assert len({numa[bdf] for bdf in report.gpus}) == 1
     assert len({numa[bdf] for bdf in pods.run("four", 4).gpus}) == 1

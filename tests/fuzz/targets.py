@@ -26,7 +26,7 @@ from xelink.daemon.flags import DaemonSettings, HelpRequested, UsageError, load,
 from xelink.inventory import xpumd
 from xelink.inventory.health import Health, Message, Threshold, evaluate, pci_address
 from xelink.nfd import reader as plugin_labels
-from xelink.preference.criteria import GpuFacts
+from xelink.preference.fabric import GpuFacts
 from xelink.preference.shares import prepare
 from xelink.topology import labels, nfd_format
 from xelink.topology.observation import ObservedLinks

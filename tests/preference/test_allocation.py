@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xelink.preference.criteria import GpuFacts
+from xelink.preference.fabric import GpuFacts
 from xelink.preference.policies import Policy
-from xelink.preference.shares import Preferences, RequestError, plain, prepare
+from xelink.preference.shares import Preferences, RequestError, fallback, prepare
 
 LANES = 16
 
@@ -24,7 +24,7 @@ def bdf(i: int) -> str:
 
 
 def node(
-    groups: list[int], *, replicas: int = 1, policy: Policy = "topology", numa: int | None = 0
+    groups: list[int], *, replicas: int = 1, policy: Policy = Policy.TOPOLOGY, numa: int | None = 0
 ) -> Preferences:
     """Cards in separate groups, all linked inside: [4, 2] is card0 to card3 and card4 to card5."""
     gpus = [GpuFacts(f"card{i}", bdf(i), numa, ports_healthy=True) for i in range(sum(groups))]
@@ -210,7 +210,7 @@ def test_what_nobody_could_meet_is_refused(must: list[str], size: int, message: 
     with pytest.raises(RequestError, match=message):
         preferences.prefer(ids(0, 1, 2, 2), must, size)
     with pytest.raises(RequestError, match=message):
-        plain(ids(0, 1, 2, 2), must, size)
+        fallback(ids(0, 1, 2, 2), must, size)
 
 
 def test_two_gpus_at_one_address_are_no_node() -> None:
@@ -265,14 +265,14 @@ def test_every_policy_honors_must_include(policy: Policy) -> None:
 def test_none_takes_as_many_different_shared_gpus_as_it_can_in_stable_order(
     must: list[str], size: int, expected: list[str]
 ) -> None:
-    preferences = node([2, 1], replicas=3, policy="none")
+    preferences = node([2, 1], replicas=3, policy=Policy.NONE)
     offer = list(preferences.bits)
     assert preferences.prefer(offer, must, size).ids == tuple(expected)
     assert preferences.prefer(offer[::-1], must, size).ids == tuple(expected)
 
 
 def test_packed_goes_on_where_the_pod_has_begun() -> None:
-    preferences = node([2], replicas=2, policy="packed")
+    preferences = node([2], replicas=2, policy=Policy.PACKED)
     assert preferences.prefer(preferences.bits, ["card1-1"], 2).ids == ("card1-0", "card1-1")
 
 
@@ -283,7 +283,7 @@ def test_any_text_gets_an_answer_or_a_refusal(
 ) -> None:
     preferences = node([2, 1], replicas=2)
     offer = [*available, *preferences.bits]
-    for ask in (preferences.prefer, plain):
+    for ask in (preferences.prefer, fallback):
         try:
             answer = ask(offer, must, size)
         except RequestError:
@@ -309,7 +309,7 @@ def test_every_answer_has_the_size_keeps_must_and_ignores_the_order(
     answer = preferences.prefer(available, must, size)
     assert len(answer.ids) == len(set(answer.ids)) == size
     assert set(must) <= set(answer.ids) <= set(available)
-    assert answer.fault is None
+    assert answer.error is None
     shuffled = rng.sample(available * 2, 2 * len(available))
     assert preferences.prefer(shuffled, must[::-1], size) == answer
     if policy == "topology":

@@ -1,4 +1,4 @@
-"""The preferred set is the best one: against brute force that knows only the list of wishes."""
+"""The preferred set is the best one: against brute force that knows only the list of criteria."""
 
 import random
 from collections import Counter
@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xelink.preference.components import Apart
-from xelink.preference.criteria import Fabric, Free, GpuFacts
+from xelink.preference.criteria import score
 from xelink.preference.decision import NOTHING, Decisions
 from xelink.preference.explanation import explain
+from xelink.preference.fabric import Fabric, Free, GpuFacts
 from xelink.preference.linked_groups import group_counts, linked_groups
 from xelink.preference.problem import Task, Terrain
 from xelink.preference.search import Search
@@ -25,7 +26,7 @@ Pairs = dict[tuple[int, int], int]
 
 @dataclass(frozen=True)
 class Oracle:
-    """GPUs 0 to n-1 by address: the wishes, word for word, over plain sets of numbers."""
+    """GPUs 0 to n-1 by address: the criteria, word for word, over plain sets of numbers."""
 
     gpus: list[GpuFacts]
     pairs: Pairs
@@ -48,7 +49,7 @@ class Oracle:
                     one |= other
         return len(parts) <= 1
 
-    def wishes(self, chosen: tuple[int, ...]) -> tuple[int, ...]:
+    def criteria(self, chosen: tuple[int, ...]) -> tuple[int, ...]:
         lanes = [self.lanes(i, j) or 0 for i, j in combinations(chosen, 2)]
         ports = {True: 0, None: 1, False: 2}
         return (
@@ -99,9 +100,9 @@ class Oracle:
         spare = {i: devices + (i in must) for i, devices in (spare or {}).items() if devices}
         free = sorted(set(available) - set(must))
         sets = [tuple(sorted((*must, *some))) for some in combinations(free, size - len(must))]
-        wishes = [self.wishes(some) for some in sets]
-        top = max(wishes)
-        ties = sorted(some for some, its in zip(sets, wishes, strict=True) if its == top)
+        criteria = [self.criteria(some) for some in sets]
+        top = max(criteria)
+        ties = sorted(some for some, its in zip(sets, criteria, strict=True) if its == top)
         if len(ties) == 1:
             return ties[0]
         kept = [self.left(some, whole, spare) for some in ties]
@@ -271,15 +272,15 @@ def shared_is_best(
     )
     assert Search(task).best(1.0) == (mask(expected), True)
     told = explain(preferences, offer, must, size, runners_up=1000)
-    scores = [told.account.score, *(other.account.score for other in told.runners_up)]
+    scores = [told.evaluation.score, *(other.evaluation.score for other in told.runners_up)]
     assert scores == sorted(scores, reverse=True)
     decided = Decisions(preferences).decide(answer)
     if wanted < len(counts) and wanted > len(required):
         assert told.decided
-        runner_up = told.runners_up[0].account.cards
+        runner_up = told.runners_up[0].evaluation.cards
         assert decided == (told.decided.name, runner_up)
     else:
-        assert decided.wish == NOTHING
+        assert decided.criterion == NOTHING
 
 
 @pytest.mark.parametrize("n", [2, 4, 6, 8, 10])
@@ -356,7 +357,7 @@ def test_with_shared_gpus_the_search_is_exact_beyond_the_tables(
         others = combinations(sorted(counts.keys() - required), size - len(required))
         best = max(
             (mask({*required, *some}) for some in others),
-            key=lambda some: preferences.fabric.score(some, free),
+            key=lambda some: score(preferences.fabric, some, free),
         )
         answer = preferences.prefer(offer, must, size)
         assert (answer.gpus, answer.proven) == (best, True)
@@ -433,7 +434,7 @@ def test_what_one_measure_alone_decides_is_exact(
     gpus = [GpuFacts(f"card{i}", bdf(i), node) for i, node in enumerate(numa)]
     fabric = Fabric.of(gpus, {(bdf(i), bdf(j)): width for (i, j), width in pairs.items()})
     every = [mask(some) for some in combinations(range(n), size) if {*must} <= {*some}]
-    expected = max(every, key=lambda some: fabric.score(some, free))
+    expected = max(every, key=lambda some: score(fabric, some, free))
     task = Task(Terrain.of(fabric), (1 << n) - 1, mask(must), free, size, clock=standing)
     assert Search(task).best(1.0) == (expected, True)
 
@@ -492,7 +493,7 @@ def test_sets_over_several_paths_and_rings_are_the_best(
         task.end = 1.0
         apart = Apart(task).best()  # from the lanes on: there all sets are compared
         assert apart
-        assert fabric.score(apart, free)[3:] >= fabric.score(expected, free)[3:]
+        assert score(fabric, apart, free)[3:] >= score(fabric, expected, free)[3:]
 
 
 @settings(deadline=None)

@@ -4,8 +4,9 @@ from itertools import combinations
 
 import pytest
 
-from xelink.preference.criteria import WISHES, GpuFacts, Score
+from xelink.preference.criteria import CRITERIA, Score
 from xelink.preference.explanation import explain
+from xelink.preference.fabric import GpuFacts
 from xelink.preference.policies import Policy
 from xelink.preference.shares import Preferences, RequestError, prepare
 
@@ -20,7 +21,7 @@ def bdf(i: int) -> str:
 
 
 def node(
-    groups: list[int], weak: int = 16, policy: Policy = "topology", replicas: int = 1
+    groups: list[int], weak: int = 16, policy: Policy = Policy.TOPOLOGY, replicas: int = 1
 ) -> Preferences:
     """Separate groups with 16 lanes per pair, but `weak` in the first one."""
     homes = [home for home, size in enumerate(groups) for _ in range(size)]
@@ -33,52 +34,52 @@ def node(
     return prepare(gpus, lanes, clock=standing, policy=policy, replicas=replicas)
 
 
-def test_every_wish_is_one_field_of_a_score() -> None:
-    assert tuple(wish.name for wish in WISHES) == Score._fields
+def test_every_criterion_is_one_field_of_a_score() -> None:
+    assert tuple(criterion.name for criterion in CRITERIA) == Score._fields
 
 
 def test_what_is_left_decides_between_equal_pairs() -> None:
     preferences = node([4, 2])
     told = explain(preferences, preferences.bits, [], 2)
-    assert told.account.cards == ("card4", "card5")
-    assert told.account.left == ("card0", "card1", "card2", "card3")
-    assert told.account.groups_left == ((4, 1), (3, 4), (2, 6), (1, 4))
+    assert told.evaluation.cards == ("card4", "card5")
+    assert told.evaluation.left == ("card0", "card1", "card2", "card3")
+    assert told.evaluation.groups_left == ((4, 1), (3, 4), (2, 6), (1, 4))
     assert told.decided is not None
     assert told.decided.name == "groups_left"
-    assert told.runners_up[0].account.cards == ("card0", "card1")
-    assert told.runners_up[0].account.groups_left == ((2, 2), (1, 4))
+    assert told.runners_up[0].evaluation.cards == ("card0", "card1")
+    assert told.runners_up[0].evaluation.groups_left == ((2, 2), (1, 4))
     assert told.complete
 
 
 def test_lanes_decide_before_what_is_left_and_the_cost_is_told() -> None:
     preferences = node([2, 4], weak=8)
     told = explain(preferences, preferences.bits, [], 2, runners_up=20)
-    assert told.account.cards == ("card2", "card3")
-    weak = next(other for other in told.runners_up if other.account.cards == ("card0", "card1"))
+    assert told.evaluation.cards == ("card2", "card3")
+    weak = next(other for other in told.runners_up if other.evaluation.cards == ("card0", "card1"))
     assert (weak.decided.name, weak.chosen_measure, weak.measure) == ("weakest", 16, 8)
     assert len(told.runners_up) == 14
-    scores = [other.account.score for other in told.runners_up]
+    scores = [other.evaluation.score for other in told.runners_up]
     assert scores == sorted(scores, reverse=True)
-    assert told.account.score > scores[0]
+    assert told.evaluation.score > scores[0]
 
 
 def test_what_is_left_to_share_decides_before_what_is_left_whole() -> None:
     preferences = node([4], replicas=2)
     offer = [name for name in preferences.bits if name != "card0-0"]
     told = explain(preferences, offer, [], 1, runners_up=9)
-    assert told.account.cards == ("card1",)
-    assert told.account.groups_open == ((4, 1), (3, 4), (2, 6), (1, 4))
-    assert told.account.groups_left == ((2, 1), (1, 2))
+    assert told.evaluation.cards == ("card1",)
+    assert told.evaluation.groups_open == ((4, 1), (3, 4), (2, 6), (1, 4))
+    assert told.evaluation.groups_left == ((2, 1), (1, 2))
     last = told.runners_up[-1]
-    assert (last.account.cards, last.decided.name) == (("card0",), "groups_open")
-    assert last.account.groups_open == ((3, 1), (2, 3), (1, 3))
-    assert last.account.groups_left == ((3, 1), (2, 3), (1, 3))
+    assert (last.evaluation.cards, last.decided.name) == (("card0",), "groups_open")
+    assert last.evaluation.groups_open == ((3, 1), (2, 3), (1, 3))
+    assert last.evaluation.groups_left == ((3, 1), (2, 3), (1, 3))
 
 
 def test_where_gpus_are_not_shared_nothing_is_told_of_shares() -> None:
     preferences = node([4, 2])
     told = explain(preferences, preferences.bits, [], 1)
-    assert told.account.groups_open == ()
+    assert told.evaluation.groups_open == ()
     assert "groups_open" not in {other.decided.name for other in told.runners_up}
 
 
@@ -92,28 +93,28 @@ def test_with_nothing_to_choose_nothing_decided() -> None:
 def test_must_include_is_part_of_every_alternative() -> None:
     preferences = node([4, 2])
     told = explain(preferences, preferences.bits, ["card0-0"], 2, runners_up=9)
-    assert told.account.cards == ("card0", "card1")
+    assert told.evaluation.cards == ("card0", "card1")
     assert len(told.runners_up) == 4
-    assert all("card0" in other.account.cards for other in told.runners_up)
+    assert all("card0" in other.evaluation.cards for other in told.runners_up)
 
 
 def test_beyond_16_gpus_the_runners_up_differ_in_one_gpu() -> None:
     preferences = node([16, 2, 2])
     told = explain(preferences, preferences.bits, [], 2)
-    assert told.account.cards == ("card16", "card17")
+    assert told.evaluation.cards == ("card16", "card17")
     assert not told.complete
-    assert {len(set(other.account.cards) & {"card16", "card17"}) for other in told.runners_up} == {
-        1
-    }
+    assert {
+        len(set(other.evaluation.cards) & {"card16", "card17"}) for other in told.runners_up
+    } == {1}
     assert told.decided is not None
     assert told.decided.name == "linked"
 
 
 @pytest.mark.parametrize("policy", ["packed", "none", "balanced"])
-def test_other_policies_can_be_compared_with_what_the_wishes_say(policy: Policy) -> None:
+def test_other_policies_can_be_compared_with_what_the_criteria_say(policy: Policy) -> None:
     preferences = node([2, 4], weak=8, policy=policy)
     told = explain(preferences, preferences.bits, [], 2)
-    assert told.account.cards == ("card0", "card1")
+    assert told.evaluation.cards == ("card0", "card1")
     assert not told.complete
 
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xelink.preference.criteria import Free, GpuFacts
+from xelink.preference.criteria import score
+from xelink.preference.fabric import Free, GpuFacts
 from xelink.preference.problem import Task, Terrain
 from xelink.preference.search import Search
 from xelink.preference.shares import Preferences, prepare
@@ -146,8 +147,8 @@ def test_what_no_arc_of_a_ring_holds_is_proven_soon() -> None:
     answer = preferences.prefer(names, [names[8], names[44]], 15)
     assert answer.proven
     # two arcs, one link less than one has; what is left are two arcs as well
-    score = preferences.fabric.score(answer.gpus, Free((1 << 64) - 1))
-    assert (score.lanes, score.lanes_left) == (13 * 16, 47 * 16)
+    measures = score(preferences.fabric, answer.gpus, Free((1 << 64) - 1))
+    assert (measures.lanes, measures.lanes_left) == (13 * 16, 47 * 16)
     offered = [name for i, name in enumerate(names) if i % 9]
     answer = preferences.prefer(offered, [], 29)
     assert answer.proven
@@ -199,7 +200,7 @@ def test_a_linked_set_that_was_found_is_kept_when_the_time_is_up() -> None:
     preferences = node(64, pairs, Ticks(), timeout=0.2)
     answer = preferences.prefer(ids(range(64)), [], 8)
     assert not answer.proven
-    assert preferences.fabric.score(answer.gpus, Free((1 << 64) - 1)).linked
+    assert score(preferences.fabric, answer.gpus, Free((1 << 64) - 1)).linked
 
 
 def test_an_irregular_node_answers_when_the_time_is_up() -> None:
@@ -220,7 +221,7 @@ def test_more_time_never_makes_a_worse_choice_than_greed() -> None:
     for timeout in (0.0, 0.1, 0.4):
         preferences = node(40, pairs, Ticks(), timeout)
         answer = preferences.prefer(ids(range(40)), [], 16)
-        lanes.append(preferences.fabric.score(answer.gpus, Free(0)).lanes)
+        lanes.append(score(preferences.fabric, answer.gpus, Free(0)).lanes)
     assert lanes[0] <= lanes[1]
     assert lanes[0] <= lanes[2]
 
@@ -260,14 +261,14 @@ def test_greed_minds_the_clock_for_every_gpu_and_stops_when_the_time_is_up(size:
     answer = preferences.prefer(ids(range(252)), [], size)
     assert free.looks > size
     assert not answer.proven
-    greedy = preferences.fabric.score(answer.gpus, Free(0)).lanes
+    greedy = score(preferences.fabric, answer.gpus, Free(0)).lanes
     assert preferences.engine
     for looks in (0, 1, size // 2, size + 1):
         clock = Late(greed=looks)
         late = replace(preferences.engine, clock=clock)
         short = replace(preferences, engine=late).prefer(ids(range(252)), [], size)
         assert len(set(short.ids)) == size
-        assert preferences.fabric.score(short.gpus, Free(0)).lanes <= greedy
+        assert score(preferences.fabric, short.gpus, Free(0)).lanes <= greedy
         # the one that says so, and one more of who has not heard
         assert clock.looks <= 2 + looks + 2
 

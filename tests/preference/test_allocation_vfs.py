@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.preference.test_allocation_exact import standing
-from xelink.preference.criteria import GpuFacts
 from xelink.preference.decision import Decisions
 from xelink.preference.explanation import explain
+from xelink.preference.fabric import GpuFacts
 from xelink.preference.policies import POLICIES, Policy
 from xelink.preference.shares import Preferences, prepare
 from xelink.preference.virtual_functions import physical
@@ -39,7 +39,7 @@ def preferring(
     lanes: Mapping[tuple[str, str], int] | None = None,
     *,
     shares: int = 1,
-    policy: Policy = "topology",
+    policy: Policy = Policy.TOPOLOGY,
 ) -> Preferences:
     return prepare(gpus, lanes or {}, clock=standing, replicas=shares, policy=policy)
 
@@ -114,14 +114,14 @@ def test_an_account_names_a_gpu_with_vfs_by_its_own_address() -> None:
     node, every = preferring(vfs(2, 2, 2)), ids(vfs(2, 2, 2))
     answer = node.prefer(every, [], 2)
     told = explain(node, every, [], 2)
-    assert told.account.cards == (home(0), home(1))
+    assert told.evaluation.cards == (home(0), home(1))
     assert Decisions(node).decide(answer) == ("address", (home(0), home(2)))
 
 
 def test_a_gpu_with_fewer_vfs_than_another_is_whole_when_all_of_its_own_are_free() -> None:
     node, every = preferring(vfs(4, 1)), ids(vfs(4, 1))
     assert node.read(every, [], 1).free.whole == 0b11
-    assert explain(node, every, ["card1-0"], 1).account.left == (home(1),)
+    assert explain(node, every, ["card1-0"], 1).evaluation.left == (home(1),)
     assert node.read([id_ for id_ in every if id_ != "card1-0"], [], 1).free.whole == 0b10
 
 

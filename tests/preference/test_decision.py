@@ -1,4 +1,4 @@
-"""One word for why: the wish that decided, as the full explanation tells it."""
+"""One word for why: the criterion that decided, as the full explanation tells it."""
 
 import random
 from itertools import combinations, count
@@ -7,10 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xelink.preference.criteria import GpuFacts
-from xelink.preference.decision import NOTHING, PLAIN, POLICY, UNKNOWN, WORDS, Decision, Decisions
+from xelink.preference.decision import (
+    FALLBACK,
+    NOTHING,
+    POLICY,
+    UNKNOWN,
+    WORDS,
+    Decision,
+    Decisions,
+)
 from xelink.preference.explanation import explain
-from xelink.preference.shares import Preferences, plain, prepare
+from xelink.preference.fabric import GpuFacts
+from xelink.preference.policies import Policy
+from xelink.preference.shares import Preferences, fallback, prepare
 
 
 def standing() -> float:
@@ -51,7 +60,7 @@ def explained(
     told = explain(preferences, available, must, size, runners_up=1)
     if told.decided is None:
         return Decision(NOTHING)
-    return Decision(told.decided.name, told.runners_up[0].account.cards)
+    return Decision(told.decided.name, told.runners_up[0].evaluation.cards)
 
 
 def asked(rng: random.Random, preferences: Preferences) -> tuple[list[str], list[str], int]:
@@ -102,16 +111,16 @@ def test_with_nothing_to_choose_nothing_decided() -> None:
     assert decided(preferences, ["gone-0"], [], 1) == Decision(NOTHING)
 
 
-def test_a_policy_that_asks_no_wish_says_so() -> None:
-    preferences = mesh(4, policy="packed")
+def test_a_policy_that_asks_no_criterion_says_so() -> None:
+    preferences = mesh(4, policy=Policy.PACKED)
     assert decided(preferences, list(preferences.bits), [], 2) == Decision(POLICY)
 
 
 def test_a_plain_choice_says_so() -> None:
     preferences = mesh(4)
     names = list(preferences.bits)
-    choice = plain(names, [], 2)._replace(fault="it fell")
-    assert Decisions(preferences).decide(choice) == Decision(PLAIN)
+    choice = fallback(names, [], 2)._replace(error="it fell")
+    assert Decisions(preferences).decide(choice) == Decision(FALLBACK)
 
 
 def test_what_is_not_found_in_time_is_not_known() -> None:

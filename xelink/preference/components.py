@@ -1,7 +1,7 @@
 """The best set over several components: exact, and no search where their choices are few.
 
-What components add to every wish but NUMA is a sum. So the best of each (NUMA nodes touched, GPUs
-taken) is enough to go on with, component by component, and along a path or a ring GPU by GPU.
+What components add to every criterion but NUMA is a sum. So the best of each (NUMA nodes touched,
+GPUs taken) is enough to go on with, component by component, and along a path or a ring GPU by GPU.
 """
 
 from collections.abc import Iterator, Sequence

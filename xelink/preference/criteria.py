@@ -1,172 +1,22 @@
-"""What makes one set of GPUs better than another: the table of wishes, and the node it judges.
+"""What makes one set of GPUs better than another: the table of criteria.
 
-Sets of GPUs are bitmasks, see `bitmask`. The table is the definition; `subset_table` and `search`
-only find its optimum without asking it for every set.
+The table is the definition. Its numbers, names and words are those of the docs, the page, the tool
+and the metrics. `subset_table` and `search` only find its optimum without asking it for every set.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import NamedTuple
 
 from xelink.preference.bitmask import members, union
-from xelink.preference.linked_groups import linked_groups
-from xelink.topology.pci import place
+from xelink.preference.fabric import Fabric, Free
+from xelink.preference.linked_groups import group_counts, linked_groups
 
-LANES_LIMIT = 0xFFFF
-"""Lanes that one pair counts at most; a pair of Xe Link GPUs has less than a hundred."""
-
-# What the ports of one GPU cost: unknown lowers a score, unhealthy lowers it more.
-_PORTS_COST = {True: 0, None: 1, False: 2}
-
-
-@dataclass(frozen=True, slots=True)
-class GpuFacts:
-    """What a snapshot knows of one GPU: its DRM card, PCI address, NUMA node and Xe Link ports.
-
-    `ports_healthy` is None where nobody has told, `numa` is None where the platform does not say.
-    `physfn` is the PCI address of the physical GPU of which this is a VF, None for any other.
-    """
-
-    card: str
-    bdf: str
-    numa: int | None = None
-    ports_healthy: bool | None = None
-    physfn: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Fabric:
-    """The GPUs of one node by PCI address and the links between them, ready to be measured.
-
-    `lanes[i][j]` is symmetric and -1 where two GPUs have no link; `links[i]` is the set of GPUs
-    linked to i; `ports_cost[i]` is 0 to 2; `numa[i]` is a set with one bit, one per NUMA node
-    (GPUs whose node is unknown share one bit of their own).
-    """
-
-    gpus: tuple[GpuFacts, ...]
-    lanes: tuple[tuple[int, ...], ...]
-    links: tuple[int, ...] = field(repr=False)
-    ports_cost: tuple[int, ...] = field(repr=False)
-    numa: tuple[int, ...] = field(repr=False)
-
-    @classmethod
-    def of(cls, gpus: Iterable[GpuFacts], lanes: Mapping[tuple[str, str], int]) -> "Fabric":
-        """Sort the GPUs and tidy the links; `lanes` is keyed by pairs of PCI addresses.
-
-        A pair in `lanes` is linked, 0 lanes means that nobody told how wide. When both directions
-        are given the weaker counts. Pairs that name no GPU of this node, or one twice, are
-        ignored. Raises `ValueError` when two GPUs share a card or a PCI address, or a GPU's address
-        is none.
-        """
-        ordered = tuple(sorted(gpus, key=lambda gpu: place(gpu.bdf)))
-        places = {place(gpu.bdf) for gpu in ordered}
-        if len(places) < len(ordered) or len({gpu.card for gpu in ordered}) < len(ordered):
-            raise ValueError("two GPUs of one node share a card or a PCI address")
-        index = {gpu.bdf: i for i, gpu in enumerate(ordered)}
-        links = [0] * len(ordered)
-        matrix = [[-1] * len(ordered) for _ in ordered]
-        for (one, other), width in lanes.items():
-            i, j = index.get(one), index.get(other)
-            if i is None or j is None or i == j:
-                continue
-            back = lanes.get((other, one), width)
-            matrix[i][j] = matrix[j][i] = max(0, min(width, back, LANES_LIMIT))
-            links[i] |= 1 << j
-            links[j] |= 1 << i
-        nodes = {numa: 1 << i for i, numa in enumerate(dict.fromkeys(gpu.numa for gpu in ordered))}
-        return cls(
-            gpus=ordered,
-            lanes=tuple(map(tuple, matrix)),
-            links=tuple(links),
-            ports_cost=tuple(_PORTS_COST[gpu.ports_healthy] for gpu in ordered),
-            numa=tuple(nodes[gpu.numa] for gpu in ordered),
-        )
-
-    def __len__(self) -> int:
-        return len(self.gpus)
-
-    def score(self, chosen: int, free: "Free") -> "Score":
-        """Measure every wish for `chosen`, when so much is free before."""
-        return Score(*(wish.measure(self, chosen, free) for wish in WISHES))
-
-    def cards(self, mask: int) -> tuple[str, ...]:
-        """Name the GPUs of a set, by PCI address."""
-        return tuple(self.gpus[i].card for i in members(mask))
-
-    def mirrored(self, mask: int) -> int:
-        """Give the set with the lower PCI addresses the higher number, among sets of one size."""
-        return int(f"{mask:0{len(self)}b}"[::-1], 2)
-
-    def lanes_within(self, mask: int) -> list[int]:
-        """List the lanes of every pair in a set, -1 for a pair without a link."""
-        inside = list(members(mask))
-        return [self.lanes[i][j] for k, i in enumerate(inside) for j in inside[:k]]
-
-    def reach(self, start: int, within: int) -> int:
-        """Find every GPU of `within` that a path through `within` joins to `start`."""
-        links = self.links
-        reached = edge = start
-        while edge:
-            seen = 0
-            while edge:
-                seen |= links[(edge & -edge).bit_length() - 1]
-                edge &= edge - 1
-            edge = seen & within & ~reached
-            reached |= edge
-        return reached
-
-    def alike(self) -> tuple[int, ...]:
-        """Find the sets of GPUs that can be exchanged for each other without changing a measure.
-
-        Two GPUs are alike when they have the same lanes to every third one, the same ports and the
-        same NUMA node; sets of one are left out.
-        """
-        found: dict[object, int] = {}
-        for i, row in enumerate(self.lanes):
-            # GPUs that are alike have the same lanes between any two of them: put in place of the
-            # lanes of each to itself, these make their rows the same
-            for width in set(row):
-                kind = (self.ports_cost[i], self.numa[i], width, (*row[:i], width, *row[i + 1 :]))
-                found[kind] = found.get(kind, 0) | 1 << i
-        return tuple(alike for alike in found.values() if alike.bit_count() > 1)
-
-    def components(self, mask: int) -> Iterator[int]:
-        """Split a set where no link passes, by lowest PCI address."""
-        while mask:
-            component = self.reach(mask & -mask, mask)
-            yield component
-            mask &= ~component
-
-
-class Free(NamedTuple):
-    """What is free before an allocation, as sets of GPUs.
-
-    `whole` are available with every replica. Where GPUs are shared, `open` have a device that is
-    free and not required, and `last` are those of them that have just one and are not required:
-    whoever is given such a GPU closes it. Both are empty where nothing can be closed so.
-    """
-
-    whole: int
-    open: int = 0
-    last: int = 0
-
-    def whole_after(self, chosen: int) -> int:
-        """Find what stays whole."""
-        return self.whole & ~chosen
-
-    def open_after(self, chosen: int) -> int:
-        """Find what keeps a free device."""
-        return self.open & ~(chosen & self.last)
-
-    def kinds(self, alike: int) -> list[int]:
-        """Split GPUs that are alike into those of which the same is free."""
-        begun = alike & ~self.whole
-        parts = alike & self.whole, begun & ~self.last, begun & self.last
-        return [part for part in parts if part]
+GPUS_FIRST = "different GPUs before more shares, or VFs, of one GPU"
+"""Criterion 1. It fixes how many GPUs a set has: only sets of equally many are compared."""
 
 
 class Score(NamedTuple):
-    """One measure per wish, in the order of the wishes; more is always better."""
+    """One measure per criterion, in their order; more is always better."""
 
     linked: int
     connected: int
@@ -180,12 +30,36 @@ class Score(NamedTuple):
     address: int
 
 
-class Wish(NamedTuple):
-    """One row of the table: `measure(fabric, chosen, free)`, what is free before the choice."""
+class Comparison(NamedTuple):
+    """Two sets of one node that a criterion decides between, with its measures of both."""
 
+    fabric: Fabric
+    chosen: int
+    other: int
+    chosen_measure: int
+    measure: int
+
+
+class Criterion(NamedTuple):
+    """One row of the table.
+
+    `number` is its place for people: rows that measure one thing in several ways share one. `name`
+    is its name in metrics, logs and JSON. `meaning` is what it asks for, `detail` what is measured.
+    `measure(fabric, chosen, free)` takes what is free before the choice; more is better.
+    `difference` says how another set is worse than the chosen one.
+    """
+
+    number: int
     name: str
     meaning: str
+    detail: str
     measure: Callable[[Fabric, int, Free], int]
+    difference: Callable[[Comparison], str]
+
+
+def score(fabric: Fabric, chosen: int, free: Free) -> Score:
+    """Return every measure of `chosen`, when so much is free before."""
+    return Score(*(criterion.measure(fabric, chosen, free) for criterion in CRITERIA))
 
 
 def _linked(fabric: Fabric, chosen: int, _free: Free) -> int:
@@ -228,6 +102,32 @@ def _address(fabric: Fabric, chosen: int, _free: Free) -> int:
     return fabric.mirrored(chosen)
 
 
+def _fewer_linked(pair: Comparison) -> str:
+    lanes = pair.fabric.lanes_within(pair.other)
+    linked = sum(width >= 0 for width in lanes)
+    return f"{linked} of {counted(len(lanes), 'pair')} linked"
+
+
+def _worse_ports(pair: Comparison) -> str:
+    fabric = pair.fabric
+    bad = (i for i in members(pair.other & ~pair.chosen) if fabric.ports_cost[i])
+    cards = " ".join(fabric.gpus[i].card for i in bad)
+    return f"Xe Link ports that are not known to be healthy: {cards}"
+
+
+def _fewer_groups(pair: Comparison, gpus: str) -> str:
+    size = len(pair.fabric)
+    own, its = (dict(group_counts(groups, size)) for groups in (pair.chosen_measure, pair.measure))
+    size = max(size for size in own.keys() | its.keys() if own.get(size) != its.get(size))
+    groups = f"linked group{'' if own[size] == 1 else 's'} of {size}" if size > 1 else gpus
+    return f"it leaves {its.get(size) or 'no'} instead of {own[size]} {groups}"
+
+
+def counted(number: int, what: str) -> str:
+    """Return a number of things: `1 pair`, `2 pairs`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 # GPUs before replicas comes before all of these: it fixes how many GPUs a set has (`engine`),
 # and only sets of equally many GPUs are ever compared.
 #
@@ -240,15 +140,85 @@ def _address(fabric: Fabric, chosen: int, _free: Free) -> int:
 # a lone GPU is taken before one of a pair, one of a pair before one of four, and a pair before a
 # part of four; unlike a partition it needs no tie-break and is defined alike on rings and on
 # overlapping groups.
-WISHES = (
-    Wish("linked", "all pairs are linked", _linked),
-    Wish("connected", "every GPU reaches every other over links of the set", _connected),
-    Wish("weakest", "lanes of the weakest pair", _weakest),
-    Wish("lanes", "lanes of all pairs together", _lanes),
-    Wish("ports", "healthy ports: minus 1 per GPU that does not tell, 2 per unhealthy", _ports),
-    Wish("numa", "minus the NUMA nodes that the set spans", _numa),
-    Wish("groups_open", "what is left to share: linked groups, the largest first", _groups_open),
-    Wish("groups_left", "what is left whole: linked groups, the largest first", _groups_left),
-    Wish("lanes_left", "what is left whole: lanes of all pairs together", _lanes_left),
-    Wish("address", "the lowest PCI addresses", _address),
+CRITERIA = (
+    Criterion(
+        2,
+        "linked",
+        "all pairs linked",
+        "1 if every two GPUs of the set have a link",
+        _linked,
+        _fewer_linked,
+    ),
+    Criterion(
+        3,
+        "connected",
+        "else connected",
+        "1 if every GPU reaches every other over links of the set",
+        _connected,
+        lambda _: "it falls into parts that no link joins",
+    ),
+    Criterion(
+        4,
+        "weakest",
+        "the weakest pair's lanes",
+        "lanes of the pair with the fewest",
+        _weakest,
+        lambda pair: f"{pair.measure} instead of {pair.chosen_measure} lanes in its weakest pair",
+    ),
+    Criterion(
+        5,
+        "lanes",
+        "the sum of lanes",
+        "lanes of all pairs together",
+        _lanes,
+        lambda pair: f"{pair.measure} instead of {pair.chosen_measure} lanes in all",
+    ),
+    Criterion(
+        6,
+        "ports",
+        "healthy Xe Link ports",
+        "minus 1 for each GPU of unknown port health, minus 2 for each with an unhealthy port",
+        _ports,
+        _worse_ports,
+    ),
+    Criterion(
+        7,
+        "numa",
+        "one NUMA node",
+        "minus the NUMA nodes of the set",
+        _numa,
+        lambda pair: f"{-pair.measure} instead of {counted(-pair.chosen_measure, 'NUMA node')}",
+    ),
+    Criterion(
+        8,
+        "groups_open",
+        "what is left for the next Pod",
+        "if GPUs are shared: linked groups among GPUs with a free share, the largest groups first",
+        _groups_open,
+        lambda pair: _fewer_groups(pair, "GPUs to share"),
+    ),
+    Criterion(
+        8,
+        "groups_left",
+        "what is left for the next Pod",
+        "linked groups among unused GPUs, the largest groups first",
+        _groups_left,
+        lambda pair: _fewer_groups(pair, "unused GPUs"),
+    ),
+    Criterion(
+        8,
+        "lanes_left",
+        "what is left for the next Pod",
+        "lanes of all pairs of unused GPUs together",
+        _lanes_left,
+        lambda pair: f"{pair.measure} instead of {pair.chosen_measure} lanes between what is left",
+    ),
+    Criterion(
+        9,
+        "address",
+        "lowest PCI addresses",
+        "the set whose PCI addresses come first",
+        _address,
+        lambda _: "none; higher PCI addresses",
+    ),
 )

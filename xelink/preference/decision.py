@@ -1,4 +1,4 @@
-"""Which wish decided a preference, and what came second: for the log and the metrics, pure.
+"""Which criterion decided a preference, and what came second: for the log and the metrics, pure.
 
 What `explanation` tells people of one choice in full, told of every choice in one word; made after
 kubelet has its answer, within a time that is bounded.
@@ -7,8 +7,9 @@ kubelet has its answer, within a time that is bounded.
 from functools import lru_cache, partial
 from typing import NamedTuple
 
-from xelink.preference.criteria import WISHES, Free, Wish
+from xelink.preference.criteria import CRITERIA, Criterion
 from xelink.preference.engine import Engine
+from xelink.preference.fabric import Free
 from xelink.preference.problem import ExpiredError, Task
 from xelink.preference.shares import Preference, Preferences
 from xelink.preference.subset_table import Subsets
@@ -16,13 +17,13 @@ from xelink.preference.subset_table import Subsets
 NOTHING = "none"
 """There was no other set of GPUs to choose."""
 POLICY = "policy"
-"""The policy goes by devices, and asks no wish."""
-PLAIN = "plain"
-"""It was a plain choice."""
+"""The policy goes by devices, and asks no criterion."""
+FALLBACK = "fallback"
+"""The preference failed, and the fallback was used."""
 UNKNOWN = "unknown"
-"""It was not found in time, or lost to a fault."""
+"""It was not found in time, or lost to an error."""
 
-WORDS = (*(wish.name for wish in WISHES), NOTHING, POLICY, PLAIN, UNKNOWN)
+WORDS = (*(criterion.name for criterion in CRITERIA), NOTHING, POLICY, FALLBACK, UNKNOWN)
 """Every word for what may have decided."""
 
 PATIENCE = 0.25
@@ -30,13 +31,13 @@ _REMEMBERED = 256
 
 
 class Decision(NamedTuple):
-    """The name of the wish that decided, or a word for why none did, and the set that lost to it.
+    """The name of the criterion that decided, or a word for why none did, and the runner-up.
 
     `runner_up` are the cards of the set that came second, by PCI address: the best of all others up
     to 16 GPUs, beyond that the best of those that differ in one GPU.
     """
 
-    wish: str
+    criterion: str
     runner_up: tuple[str, ...] = ()
 
 
@@ -54,7 +55,7 @@ class Decisions:
         """Say what decided this preference."""
         request, chosen = preference.request, preference.gpus
         if request is None:
-            return Decision(PLAIN)
+            return Decision(FALLBACK)
         if not chosen & ~request.must or not request.gpus & ~chosen:
             return Decision(NOTHING)
         if self._of is None:
@@ -68,19 +69,19 @@ def _decide(engine: Engine, available: int, must: int, free: Free, chosen: int) 
         other = _second(engine.subsets, available, must, free, chosen)
         return Decision(
             next(
-                wish.name
-                for wish in WISHES
-                if wish.measure(fabric, chosen, free) != wish.measure(fabric, other, free)
+                criterion.name
+                for criterion in CRITERIA
+                if criterion.measure(fabric, chosen, free) != criterion.measure(fabric, other, free)
             ),
             fabric.cards(other),
         )
     task = Task(engine.terrain, available, must, free, chosen.bit_count(), clock)
     task.end = clock() + PATIENCE
     try:
-        wish, other = _best_swap(task, chosen)
+        criterion, other = _best_swap(task, chosen)
     except (ExpiredError, RecursionError):  # hundreds of GPUs may be too deep for the stack
         return Decision(UNKNOWN)
-    return Decision(wish, fabric.cards(other))
+    return Decision(criterion, fabric.cards(other))
 
 
 def _second(subsets: Subsets, available: int, must: int, free: Free, chosen: int) -> int:
@@ -102,10 +103,10 @@ def _second(subsets: Subsets, available: int, must: int, free: Free, chosen: int
 
 
 def _best_swap(task: Task, chosen: int) -> tuple[str, int]:
-    """Find the best set that differs in one GPU, and the first wish in which it differs.
+    """Find the best set that differs in one GPU, and the first criterion in which it differs.
 
     Of GPUs that are alike the last one that was taken, and the first one that was not, stand for
-    all. Wishes are measured for as long as sets are equal. Raises `ExpiredError`.
+    all. Criteria are measured for as long as sets are equal. Raises `ExpiredError`.
     """
     kinds = task.kinds(task.available)
     taken = [kind & chosen for kind in kinds if kind & chosen]
@@ -114,24 +115,24 @@ def _best_swap(task: Task, chosen: int) -> tuple[str, int]:
         chosen & ~(1 << out.bit_length() - 1) | (into & -into) for out in taken for into in free
     ]
     decided = None
-    for wish in WISHES:
-        own = _measure(task, wish, chosen)
-        measures = [_measure(task, wish, other) for other in rest]
+    for criterion in CRITERIA:
+        own = _measure(task, criterion, chosen)
+        measures = [_measure(task, criterion, other) for other in rest]
         best = max(measures)
         rest = [other for other, measure in zip(rest, measures, strict=True) if measure == best]
         if decided is None and best != own:
-            decided = wish.name
+            decided = criterion.name
         if decided and len(rest) == 1:
             break
     # Two sets always differ in their addresses.
-    return decided or WISHES[-1].name, rest[0]
+    return decided or CRITERIA[-1].name, rest[0]
 
 
-def _measure(task: Task, wish: Wish, chosen: int) -> int:
+def _measure(task: Task, criterion: Criterion, chosen: int) -> int:
     fabric = task.terrain.fabric
     task.tick()
-    if wish.name == "groups_open":
+    if criterion.name == "groups_open":
         return task.groups(task.free.open_after(chosen)) >> len(fabric)
-    if wish.name == "groups_left":
+    if criterion.name == "groups_left":
         return task.groups(task.free.whole_after(chosen)) >> len(fabric)
-    return wish.measure(fabric, chosen, task.free)
+    return criterion.measure(fabric, chosen, task.free)

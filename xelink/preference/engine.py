@@ -1,14 +1,14 @@
 """Which set of GPUs is best: prepared once for a node, asked for every request. Pure.
 
-Speaks of GPUs only, as bitmasks: what kubelet counts as devices is in `shares`. The order of wishes
-is one table, `xelink.preference.criteria.WISHES`; before all of them come GPUs before replicas,
-which `shares` sees to: it fixes how many GPUs are asked for.
+Speaks of GPUs only, as bitmasks: what kubelet counts as devices is in `shares`. The order of
+criteria is one table, `xelink.preference.criteria.CRITERIA`; before all of them come GPUs before
+replicas, which `shares` sees to: it fixes how many GPUs are asked for.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from xelink.preference.criteria import Fabric, Free
+from xelink.preference.fabric import Fabric, Free
 from xelink.preference.problem import Task, Terrain
 from xelink.preference.search import Found, Search
 from xelink.preference.subset_table import EXACT_LIMIT, Subsets

@@ -1,6 +1,7 @@
 """Why these GPUs and not others: for people, never inside an RPC.
 
-It ranks the sets that lost, names the wish on which each lost, and tells what the next Pod finds.
+It ranks the sets that lost, names the criterion on which each lost, and tells what the next Pod
+finds.
 """
 
 from collections.abc import Iterable
@@ -9,8 +10,9 @@ from heapq import nlargest
 from itertools import combinations, takewhile
 
 from xelink.preference.bitmask import members
-from xelink.preference.criteria import WISHES, Fabric, Free, Score, Wish
+from xelink.preference.criteria import CRITERIA, Comparison, Criterion, Score
 from xelink.preference.engine import Clock
+from xelink.preference.fabric import Fabric, Free
 from xelink.preference.linked_groups import group_counts, linked_groups
 from xelink.preference.problem import ExpiredError
 from xelink.preference.shares import Preference, Preferences
@@ -22,8 +24,8 @@ _LEFT = ("groups_open", "groups_left")
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
-    """One set of GPUs measured by every wish, and what it leaves.
+class Evaluation:
+    """One set of GPUs measured by every criterion, and what it leaves.
 
     `left` are the cards that stay whole, `groups_left` how many sets of how many of them are all
     linked, as (size, count) from the largest size down. `groups_open` says the same of the cards
@@ -41,15 +43,17 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """A set that was not chosen: the first wish in which it differs, and both measures.
+    """A set that was not chosen: the first criterion in which it differs, and both measures.
 
-    With the policy `topology` it is worse there; other policies do not ask the wishes.
+    `difference` is that in words.
+    With the policy `topology` it is worse there; other policies do not ask the criteria.
     """
 
-    account: Account
-    decided: Wish
+    evaluation: Evaluation
+    decided: Criterion
     chosen_measure: int
     measure: int
+    difference: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +63,19 @@ class Explanation:
     `complete` tells that every possible set was ranked; otherwise the runners-up are the best of
     those that differ in one GPU, and `unweighed` is how many of these were not weighed in time:
     they are equal in all that is asked before what is left, and that was not counted.
-    `decided` is the wish that put the first runner-up behind, None when there was nothing to
+    `decided` is the criterion that put the first runner-up behind, None when there was nothing to
     choose.
     """
 
     preference: Preference
-    account: Account
+    evaluation: Evaluation
     runners_up: tuple[Alternative, ...]
     complete: bool
     unweighed: int = 0
 
     @property
-    def decided(self) -> Wish | None:
-        """The wish that decided."""
+    def decided(self) -> Criterion | None:
+        """The criterion that decided."""
         return self.runners_up[0].decided if self.runners_up else None
 
 
@@ -85,18 +89,20 @@ class _Scale:
         self._end = end
         self._known: dict[int, int] = {}
 
-    def account(self, chosen: int) -> Account:
-        """Measure every wish; what is left only for as long as there is time."""
+    def evaluate(self, chosen: int) -> Evaluation:
+        """Measure every criterion; what is left only for as long as there is time."""
         fabric, free = self._fabric, self._free
         groups = self._groups(free.open_after(chosen), free.whole_after(chosen))
         left = dict(zip(_LEFT, groups or (0, 0), strict=True))
         score = Score(
             *(
-                left[wish.name] if wish.name in left else wish.measure(fabric, chosen, free)
-                for wish in WISHES
+                left[criterion.name]
+                if criterion.name in left
+                else criterion.measure(fabric, chosen, free)
+                for criterion in CRITERIA
             )
         )
-        return Account(
+        return Evaluation(
             cards=fabric.cards(chosen),
             score=score,
             left=fabric.cards(free.whole_after(chosen)),
@@ -106,7 +112,7 @@ class _Scale:
         )
 
     def _groups(self, *left: int) -> tuple[int, ...] | None:
-        """Count the linked groups as their wishes do: sets that differ little share most groups."""
+        """Count the linked groups as their criteria do: similar sets share most groups."""
         links, size = self._fabric.links, len(self._fabric)
         try:
             self._tick()
@@ -129,7 +135,7 @@ def explain(
     *,
     runners_up: int = 5,
 ) -> Explanation:
-    """Choose as `Preferences.prefer` does, and account for it.
+    """Choose as `Preferences.prefer` does, and explain it.
 
     Raises `RequestError` as that does. Takes some seconds at most, `PATIENCE` of them to count what
     sets leave beyond 16 GPUs: those that come close by all that is asked before come first.
@@ -142,7 +148,7 @@ def explain(
     taken = chosen & ~request.must
     end = None if subsets else preferences.clock() + PATIENCE
     scale = _Scale(fabric, free, preferences.clock, end)
-    own = scale.account(chosen)
+    own = scale.evaluate(chosen)
     if subsets:
         bits = [1 << i for i in members(fresh)]
         others = [request.must + sum(some) for some in combinations(bits, taken.bit_count())]
@@ -156,12 +162,14 @@ def explain(
         ]
         others.sort(key=lambda other: _before_left(fabric, other, free), reverse=True)
     weighed = [
-        alternative for other in others if (alternative := _alternative(own, scale.account(other)))
+        alternative
+        for other in others
+        if (alternative := _alternative(fabric, (chosen, own), (other, scale.evaluate(other))))
     ]
-    best = nlargest(runners_up, weighed, key=lambda other: other.account.score)
+    best = nlargest(runners_up, weighed, key=lambda other: other.evaluation.score)
     return Explanation(
         preference=preference,
-        account=own,
+        evaluation=own,
         runners_up=tuple(best),
         complete=subsets is not None,
         unweighed=len(others) - len(weighed),
@@ -169,19 +177,23 @@ def explain(
 
 
 def _before_left(fabric: Fabric, chosen: int, free: Free) -> list[int]:
-    """Measure the wishes that come before what is left: all of them are quick."""
-    quick = takewhile(lambda wish: wish.name not in _LEFT, WISHES)
-    return [wish.measure(fabric, chosen, free) for wish in quick]
+    """Measure the criteria that come before what is left: all of them are quick."""
+    quick = takewhile(lambda criterion: criterion.name not in _LEFT, CRITERIA)
+    return [criterion.measure(fabric, chosen, free) for criterion in quick]
 
 
-def _alternative(chosen: Account, other: Account) -> Alternative | None:
-    """Find the first wish in which the two differ; two sets always differ in their addresses.
+def _alternative(
+    fabric: Fabric, one: tuple[int, Evaluation], two: tuple[int, Evaluation]
+) -> Alternative | None:
+    """Find the first criterion in which the two differ; two sets always differ in their addresses.
 
     None when that depends on what was not counted.
     """
-    for wish, own, its in zip(WISHES, chosen.score, other.score, strict=True):
-        if wish.name in _LEFT and not (chosen.counted and other.counted):
+    (chosen, own), (other, its) = one, two
+    for criterion, measure, its_measure in zip(CRITERIA, own.score, its.score, strict=True):
+        if criterion.name in _LEFT and not (own.counted and its.counted):
             return None
-        if own != its:
-            return Alternative(other, wish, own, its)
+        if measure != its_measure:
+            pair = Comparison(fabric, chosen, other, measure, its_measure)
+            return Alternative(its, criterion, measure, its_measure, criterion.difference(pair))
     raise AssertionError("two sets with the same addresses")

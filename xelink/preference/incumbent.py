@@ -24,7 +24,7 @@ class Incumbent:
         self._left: tuple[int, ...] = ()
 
     def offer(self, chosen: int, worth: int, nodes: int) -> None:
-        """Take a set for the best if it is better than that, by all wishes."""
+        """Take a set for the best if it is better than that, by all criteria."""
         most = (worth, -nodes.bit_count())
         best = (self.least, -self._nodes)
         if most < best:

@@ -9,10 +9,10 @@ from itertools import islice
 from operator import add, itemgetter, sub
 
 from xelink.preference.bitmask import members, prefixes, union
-from xelink.preference.criteria import LANES_LIMIT
+from xelink.preference.fabric import LANES_LIMIT
 from xelink.preference.problem import NEVER, ExpiredError, Task
 
-# Exchanges of one GPU that are weighed by all wishes, of those that gain the most lanes.
+# Exchanges of one GPU that are weighed by all criteria, of those that gain the most lanes.
 _SWAPS = 8
 
 
@@ -97,7 +97,7 @@ class Greed:
                 yield own - near[into] + row[into], out, into
 
     def _rank(self, chosen: int) -> tuple[int, ...]:
-        """Rank by every wish that is cheap to measure, in their order."""
+        """Rank by every criterion that is cheap to measure, in their order."""
         fabric, task = self._fabric, self._task
         inside = list(members(chosen))
         linked = all(not chosen & ~(fabric.links[i] | 1 << i) for i in inside)

@@ -1,11 +1,11 @@
 """The policies: their names, and the order in which each takes free devices of settled GPUs."""
 
 from collections.abc import Callable, Mapping
-from enum import Enum
-from typing import Literal, NamedTuple
+from enum import StrEnum
+from typing import NamedTuple
 
 
-class AllocationPolicy(Enum):
+class Policy(StrEnum):
     """Which devices a Pod had best get."""
 
     TOPOLOGY = "topology"
@@ -14,14 +14,11 @@ class AllocationPolicy(Enum):
     NONE = "none"
 
 
-Policy = Literal["topology", "balanced", "packed", "none"]
-
-
-class Spot(NamedTuple):
+class FreeDevice(NamedTuple):
     """One free device as a policy sees it.
 
-    `turn` counts the free devices of the same GPU before it, `free` all of them; `begun` tells
-    that the Pod has another device of this GPU already.
+    `turn` counts the free devices of the same GPU before it, `free` all of them; `begun` is whether
+    the Pod has another device of this GPU already.
     """
 
     gpu: int
@@ -31,17 +28,34 @@ class Spot(NamedTuple):
     begun: bool
 
 
-POLICIES: Mapping[Policy, Callable[[Spot], tuple[int, ...]]] = {
-    "topology": lambda spot: (spot.turn - spot.free, spot.gpu),
-    "balanced": lambda spot: (spot.turn - spot.free, spot.gpu),
-    "packed": lambda spot: (not spot.begun, spot.gpu, spot.replica),
-    "none": lambda spot: (spot.turn + spot.begun, spot.gpu),
-}
-"""The order in which free devices are taken, the smallest first.
+class PolicyRule(NamedTuple):
+    """What a policy does, in words, and the order in which it takes free devices: smallest first.
 
-`topology` chooses a set of GPUs before and comes here only for more replicas, when every GPU is in
-the set. `balanced` takes from the GPU with the most free devices, `packed` fills one GPU before it
-begins the next. `none` has no preference but the one of Intel's plugin under that name: as many
-different GPUs as it can, by address, and a further device of each only when every GPU has given
-one.
-"""
+    `prefers_sets` chooses a set of GPUs first. Its order is for more replicas only, when every GPU
+    is in the set.
+    """
+
+    meaning: str
+    order: Callable[[FreeDevice], tuple[int, ...]]
+    prefers_sets: bool = False
+
+
+POLICIES: Mapping[Policy, PolicyRule] = {
+    Policy.TOPOLOGY: PolicyRule(
+        "prefers the best linked GPUs",
+        lambda free: (free.turn - free.free, free.gpu),
+        prefers_sets=True,
+    ),
+    Policy.BALANCED: PolicyRule(
+        "takes devices from the GPU with the most free ones",
+        lambda free: (free.turn - free.free, free.gpu),
+    ),
+    Policy.PACKED: PolicyRule(
+        "fills one GPU before it begins the next",
+        lambda free: (not free.begun, free.gpu, free.replica),
+    ),
+    # As Intel's plugin under that name: a further device of a GPU only when each has given one.
+    Policy.NONE: PolicyRule(
+        "takes the lowest PCI addresses", lambda free: (free.turn + free.begun, free.gpu)
+    ),
+}

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from xelink.preference.bitmask import mask_of, members, union
-from xelink.preference.criteria import Fabric, Free
+from xelink.preference.fabric import Fabric, Free
 from xelink.preference.linked_groups import linked_groups
 
 PER_LANE = 1 << 12

@@ -1,6 +1,6 @@
 """Preference for more than 16 GPUs, where no table of all subsets fits.
 
-The wishes come in an order, so the search does too: the widest lanes at which enough GPUs are all
+The criteria come in an order, so the search does too: the widest lanes at which enough GPUs are all
 linked; else the connected sets; else sets over several components. Each step is exact, and every
 loop of it minds the clock. What a deadline cuts short is the best that was found, and is marked as
 not proven. Where no two GPUs are linked at all, `unlinked` answers directly.

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from xelink.preference.bitmask import mask_of, members
-from xelink.preference.criteria import Fabric, Free, GpuFacts
 from xelink.preference.engine import DEFAULT_TIMEOUT, Clock, Engine
-from xelink.preference.policies import POLICIES, Policy, Spot
+from xelink.preference.fabric import Fabric, Free, GpuFacts
+from xelink.preference.policies import POLICIES, FreeDevice, Policy
 from xelink.preference.virtual_functions import Physical, physical
 
 _QUICK_DEVICES = 256
@@ -51,16 +51,16 @@ class DeviceRequest(NamedTuple):
 class Preference(NamedTuple):
     """The devices to take, in a stable order, and what was asked.
 
-    `gpus` are the GPUs that the ids stand for, a bitmask by PCI address. `request` is None for a
-    plain choice, which knows nothing of the node. `proven` is False when the time was up before
-    every set was ruled out. `fault` is the internal fault that made this a plain choice.
+    `gpus` are the GPUs that the ids stand for, a bitmask by PCI address. `request` is None for the
+    fallback, which knows nothing of the node. `proven` is False when the time was up before
+    every set was ruled out. `error` is the internal error that made this the fallback.
     """
 
     ids: tuple[str, ...]
     gpus: int = 0
     request: DeviceRequest | None = None
     proven: bool = True
-    fault: str | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -170,20 +170,20 @@ class Preferences:
             replicas.setdefault(place % n, []).append(place // n)
         for gpu, free in replicas.items():
             free[:] = self._spread(gpu, free, picked)
-        spots = [
-            Spot(gpu, replica, turn, len(free), bool(begun >> gpu & 1))
+        devices = [
+            FreeDevice(gpu, replica, turn, len(free), bool(begun >> gpu & 1))
             for gpu, free in replicas.items()
             for turn, replica in enumerate(free)
         ]
-        spots.sort(key=POLICIES[self.policy])
-        for spot in spots[:open_]:
-            picked |= 1 << spot.replica * n + spot.gpu
+        devices.sort(key=POLICIES[self.policy].order)
+        for device in devices[:open_]:
+            picked |= 1 << device.replica * n + device.gpu
         return picked
 
     def _spread(self, gpu: int, free: list[int], picked: int) -> list[int]:
         """Order free replicas of a GPU so that VFs come before further shares of one of them."""
         functions = self.functions[gpu]
-        if functions == 1 or self.policy != "topology":
+        if functions == 1 or not POLICIES[self.policy].prefers_sets:
             return free
         n = len(self.fabric)
         taken = [0] * functions
@@ -240,7 +240,7 @@ def prepare(
     *,
     clock: Clock,
     replicas: int = 1,
-    policy: Policy = "topology",
+    policy: Policy = Policy.TOPOLOGY,
     timeout: float = DEFAULT_TIMEOUT,
 ) -> Preferences:
     """Prepare a snapshot for requests: some 15 ms for 8 GPUs, some 35 ms for 16.
@@ -252,10 +252,11 @@ def prepare(
     """
     if replicas < 1:
         raise ValueError(f"a GPU is at least one device, not {replicas}")
+    prefers_sets = POLICIES[policy].prefers_sets
     # The other policies are those of Intel's plugin, to which a VF is a GPU.
     gpus = list(gpus)
     whole = tuple(Physical(gpu, (gpu.card,)) for gpu in gpus)
-    united, lanes = physical(gpus, lanes) if policy == "topology" else (whole, lanes)
+    united, lanes = physical(gpus, lanes) if prefers_sets else (whole, lanes)
     fabric = Fabric.of((one.facts for one in united), lanes)
     n = len(fabric)
     cards = {one.facts.bdf: one.cards for one in united}
@@ -273,7 +274,7 @@ def prepare(
         replicas=most,
         policy=policy,
         clock=clock,
-        engine=Engine.of(fabric, clock, timeout) if policy == "topology" else None,
+        engine=Engine.of(fabric, clock, timeout) if prefers_sets else None,
         names=tuple(_by_byte(names[i : i + 8]) for i in range(0, len(names), 8)),
         bits=bits,
         absent=mask_of(
@@ -293,7 +294,7 @@ def _by_byte(names: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
     return tuple(table)
 
 
-def plain(available: Iterable[str], must: Iterable[str], size: int) -> Preference:
+def fallback(available: Iterable[str], must: Iterable[str], size: int) -> Preference:
     """Choose `must` and then the first of `available` by number, knowing nothing of the node.
 
     Raises `RequestError` as `Preferences.prefer` does.

@@ -13,7 +13,7 @@ from functools import cache
 from itertools import combinations
 
 from xelink.preference.bitmask import members, prefixes, union
-from xelink.preference.criteria import Fabric, Free
+from xelink.preference.fabric import Fabric, Free
 
 EXACT_LIMIT = 16
 """GPUs up to which the tables are built: 2**16 entries."""
@@ -85,7 +85,7 @@ class Subsets:
         return self._search(available, must, free, size)
 
     def rank(self, chosen: int, free: Free) -> tuple[int, int, int, int]:
-        """Rank a set among those of its size as the wishes do; more is better."""
+        """Rank a set among those of its size as the criteria do; more is better."""
         left = self.left
         return (
             self.weights[chosen],

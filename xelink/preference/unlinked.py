@@ -9,10 +9,10 @@ from xelink.preference.problem import Task
 def unlinked(task: Task, found: list[int]) -> None:
     """Append the best set, and before it any that was the best so far.
 
-    Without links the first wish that sets differ in is healthy ports, then NUMA nodes, then how
-    many GPUs keep a free device, then how many stay whole, then addresses. So all GPUs with better
-    ports are taken, and of those with equal ports as many as are still open. These come from the
-    NUMA nodes that the set touches anyway and as few others as will do: which ones is the only
+    Without links the first criterion that sets differ in is healthy ports, then NUMA nodes, then
+    how many GPUs keep a free device, then how many stay whole, then addresses. So all GPUs with
+    better ports are taken, and of those with equal ports as many as are still open. These come from
+    the NUMA nodes that the set touches anyway and as few others as will do: which ones is the only
     thing to be searched, and only if GPUs that are begun are on some of them.
     """
     chosen, fabric = task.must, task.terrain.fabric

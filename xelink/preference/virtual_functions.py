@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from xelink.preference.criteria import GpuFacts
+from xelink.preference.fabric import GpuFacts
 from xelink.topology.pci import BDF, place
 
 Lanes = Mapping[tuple[str, str], int]

@@ -16,9 +16,10 @@ from xelink.inventory.gpus import Card, Inventory
 from xelink.inventory.links import NodeLinks, join
 from xelink.inventory.workload_facts import Facts, facts
 from xelink.nfd.reader import FileState, Reading
-from xelink.preference.criteria import WISHES, GpuFacts, Wish
+from xelink.preference.criteria import CRITERIA, Criterion
 from xelink.preference.engine import DEFAULT_TIMEOUT
 from xelink.preference.explanation import Alternative, Explanation, explain
+from xelink.preference.fabric import GpuFacts
 from xelink.preference.policies import Policy
 from xelink.preference.shares import Preference, Preferences, prepare
 from xelink.topology.groups import STEPS, Largest, largest_group
@@ -45,7 +46,7 @@ class Wanted:
     have: tuple[str, ...] = ()
     used: tuple[str, ...] = ()
     shares: int = 1
-    policy: Policy = "topology"
+    policy: Policy = Policy.TOPOLOGY
     timeout: float = DEFAULT_TIMEOUT
     """Seconds for the search beyond 16 GPUs."""
 
@@ -82,7 +83,7 @@ class Choice:
     @cached_property
     def chosen(self) -> tuple[Card, ...]:
         """The GPUs of the preferred devices, by PCI address."""
-        return tuple(self.by_card[name] for name in self.explanation.account.cards)
+        return tuple(self.by_card[name] for name in self.explanation.evaluation.cards)
 
     @cached_property
     def facts(self) -> Facts:
@@ -97,7 +98,7 @@ class Choice:
 
     @property
     def runners_up(self) -> tuple[Alternative, ...]:
-        """The best sets that lose; none of a policy that does not ask the wishes.
+        """The best sets that lose; none of a policy that does not ask the criteria.
 
         A search that ended at its time may have missed a set that would win.
         """
@@ -108,16 +109,16 @@ class Choice:
         )
 
     @property
-    def decided(self) -> Wish | None:
-        """The wish that put the first runner-up behind."""
+    def decided(self) -> Criterion | None:
+        """The criterion that put the first runner-up behind."""
         return self.runners_up[0].decided if self.runners_up else None
 
-    def lost_by(self) -> Mapping[str, int]:
-        """Count all other sets by the wish that they lose by; empty where they are too many."""
+    def worse_by(self) -> Mapping[Criterion, int]:
+        """Count all other sets by the criterion on which each is worse; empty if too many."""
         if not self.explanation.complete or len(self.runners_up) >= _MOST_SETS:
             return {}
-        counts = Counter(other.decided.name for other in self.runners_up)
-        return {wish.name: counts[wish.name] for wish in WISHES if counts[wish.name]}
+        counts = Counter(other.decided for other in self.runners_up)
+        return {criterion: counts[criterion] for criterion in CRITERIA if counts[criterion]}
 
     def largest_left(self) -> tuple[str, ...]:
         """Name a largest group of GPUs, all linked, that is left whole for the next Pod.
@@ -125,7 +126,7 @@ class Choice:
         Of several it is the one with the lowest PCI addresses. Where a search was cut short, as on
         no real node, it is any of those that were found: see `largest_left_proven`.
         """
-        return tuple(self.explanation.account.left[i] for i in self._largest_left.group)
+        return tuple(self.explanation.evaluation.left[i] for i in self._largest_left.group)
 
     @property
     def largest_left_proven(self) -> bool:
@@ -134,7 +135,7 @@ class Choice:
 
     @cached_property
     def _largest_left(self) -> Largest:
-        left = [self.by_card[name] for name in self.explanation.account.left]
+        left = [self.by_card[name] for name in self.explanation.evaluation.left]
         linked = {
             i: {j for j, other in enumerate(left) if self._joined(one, other)}
             for i, one in enumerate(left)
@@ -195,8 +196,8 @@ def choose(node: NodeView, wanted: Wanted, clock: Callable[[], float]) -> Choice
     except ValueError as error:
         raise WrongCallError(str(error)) from error
     other = None
-    if wanted.policy != "topology":
-        other = preferences("topology").prefer(available, must, wanted.size)
+    if wanted.policy is not Policy.TOPOLOGY:
+        other = preferences(Policy.TOPOLOGY).prefer(available, must, wanted.size)
     ids = {gpu.bdf: gpu.id for gpu in topology.gpus}
     return Choice(node, wanted, cards, ids, links, available, must, explanation, other)
 

@@ -12,7 +12,7 @@ from xelink.cli.helptext import HelpFormatter
 from xelink.cli.show.command import json_text, yaml_text
 from xelink.cli.tables import show
 from xelink.daemon.stdio import write_stderr, write_stdout
-from xelink.preference.policies import POLICIES
+from xelink.preference.policies import POLICIES, Policy
 from xelink.view.node_view import NodeView
 
 _EXAMPLES = """\
@@ -38,9 +38,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", summary
     parser = commands.add_parser(
         "explain",
         help=summary,
-        description="See which GPUs xelink-device-plugin would prefer for a Pod: the set, the wish"
-        " that decided, what the others would cost, and what is left for the next Pod. GPUs are"
-        " named by card (card3), XPU Manager's id (3, GPU3) or PCI address.",
+        description="See which GPUs xelink-device-plugin would prefer for a Pod: the set, the"
+        " criterion that decided, how the others are worse, and what is left for the next Pod. GPUs"
+        " are named by card (card3), XPU Manager's id (3, GPU3) or PCI address.",
         epilog=_EXAMPLES,
         formatter_class=HelpFormatter,
     )
@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
         have=options.have,
         used=options.used,
         shares=options.share,
-        policy=options.policy,
+        policy=Policy(options.policy),
         timeout=options.allocation_timeout / 1000,
     )
     choice = choose(node, wanted, time.monotonic)

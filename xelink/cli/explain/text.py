@@ -1,7 +1,7 @@
-"""The account of a choice in words: the wishes by their number in the plugin's page, and costs."""
+"""A choice in words: the GPUs, the criterion that decided, and what was worse."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 
 from rich.text import Text
 
@@ -9,23 +9,10 @@ from xelink.cli.explain.choice import GUESSED, Choice
 from xelink.cli.json_facts import gpu_facts
 from xelink.cli.tables import BAD, FAINT, GOOD, HEAD, Cell, aligned, head
 from xelink.inventory.gpus import Card
-from xelink.preference.criteria import Wish
+from xelink.preference.criteria import CRITERIA, Criterion, counted
 from xelink.preference.explanation import Alternative
+from xelink.preference.policies import POLICIES
 from xelink.preference.shares import Preference
-
-# Wish of `xelink.preference.criteria` -> its number and name in the table of docs/device-plugin.md
-WISHES: Mapping[str, tuple[int, str]] = {
-    "linked": (2, "all pairs linked"),
-    "connected": (3, "else connected"),
-    "weakest": (4, "the weakest pair's lanes"),
-    "lanes": (5, "the sum of lanes"),
-    "ports": (6, "healthy Xe Link ports"),
-    "numa": (7, "one NUMA node"),
-    "groups_open": (8, "what is left for the next Pod"),
-    "groups_left": (8, "what is left for the next Pod"),
-    "lanes_left": (8, "what is left for the next Pod"),
-    "address": (9, "the lowest PCI addresses"),
-}
 
 _MOST_OF_EACH = 2
 
@@ -43,7 +30,7 @@ def told(choice: Choice) -> list[Text]:
 def choice_facts(choice: Choice) -> dict[str, object]:
     """Give the same as plain data."""
     explanation = choice.explanation
-    own = explanation.account
+    own = explanation.evaluation
     return {
         "source": choice.node.source,
         "node": choice.node.name or None,
@@ -60,22 +47,22 @@ def choice_facts(choice: Choice) -> dict[str, object]:
             for one, other, lanes in choice.pairs(own.cards)
         ],
         "proven": choice.preference.proven,
-        "decided": _wish_facts(choice.decided),
+        "decided": _criterion_facts(choice.decided),
         "runners_up": [
             {
-                "cards": list(other.account.cards),
-                "wish": _wish_facts(other.decided),
+                "cards": list(other.evaluation.cards),
+                "criterion": _criterion_facts(other.decided),
                 "measure": other.measure,
                 "chosen_measure": other.chosen_measure,
-                "cost": cost(choice, other),
+                "difference": other.difference,
             }
             for other in _best_of_each(choice)
         ],
         "every_set_ranked": explanation.complete,
         "sets_not_weighed": explanation.unweighed,
-        "lost_by": [
-            {"wish": {"number": WISHES[wish][0], "name": WISHES[wish][1]}, "sets": count}
-            for wish, count in choice.lost_by().items()
+        "worse_by": [
+            {"criterion": _criterion_facts(criterion), "sets": count}
+            for criterion, count in choice.worse_by().items()
         ],
         "topology_would_prefer": list(choice.other.ids) if choice.other else None,
         "left": {
@@ -90,11 +77,10 @@ def choice_facts(choice: Choice) -> dict[str, object]:
     }
 
 
-def _wish_facts(wish: Wish | None) -> dict[str, object] | None:
-    if wish is None:
+def _criterion_facts(criterion: Criterion | None) -> dict[str, object] | None:
+    if criterion is None:
         return None
-    number, name = WISHES[wish.name]
-    return {"number": number, "name": name}
+    return {"number": criterion.number, "name": criterion.name, "meaning": criterion.meaning}
 
 
 def _known(choice: Choice, lanes: int | None) -> int | str | None:
@@ -143,7 +129,7 @@ def _lanes_cell(choice: Choice, one: Card, other: Card) -> Cell:
 
 
 def _pairs(choice: Choice) -> Iterator[Text]:
-    pairs = list(choice.pairs(choice.explanation.account.cards))
+    pairs = list(choice.pairs(choice.explanation.evaluation.cards))
     if not pairs:
         return
     lanes = [lanes for _, _, lanes in pairs if lanes is not None]
@@ -174,65 +160,57 @@ def _why(choice: Choice) -> Iterator[Text]:
     if decided is None:
         yield Text("There was nothing to choose: no other set has what is asked for.")
         return
-    number, name = WISHES[decided.name]
-    equal = choice.lost_by().get("address")
-    among = f", among {equal + 1} sets that are equal in all else" if equal else ""
-    yield Text("Decided by wish ").append(f"{number}, {name}", HEAD).append(f"{among}.")
+    equal = choice.worse_by().get(CRITERIA[-1])
+    start = f"Tie between {equal + 1} sets; decided" if equal else "Decided"
+    name = f"criterion {decided.number} ({decided.meaning})"
+    yield Text(f"{start} by ").append(name, HEAD).append(".")
     yield Text()
     shown = _best_of_each(choice)
-    titles = head("RUNNER-UP", "LOSES BY WISH", "WHAT IT WOULD COST")
-    yield from aligned([titles, *(_runner_up(choice, other) for other in shown)], indent=2)
+    titles = head("RUNNER-UP", "WORSE BY", "DIFFERENCE")
+    yield from aligned([titles, *(_runner_up(other) for other in shown)], indent=2)
     if not explanation.complete:
         yield Text("  of the sets that differ in one GPU", FAINT)
-    elif lost := choice.lost_by():
+    elif worse := choice.worse_by():
         yield Text()
         yield Text(
-            f"The {_count(sum(lost.values()), 'other set')}, by the wish that each loses by:"
+            f"The {counted(sum(worse.values()), 'other set')}, by the criterion on which each is"
+            " worse:"
         )
         numbers = Counter[tuple[int, str]]()
-        for wish, count in lost.items():
-            numbers[WISHES[wish]] += count
+        for criterion, count in worse.items():
+            numbers[criterion.number, criterion.meaning] += count
         rows = [[str(count), f"{n} {title}"] for (n, title), count in sorted(numbers.items())]
         yield from aligned(rows, indent=2)
 
 
 def _best_of_each(choice: Choice) -> list[Alternative]:
-    """Give the best runners-up that lose by each wish: many that tie would hide the others."""
+    """Give the best runners-up on each criterion: many that tie would hide the others."""
     seen = Counter[int]()
     best: list[Alternative] = []
     for other in choice.runners_up:
-        number, _ = WISHES[other.decided.name]
-        seen[number] += 1
-        if seen[number] <= _MOST_OF_EACH:
+        seen[other.decided.number] += 1
+        if seen[other.decided.number] <= _MOST_OF_EACH:
             best.append(other)
     return best
 
 
-def _runner_up(choice: Choice, other: Alternative) -> list[Cell]:
-    number, name = WISHES[other.decided.name]
+def _runner_up(other: Alternative) -> list[Cell]:
     return [
-        Cell(" ".join(other.account.cards), HEAD),
-        Cell(f"{number} {name}"),
-        Cell(cost(choice, other)),
+        Cell(" ".join(other.evaluation.cards), HEAD),
+        Cell(f"{other.decided.number} {other.decided.meaning}"),
+        Cell(other.difference),
     ]
 
 
-_GO_BY = {
-    "balanced": "takes devices from the GPU with the most free ones",
-    "packed": "fills one GPU before it begins the next",
-    "none": "takes the lowest PCI addresses",
-}
-
-
 def _other_policy(choice: Choice, other: Preference) -> Iterator[Text]:
-    told = Text(f"The policy {choice.wanted.policy} {_GO_BY[choice.wanted.policy]}")
+    told = Text(f"The policy {choice.wanted.policy} {POLICIES[choice.wanted.policy].meaning}")
     told.append(", whatever is linked. With the policy topology the Pod would get ")
     told.append(" ".join(_short(choice, device) for device in other.ids), HEAD)
     yield told.append(", the same." if set(other.ids) == set(choice.preference.ids) else ".")
 
 
 def _left(choice: Choice) -> Iterator[Text]:
-    own = choice.explanation.account
+    own = choice.explanation.evaluation
     if not own.left:
         yield Text("No whole GPU is left for the next Pod.")
         return
@@ -248,10 +226,10 @@ def _left(choice: Choice) -> Iterator[Text]:
 def _doubts(choice: Choice) -> Iterator[Text]:
     if not choice.preference.proven:
         yield Text("Not proven to be the best: the search ended at its time.", BAD)
-    if not choice.explanation.account.counted:
+    if not choice.explanation.evaluation.counted:
         yield Text("The linked groups that are left were not counted: the time was up.", BAD)
     if choice.explanation.unweighed and not choice.other:
-        what = _count(choice.explanation.unweighed, "set")
+        what = counted(choice.explanation.unweighed, "set")
         told = f"Not proven to be the best runners-up: the time was up with {what} not weighed."
         yield Text(told, BAD)
     if choice.node.labels_only:
@@ -264,63 +242,6 @@ def _doubts(choice: Choice) -> Iterator[Text]:
     for remark in choice.node.remarks:
         if not choice.node.labels_only:
             yield Text(remark, BAD)
-
-
-def cost(choice: Choice, other: Alternative) -> str:
-    """Say what an alternative would cost, against the chosen set."""
-    return _COSTS[other.decided.name](choice, other, other.chosen_measure, other.measure)
-
-
-def _linked_cost(choice: Choice, other: Alternative, _own: int, _its: int) -> str:
-    pairs = list(choice.pairs(other.account.cards))
-    linked = sum(lanes is not None for _, _, lanes in pairs)
-    return f"{linked} of {_count(len(pairs), 'pair')} linked"
-
-
-def _ports_cost(choice: Choice, other: Alternative, _own: int, _its: int) -> str:
-    bad = [
-        name
-        for name in other.account.cards
-        if name not in choice.explanation.account.cards
-        and not choice.links.ports_healthy(choice.by_card[name].bdf)
-    ]
-    return f"Xe Link ports that are not known to be healthy: {' '.join(bad)}"
-
-
-def _groups_cost(choice: Choice, other: Alternative, _own: int, _its: int) -> str:
-    account = choice.explanation.account
-    return _fewer("whole GPUs", account.groups_left, other.account.groups_left)
-
-
-def _open_cost(choice: Choice, other: Alternative, _own: int, _its: int) -> str:
-    account = choice.explanation.account
-    return _fewer("GPUs to share", account.groups_open, other.account.groups_open)
-
-
-def _fewer(gpus: str, chosen: Iterable[tuple[int, int]], others: Iterable[tuple[int, int]]) -> str:
-    own, its = dict(chosen), dict(others)
-    size = max(size for size in own.keys() | its.keys() if own.get(size) != its.get(size))
-    groups = f"linked group{'' if own[size] == 1 else 's'} of {size}" if size > 1 else gpus
-    return f"it leaves {its.get(size) or 'no'} instead of {own[size]} {groups}"
-
-
-# Wish -> what a set costs that loses by it, from the measures of the chosen set and its own
-_COSTS: Mapping[str, Callable[[Choice, Alternative, int, int], str]] = {
-    "linked": _linked_cost,
-    "connected": lambda *_: "it falls into parts that no link joins",
-    "weakest": lambda _, __, own, its: f"{its} instead of {own} lanes in its weakest pair",
-    "lanes": lambda _, __, own, its: f"{its} instead of {own} lanes in all",
-    "ports": _ports_cost,
-    "numa": lambda _, __, own, its: f"{-its} instead of {_count(-own, 'NUMA node')}",
-    "groups_open": _open_cost,
-    "groups_left": _groups_cost,
-    "lanes_left": lambda _, __, own, its: f"{its} instead of {own} lanes between what is left",
-    "address": lambda *_: "nothing but higher PCI addresses",
-}
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _card(device: str) -> str:

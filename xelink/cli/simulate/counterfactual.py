@@ -14,8 +14,9 @@ from xelink.cli.simulate.evaluation import Judge
 from xelink.cli.simulate.placement import Choose, Decision, Host, Request
 from xelink.cli.simulate.schedule import Event, Pod
 from xelink.preference.bitmask import members
-from xelink.preference.criteria import Wish
+from xelink.preference.criteria import Criterion, score
 from xelink.preference.engine import Clock
+from xelink.preference.policies import Policy
 
 _MOST_TRIED = 200
 
@@ -23,16 +24,17 @@ _MOST_TRIED = 200
 class Earlier(NamedTuple):
     """A choice with which a Pod would have been linked, had it been another.
 
-    `chosen` and `instead` are bitmasks of GPUs. `wish` is the first on which they differ, `measure`
-    and `other_measure` what they have of it: that of `chosen` is never less. `ended` tells that the
-    Pod that got `chosen` ran no longer, `paid` are Pods that would not have been linked instead.
+    `chosen` and `instead` are bitmasks of GPUs. `criterion` is the first on which they differ,
+    `measure` and `other_measure` what they have of it: that of `chosen` is never less. `ended`
+    tells that the Pod that got `chosen` ran no longer, `paid` are Pods that would not have been
+    linked instead.
     """
 
     pod: int
     minute: int
     chosen: int
     instead: int
-    wish: Wish
+    criterion: Criterion
     measure: int
     other_measure: int
     ended: bool = False
@@ -107,12 +109,12 @@ class Story:
             for out in combinations([1 << gpu for gpu in members(chosen)], change)
             for into in combinations([1 << gpu for gpu in members(free)], change)
         )
-        score = self.judge.fabric.score
+        fabric, before = self.judge.fabric, decision.before
         tried = islice(sets, _MOST_TRIED)
-        return sorted(tried, key=lambda other: score(other, decision.before), reverse=True)
+        return sorted(tried, key=lambda other: score(fabric, other, before), reverse=True)
 
     def _forced(self, decision: Decision, gpus: int) -> Choose:
-        choose = self.host.choose("topology", "", self.clock)
+        choose = self.host.choose(Policy.TOPOLOGY, "", self.clock)
 
         def forced(request: Request) -> Iterable[str]:
             if request.pod != decision.pod:
@@ -122,10 +124,10 @@ class Story:
         return forced
 
     def _account(self, decision: Decision, other: int) -> Earlier:
-        wish, measure, other_measure = self.judge.deciding(decision.gpus, other, decision.before)
+        deciding = self.judge.deciding(decision.gpus, other, decision.before)
         events = (event for event in self.events if event.starts and event.pod == decision.pod)
         minute = next(events).minute
-        return Earlier(decision.pod, minute, decision.gpus, other, wish, measure, other_measure)
+        return Earlier(decision.pod, minute, decision.gpus, other, *deciding)
 
 
 def _started(events: Iterable[Event]) -> list[int]:

@@ -9,7 +9,8 @@ from itertools import combinations
 
 from xelink.cli.simulate.scenario import NodeShape
 from xelink.preference.bitmask import mask_of, members
-from xelink.preference.criteria import WISHES, Fabric, Free, GpuFacts, Wish
+from xelink.preference.criteria import CRITERIA, Criterion, score
+from xelink.preference.fabric import Fabric, Free, GpuFacts
 from xelink.preference.linked_groups import linked_groups
 
 BROKEN_FROM = 4
@@ -53,7 +54,7 @@ class Judge:
     def own(self, gpus: int) -> tuple[int, ...]:
         """Measure what a Pod has of its own GPUs: linked, connected, weakest pair, lanes."""
         if gpus not in self._own:
-            self._own[gpus] = self.fabric.score(gpus, Free(0))[:4]
+            self._own[gpus] = score(self.fabric, gpus, Free(0))[:4]
         return self._own[gpus]
 
     def largest_group(self, gpus: int) -> int:
@@ -81,10 +82,10 @@ class Judge:
             for other in map(sum, others)
         )
 
-    def deciding(self, chosen: int, other: int, free: Free) -> tuple[Wish, int, int]:
-        """Give the first wish on which two sets differ, and what both have of it."""
-        ours, theirs = (self.fabric.score(gpus, free) for gpus in (chosen, other))
-        rows = zip(WISHES, ours, theirs, strict=True)
+    def deciding(self, chosen: int, other: int, free: Free) -> tuple[Criterion, int, int]:
+        """Give the first criterion on which two sets differ, and what both have of it."""
+        ours, theirs = (score(self.fabric, gpus, free) for gpus in (chosen, other))
+        rows = zip(CRITERIA, ours, theirs, strict=True)
         return next(row for row in rows if row[1] != row[2])
 
 

@@ -16,8 +16,8 @@ from xelink.cli.simulate.evaluation import gpu_facts, lanes_by_address
 from xelink.cli.simulate.scenario import NodeShape
 from xelink.cli.simulate.schedule import Event, Pod
 from xelink.preference.bitmask import members, union
-from xelink.preference.criteria import Free, GpuFacts
 from xelink.preference.engine import Clock
+from xelink.preference.fabric import Free, GpuFacts
 from xelink.preference.policies import POLICIES, Policy
 from xelink.preference.shares import Preferences, prepare
 
@@ -44,7 +44,7 @@ class Decision(NamedTuple):
 
     @property
     def before(self) -> Free:
-        """What was free, as the wishes take it."""
+        """What was free, as the criteria take it."""
         return Free(self.whole, self.free, self.last) if self.last else Free(self.whole)
 
 

@@ -10,10 +10,12 @@ from xelink.cli.simulate.placement import KINDS, Kind
 from xelink.cli.simulate.simulation import OURS, Comparison, Even, Loss, Outcome
 from xelink.preference.bitmask import members
 
-OWN = "the earlier Pod's own wish came first"
+OWN = "the earlier Pod's own criterion came first"
 LEFT = "what was left looked better, and other Pods came"
 TIE = "a tie: the lowest PCI addresses decided"
 PAID = "another Pod would have paid for it"
+# The criteria that look at what a choice leaves
+_LEFT_CRITERIA = {"groups_open", "groups_left", "lanes_left"}
 UNKNOWN = "no single choice: several had to differ"
 
 
@@ -25,7 +27,7 @@ class Worse(NamedTuple):
     fewer: int
     pod: int
     why: str
-    wish: str | None
+    criterion: str | None
     story: str
 
 
@@ -115,7 +117,7 @@ class Report:
                     "seed": worse.seed,
                     "fewer": worse.fewer,
                     "why": worse.why,
-                    "wish": worse.wish,
+                    "criterion": worse.criterion,
                     "story": worse.story,
                 }
                 for worse in self.worse_than(kind)
@@ -135,7 +137,7 @@ class Report:
                     fewer=-comparison.more,
                     pod=comparison.loss.pod,
                     why=_why(earlier),
-                    wish=earlier.wish.name if earlier else None,
+                    criterion=earlier.criterion.name if earlier else None,
                     story=" ".join(_story(outcome, kind, comparison.loss)),
                 )
             )
@@ -153,9 +155,9 @@ def _why(earlier: Earlier | None) -> str:
         return UNKNOWN
     if earlier.paid:
         return PAID
-    if earlier.wish.meaning.startswith("what is left"):
+    if earlier.criterion.name in _LEFT_CRITERIA:
         return LEFT
-    return TIE if earlier.wish.name == "address" else OWN
+    return TIE if earlier.criterion.name == "address" else OWN
 
 
 def _story(outcome: Outcome, kind: Kind, loss: Loss) -> list[str]:
@@ -176,7 +178,7 @@ def _story(outcome: Outcome, kind: Kind, loss: Loss) -> list[str]:
         *told,
         f"In minute {earlier.minute} {before}{ended} had got {_gpus(earlier.chosen)};",
         f"with {_gpus(earlier.instead)} {gain}.",
-        f"That choice was made by {earlier.wish.name}.",
+        f"That choice was made by {earlier.criterion.name}.",
     ]
 
 

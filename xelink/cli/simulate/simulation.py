@@ -13,8 +13,9 @@ from xelink.cli.simulate.random_scenarios import pods_of
 from xelink.cli.simulate.scenario import Scenario
 from xelink.cli.simulate.schedule import Schedule, asking_for_several, schedule
 from xelink.preference.engine import Clock
+from xelink.preference.policies import Policy
 
-OURS: Kind = "topology"
+OURS: Kind = Policy.TOPOLOGY
 
 
 class Tally(NamedTuple):

@@ -139,10 +139,12 @@ def _worse(report: Report) -> Iterator[Text]:
         return
     yield Text("where topology linked fewer Pods, and why the first of them was not linked", HEAD)
     if len(cases) > 1:
-        reasons = Counter((case[0].why, case[0].wish or "") for case in cases.values())
+        reasons = Counter((case[0].why, case[0].criterion or "") for case in cases.values())
         yield from aligned(
-            [str(count), f"{why}{wish and f' ({wish})'}"]
-            for (why, wish), count in sorted(reasons.items(), key=lambda item: (-item[1], item))
+            [str(count), f"{why}{criterion and f' ({criterion})'}"]
+            for (why, criterion), count in sorted(
+                reasons.items(), key=lambda item: (-item[1], item)
+            )
         )
     for (seed, _), case in cases.items():
         yield Text()
