@@ -148,7 +148,7 @@ def empty() -> None:
 
 
 def parts(took: list[float]) -> list[float]:
-    """Give the median, the 99th percentile and the worst of single calls, in ms."""
+    """Return the median, the 99th percentile and the worst of single calls, in ms."""
     took = sorted(took)
     return [took[ceil(len(took) * part) - 1] * 1e3 for part in (0.5, 0.99, 1)]
 

@@ -16,7 +16,7 @@ from xelink.inventory.observation import Observation
 from xelink.preference.decision import Decisions
 from xelink.preference.engine import DEFAULT_TIMEOUT, Clock
 from xelink.preference.fabric import GpuFacts
-from xelink.preference.policies import Policy
+from xelink.preference.policies import AllocationPolicy
 from xelink.preference.shares import Preferences, prepare
 
 
@@ -26,7 +26,7 @@ class PreferenceConfig:
 
     clock: Clock
     options: ResourceOptions = field(default_factory=ResourceOptions)
-    policy: Policy = Policy.TOPOLOGY
+    policy: AllocationPolicy = AllocationPolicy.TOPOLOGY
     timeout: float = DEFAULT_TIMEOUT
     """Seconds that one preference may take beyond 16 GPUs."""
 

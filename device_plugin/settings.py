@@ -17,7 +17,7 @@ from xelink.kubelet.sockets import DIRECTORY as PLUGIN_DIRECTORY
 from xelink.kubelet.sockets import SocketName
 from xelink.nfd.reader import DEFAULT_PATH as LABEL_FILE
 from xelink.preference.engine import DEFAULT_TIMEOUT
-from xelink.preference.policies import Policy
+from xelink.preference.policies import AllocationPolicy
 from xelink.topology.nfd_format import namespace
 from xelink.topology.publication import DEFAULT_NAMESPACE
 
@@ -77,8 +77,8 @@ class PluginSettings(KlogSettings):
         "wsl": "nodes run Linux",
     }
 
-    allocation_policy: Policy = Field(
-        Policy.TOPOLOGY,
+    allocation_policy: AllocationPolicy = Field(
+        AllocationPolicy.TOPOLOGY,
         description="which devices are best for a Pod: linked ones, spread over GPUs, packed on"
         " few GPUs, or no preference",
     )

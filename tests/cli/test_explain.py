@@ -23,7 +23,7 @@ from tests.patience import PATIENCE
 from tests.strategies import topologies
 from xelink.cli.exit_codes import WrongCallError
 from xelink.cli.explain.choice import Wanted, choose
-from xelink.cli.explain.text import choice_facts, told
+from xelink.cli.explain.text import choice_facts, describe
 from xelink.cli.tables import plain
 from xelink.inventory.gpus import Card, Inventory
 from xelink.inventory.links import join
@@ -31,7 +31,7 @@ from xelink.inventory.observation import Observation
 from xelink.nfd.reader import Look
 from xelink.nfd.reader import read as read_labels
 from xelink.preference.criteria import CRITERIA
-from xelink.preference.policies import POLICIES, Policy
+from xelink.preference.policies import POLICIES, AllocationPolicy
 from xelink.simulators.xpu_manager import Blueprint, SimulatedNode
 from xelink.topology.labels import parse_links
 from xelink.topology.model import Gpu, Link, PortState, Tile, Topology
@@ -67,7 +67,7 @@ def test_the_page_has_a_row_for_each_criterion_and_the_numbers_have_no_gap() -> 
     shares=st.integers(1, 3),
 )
 def test_it_prefers_what_the_plugin_prefers(
-    shape: Topology, draw: st.DataObject, policy: Policy, shares: int
+    shape: Topology, draw: st.DataObject, policy: AllocationPolicy, shares: int
 ) -> None:
     choice_of = draw.draw
     cards = [gpu.card for gpu in shape.gpus]
@@ -94,7 +94,7 @@ def test_it_prefers_what_the_plugin_prefers(
     wanted = Wanted(size, tuple(have), tuple(used), shares, policy)
     choice = choose(NodeView.of(shape), wanted, time.monotonic)
     assert choice.preference.ids == preference.ids
-    assert plain(told(choice))
+    assert plain(describe(choice))
     assert json.loads(json.dumps(choice_facts(choice)))["devices"] == list(preference.ids)
 
 
@@ -263,12 +263,12 @@ def test_beyond_sixteen_gpus_it_says_what_was_not_proven() -> None:
     )
     assert len(choice.preference.ids) == 5
     assert not choice.explanation.complete
-    text = plain(told(choice))
+    text = plain(describe(choice))
     assert ("Not proven to be the best" in text) is not choice.preference.proven
 
 
 def _at_random(gpus: int, part: float) -> Topology:
-    """Link a part of all pairs: nothing like a real node, and the hardest to judge."""
+    """Link a part of all pairs: nothing like a real node, and the hardest to evaluator."""
     chance = random.Random(1)  # noqa: S311 - no secret
     pairs = (pair for pair in combinations(range(gpus), 2) if chance.random() < part)
     return Topology(
@@ -289,7 +289,7 @@ def test_sets_that_were_not_weighed_in_time_are_told() -> None:
     what = f"{unweighed} set{'' if unweighed == 1 else 's'}"
     remark = f"Not proven to be the best runners-up: the time was up with {what} not weighed."
     assert remark in facts["remarks"]  # type: ignore[operator]  # it is a list
-    assert remark in plain(told(choice))
+    assert remark in plain(describe(choice))
 
 
 def _joined_rings(rings: int) -> Topology:
@@ -306,7 +306,7 @@ def _told_in_2000_looks(shape: Topology) -> tuple[Any, str]:
     """Explain with a clock on which two seconds are 2,000 looks; give it as facts and as text."""
     looks = iter(range(10**9))
     choice = choose(NodeView.of(shape), Wanted(4), lambda: next(looks) / 1000)
-    return choice_facts(choice), plain(told(choice))
+    return choice_facts(choice), plain(describe(choice))
 
 
 def test_an_account_that_would_take_for_ever_ends_and_says_what_it_lacks() -> None:
@@ -341,7 +341,7 @@ def test_with_time_enough_every_single_swap_is_weighed() -> None:
     choice = choose(NodeView.of(_at_random(20, 0.5)), Wanted(4), lambda: 0.0)
     assert choice.explanation.unweighed == 0
     assert len(choice.explanation.runners_up) == 4 * 16
-    assert "Not proven" not in plain(told(choice))
+    assert "Not proven" not in plain(describe(choice))
 
 
 def test_whatever_64_gpus_are_linked_it_answers_in_seconds(xelink: Xelink) -> None:
@@ -395,7 +395,7 @@ def test_a_node_of_more_gpus_than_there_are_is_refused(xelink: Xelink) -> None:
 def test_nothing_to_choose_is_said() -> None:
     shape = topology(Blueprint(gpus=2).build())
     assert "There was nothing to choose" in plain(
-        told(choose(NodeView.of(shape), Wanted(2), time.monotonic))
+        describe(choose(NodeView.of(shape), Wanted(2), time.monotonic))
     )
     with pytest.raises(WrongCallError):
         choose(NodeView.of(Topology()), Wanted(1), time.monotonic)

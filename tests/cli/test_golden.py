@@ -78,7 +78,7 @@ def test_there_is_a_golden_file_for_every_body_and_no_other() -> None:
 
 
 def _rows(name: str) -> Iterator[tuple[dict[str, str], str]]:
-    """Give labels and value of each row."""
+    """Return labels and value of each row."""
     for line in (BODIES / f"{name}.prom").read_text().splitlines():
         if line.startswith("xpum_topology_link{"):
             yield dict(LABEL.findall(line)), line.rpartition(" ")[2]
@@ -92,7 +92,7 @@ def _ends(row: dict[str, str]) -> tuple[str, str]:
 
 
 def _part(name: str, view: str) -> list[list[str]]:
-    """Give the words of the lines of the first table that a golden file has of a view."""
+    """Return the words of the lines of the first table that a golden file has of a view."""
     text = (GOLDEN / f"{name}.txt").read_text()
     shown = text.partition(f"--view {view}; echo $?\n")[2].partition("$ xelink")[0]
     _, _, table = shown.partition("\n\n")

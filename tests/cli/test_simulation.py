@@ -8,26 +8,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xelink.cli.simulate import random_scenarios
-from xelink.cli.simulate.counterfactual import Story
-from xelink.cli.simulate.evaluation import judge_of
-from xelink.cli.simulate.placement import KINDS, Host
-from xelink.cli.simulate.report import LEFT, OWN, PAID, TIE, UNKNOWN, Report
+from xelink.cli.simulate.counterfactual import NodeRun
+from xelink.cli.simulate.evaluation import evaluator_of
+from xelink.cli.simulate.placement import ALLOCATORS, Host
+from xelink.cli.simulate.report import LEFT, OWN, PAID, TIE, UNKNOWN, SimulationReport
 from xelink.cli.simulate.scenario import Scenario, parse
 from xelink.cli.simulate.schedule import listed, schedule
-from xelink.cli.simulate.simulation import OURS, Even, Outcome, simulate
+from xelink.cli.simulate.simulation import OURS, Even, SimulationResult, simulate
 from xelink.preference.bitmask import members
-from xelink.preference.policies import Policy
+from xelink.preference.policies import AllocationPolicy
 
 
 def mask(*gpus: int) -> int:
     return sum(1 << gpu for gpu in gpus)
 
 
-def run(text: str) -> Outcome:
+def run(text: str) -> SimulationResult:
     return simulate(parse(text), perf_counter)
 
 
-def without_times(outcome: Outcome) -> object:
+def without_times(outcome: SimulationResult) -> object:
     return {
         kind: [[decision[:-1] for decision in node] for node in nodes]
         for kind, nodes in outcome.decisions.items()
@@ -45,7 +45,7 @@ scenarios = st.builds(
 @given(scenarios)
 def test_every_policy_gives_free_devices_and_as_many_as_were_asked_for(scenario: Scenario) -> None:
     outcome = simulate(scenario, perf_counter)
-    for kind in KINDS:
+    for kind in ALLOCATORS:
         for node, events, decisions in zip(
             scenario.every_node, outcome.schedule.events, outcome.decisions[kind], strict=True
         ):
@@ -62,7 +62,7 @@ def test_every_policy_gives_free_devices_and_as_many_as_were_asked_for(scenario:
                 assert not any(decision.devices & devices for devices in held.values())
                 assert decision.gpus == mask(*{i % node.gpus for i in members(decision.devices)})
                 used = [i % node.gpus for devices in held.values() for i in members(devices)]
-                assert decision.whole == mask(*{*range(node.gpus)} - {*used})
+                assert decision.unused == mask(*{*range(node.gpus)} - {*used})
                 full = {gpu for gpu in used if used.count(gpu) == scenario.shares}
                 assert decision.free == mask(*{*range(node.gpus)} - full)
                 held[event.pod] = decision.devices
@@ -92,13 +92,13 @@ def test_no_single_choice_links_a_pod_that_topology_does_not_link_although_it_co
     scenario: Scenario,
 ) -> None:
     outcome = simulate(scenario, perf_counter)
-    for judge, decisions in zip(outcome.judges, outcome.decisions[OURS], strict=True):
+    for evaluator, decisions in zip(outcome.evaluators, outcome.decisions[OURS], strict=True):
         for decision in decisions:
             size = outcome.schedule.pods[decision.pod].size
-            if judge.linked(decision.gpus, size):
+            if evaluator.linked(decision.gpus, size):
                 continue
             some = combinations([1 << gpu for gpu in members(decision.free)], size)
-            assert not any(judge.linked(sum(gpus), size) for gpus in some)
+            assert not any(evaluator.linked(sum(gpus), size) for gpus in some)
 
 
 # What is counted
@@ -134,35 +134,35 @@ def test_a_group_is_broken_when_a_pod_did_not_need_it(
     free: int,
     breaks: bool,  # noqa: FBT001 - a case of a table
 ) -> None:
-    assert judge_of(ISLANDS).breaks_group(chosen, free, free) is breaks
+    assert evaluator_of(ISLANDS).breaks_group(chosen, free, free) is breaks
 
 
 def test_a_group_is_not_broken_where_the_pod_itself_would_have_paid() -> None:
     loners = parse("nodes: [{gpus: 6, islands: [[0, 1, 2, 3], [4], [5]]}]\npods: [{gpus: 1}]\n")
-    judge = judge_of(loners.nodes[0])
+    evaluator = evaluator_of(loners.nodes[0])
     every = mask(*range(6))
-    assert not judge.breaks_group(mask(0, 1), every, every)
-    assert judge.breaks_group(mask(0, 4), every, every)
+    assert not evaluator.breaks_group(mask(0, 1), every, every)
+    assert evaluator.breaks_group(mask(0, 4), every, every)
 
 
 def test_a_gpu_that_others_share_is_no_member_that_could_be_lost() -> None:
-    judge = judge_of(ISLANDS)
+    evaluator = evaluator_of(ISLANDS)
     every = mask(*range(8))
-    assert judge.breaks_group(mask(4), every, mask(4, 5, 6, 7))
-    assert not judge.breaks_group(mask(0), every, mask(4, 5, 6, 7))
+    assert evaluator.breaks_group(mask(4), every, mask(4, 5, 6, 7))
+    assert not evaluator.breaks_group(mask(0), every, mask(4, 5, 6, 7))
 
 
 def test_two_shares_of_one_gpu_are_not_two_linked_gpus() -> None:
-    judge = judge_of(ISLANDS)
-    assert judge.linked(mask(0, 1), 2)
-    assert not judge.linked(mask(0), 2)
-    assert not judge.linked(mask(3, 4), 2)
+    evaluator = evaluator_of(ISLANDS)
+    assert evaluator.linked(mask(0, 1), 2)
+    assert not evaluator.linked(mask(0), 2)
+    assert not evaluator.linked(mask(3, 4), 2)
 
 
 def test_lanes_possible_are_those_of_the_best_set_of_the_empty_node() -> None:
     degraded = parse("nodes: [{gpus: 4, lost: [0-1], narrow: {0-2: 4}}]\npods: [{gpus: 1}]\n")
-    judge = judge_of(degraded.nodes[0])
-    assert [judge.lanes_possible(size) for size in (1, 2, 3, 4, 5)] == [0, 8, 24, 36, 36]
+    evaluator = evaluator_of(degraded.nodes[0])
+    assert [evaluator.lanes_possible(size) for size in (1, 2, 3, 4, 5)] == [0, 8, 24, 36, 36]
 
 
 # What is told where topology is not better
@@ -178,18 +178,18 @@ pods:
 """
 
 
-def story(text: str) -> Story:
+def story(text: str) -> NodeRun:
     scenario = parse(text)
     plan = schedule(scenario, listed(scenario))
     host = Host(scenario.nodes[0], scenario.shares)
-    choose = host.choose(Policy.TOPOLOGY, "", perf_counter)
+    choose = host.choose(AllocationPolicy.TOPOLOGY, "", perf_counter)
     decisions = host.place(plan.events[0], plan.pods, choose, perf_counter)
-    return Story(
-        host, judge_of(scenario.nodes[0]), plan.events[0], plan.pods, decisions, perf_counter
+    return NodeRun(
+        host, evaluator_of(scenario.nodes[0]), plan.events[0], plan.pods, decisions, perf_counter
     )
 
 
-def test_hindsight_finds_the_choice_that_cost_a_pod_its_links() -> None:
+def test_looking_back_finds_the_choice_that_cost_a_pod_its_links() -> None:
     told = story(TRAP)
     assert [decision.gpus for decision in told.decisions] == [
         *(mask(0), mask(1), mask(2), mask(3), mask(0, 2))
@@ -201,12 +201,12 @@ def test_hindsight_finds_the_choice_that_cost_a_pod_its_links() -> None:
     assert earlier.criterion.name == "address"
 
 
-def test_hindsight_blames_nobody_where_no_single_choice_would_have_helped() -> None:
+def test_looking_back_blames_nobody_where_no_single_choice_would_have_helped() -> None:
     full = "nodes: [{gpus: 4, wiring: none}]\npods: [{name: a, gpus: 1}, {name: b, gpus: 2}]\n"
     assert story(full).earlier(1) is None
 
 
-def test_hindsight_takes_nothing_from_another_pod() -> None:
+def test_looking_back_takes_nothing_from_another_pod() -> None:
     one_pair = """
 nodes: [{gpus: 4, islands: [[0, 1], [2], [3]]}]
 pods: [{gpus: 2}, {gpus: 2, at: 1}]
@@ -216,7 +216,7 @@ pods: [{gpus: 2}, {gpus: 2, at: 1}]
     assert told.earlier(1) is None
 
 
-def test_hindsight_tells_who_would_have_paid() -> None:
+def test_looking_back_tells_who_would_have_paid() -> None:
     one_pair = """
 nodes: [{gpus: 4, islands: [[0, 1], [2], [3]]}]
 pods: [{gpus: 2}, {gpus: 2, at: 1}]
@@ -226,7 +226,7 @@ pods: [{gpus: 2}, {gpus: 2, at: 1}]
     assert (found.pod, found.chosen, found.paid) == (0, mask(0, 1), (0,))
 
 
-def test_hindsight_looks_at_pods_that_have_ended_too() -> None:
+def test_looking_back_looks_at_pods_that_have_ended_too() -> None:
     """What was free for d, and so what is free for e, is as c chose."""
     told = story("""
 nodes: [{gpus: 4, wiring: ring, numa: 1}]
@@ -257,12 +257,12 @@ pods:
 )
 def test_the_report_says_why_another_policy_is_even(text: str, even: Even) -> None:
     found = {comparison.kind: comparison for comparison in run(text).comparisons}
-    assert found[Policy.NONE].more == 0
-    assert found[Policy.NONE].even is even
+    assert found[AllocationPolicy.NONE].more == 0
+    assert found[AllocationPolicy.NONE].even is even
 
 
 def test_over_random_scenarios_topology_links_the_most_and_each_loss_is_told() -> None:
-    report = Report()
+    report = SimulationReport()
     for seed in range(1, 61):
         report.add(simulate(random_scenarios.scenario(seed), perf_counter))
     linked = {kind: sums.linked for kind, sums in report.sums.items()}
@@ -277,4 +277,4 @@ def test_over_random_scenarios_topology_links_the_most_and_each_loss_is_told() -
     for worse in report.worse:
         assert worse.why in {OWN, LEFT, TIE, PAID, UNKNOWN}
         assert (worse.criterion is None) == (worse.why == UNKNOWN)
-        assert worse.story.startswith("minute ")
+        assert worse.explanation.startswith("minute ")

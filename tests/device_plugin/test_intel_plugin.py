@@ -7,7 +7,7 @@ import pytest
 
 from device_plugin.settings import PluginSettings
 from xelink.daemon.flags import UsageError, load
-from xelink.preference.policies import Policy
+from xelink.preference.policies import AllocationPolicy
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "intel-plugin.md").read_text()
@@ -93,8 +93,8 @@ def test_what_differs_is_told_and_names_flags_that_exist(flag: str) -> None:
 def test_the_defaults_that_the_table_names_are_ours() -> None:
     settings = load(PluginSettings, []).settings
     assert "the default is `topology`" in ROWS["-allocation-policy"][1]
-    assert settings.allocation_policy is Policy.TOPOLOGY
-    assert {each.value for each in Policy} == {"topology", "balanced", "packed", "none"}
+    assert settings.allocation_policy is AllocationPolicy.TOPOLOGY
+    assert {each.value for each in AllocationPolicy} == {"topology", "balanced", "packed", "none"}
     assert f"Unhealthy is `{settings.health_severity.value}` and above" in PAGE
     assert "A change must be reported twice" in PAGE
     assert settings.health_confirmations == 2

@@ -43,7 +43,7 @@ from xelink.api.deviceplugin_pb2_grpc import DevicePluginStub
 from xelink.nfd.reader import FileState
 from xelink.preference.decision import Decision, Decisions
 from xelink.preference.fabric import GpuFacts
-from xelink.preference.policies import Policy
+from xelink.preference.policies import AllocationPolicy
 from xelink.preference.shares import Preference, RequestError, prepare
 
 Listing = list[tuple[str, str]]
@@ -465,7 +465,7 @@ def test_what_another_instance_told_of_is_taken_last_and_no_error(
         [GpuFacts(f"card{n}", bdf(n)) for n in (3, 1)],
         {},
         clock=lambda: 0.0,
-        policy=Policy.TOPOLOGY,
+        policy=AllocationPolicy.TOPOLOGY,
     )
 
     async def story(plugin: Served) -> None:

@@ -22,7 +22,7 @@ from xelink.daemon.setting_types import LogFormat
 from xelink.inventory.by_path import ByPath
 from xelink.inventory.health import Threshold
 from xelink.kubelet.sockets import SocketName
-from xelink.preference.policies import Policy
+from xelink.preference.policies import AllocationPolicy
 
 PREFIX = "XELINK_DEVICE_PLUGIN_"
 DEFAULTS = {
@@ -59,8 +59,8 @@ DEFAULTS = {
 VALUES: list[tuple[str, tuple[str, object], tuple[str, object]]] = [
     (
         "allocation-policy",
-        ("balanced", Policy.BALANCED),
-        ("packed", Policy.PACKED),
+        ("balanced", AllocationPolicy.BALANCED),
+        ("packed", AllocationPolicy.PACKED),
     ),
     ("allocation-timeout", ("7", 7), ("5000", 5000)),
     ("require-links", ("true", True), ("false", False)),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xelink.preference.fabric import GpuFacts
-from xelink.preference.policies import Policy
+from xelink.preference.policies import AllocationPolicy
 from xelink.preference.shares import Preferences, RequestError, fallback, prepare
 
 LANES = 16
@@ -24,7 +24,11 @@ def bdf(i: int) -> str:
 
 
 def node(
-    groups: list[int], *, replicas: int = 1, policy: Policy = Policy.TOPOLOGY, numa: int | None = 0
+    groups: list[int],
+    *,
+    replicas: int = 1,
+    policy: AllocationPolicy = AllocationPolicy.TOPOLOGY,
+    numa: int | None = 0,
 ) -> Preferences:
     """Cards in separate groups, all linked inside: [4, 2] is card0 to card3 and card4 to card5."""
     gpus = [GpuFacts(f"card{i}", bdf(i), numa, ports_healthy=True) for i in range(sum(groups))]
@@ -232,14 +236,16 @@ def test_two_gpus_at_one_address_are_no_node() -> None:
         ),
     ],
 )
-def test_the_policies_of_the_intel_gpu_plugin(policy: Policy, expected: list[str]) -> None:
+def test_the_policies_of_the_intel_gpu_plugin(
+    policy: AllocationPolicy, expected: list[str]
+) -> None:
     preferences = node([3], replicas=4, policy=policy)
     available = [name for name in preferences.bits if name not in ("card0-0", "card2-3")]
     assert preferences.prefer(available, [], 4).ids == tuple(expected)
 
 
 @pytest.mark.parametrize("policy", ["topology", "balanced", "packed", "none"])
-def test_every_policy_honors_must_include(policy: Policy) -> None:
+def test_every_policy_honors_must_include(policy: AllocationPolicy) -> None:
     preferences = node([2, 2], replicas=2, policy=policy)
     answer = preferences.prefer(preferences.bits, ["card3-1"], 2)
     assert "card3-1" in answer.ids
@@ -265,14 +271,14 @@ def test_every_policy_honors_must_include(policy: Policy) -> None:
 def test_none_takes_as_many_different_shared_gpus_as_it_can_in_stable_order(
     must: list[str], size: int, expected: list[str]
 ) -> None:
-    preferences = node([2, 1], replicas=3, policy=Policy.NONE)
+    preferences = node([2, 1], replicas=3, policy=AllocationPolicy.NONE)
     offer = list(preferences.bits)
     assert preferences.prefer(offer, must, size).ids == tuple(expected)
     assert preferences.prefer(offer[::-1], must, size).ids == tuple(expected)
 
 
 def test_packed_goes_on_where_the_pod_has_begun() -> None:
-    preferences = node([2], replicas=2, policy=Policy.PACKED)
+    preferences = node([2], replicas=2, policy=AllocationPolicy.PACKED)
     assert preferences.prefer(preferences.bits, ["card1-1"], 2).ids == ("card1-0", "card1-1")
 
 
@@ -300,7 +306,7 @@ def test_any_text_gets_an_answer_or_a_refusal(
     st.randoms(use_true_random=False),
 )
 def test_every_answer_has_the_size_keeps_must_and_ignores_the_order(
-    policy: Policy, groups: list[int], replicas: int, rng: random.Random
+    policy: AllocationPolicy, groups: list[int], replicas: int, rng: random.Random
 ) -> None:
     preferences = node(groups, replicas=replicas, policy=policy)
     available = rng.sample(sorted(preferences.bits), rng.randint(1, len(preferences.bits)))

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xelink.preference.components import Apart
+from xelink.preference.components import ComponentSearch
 from xelink.preference.criteria import score
 from xelink.preference.decision import NOTHING, Decisions
 from xelink.preference.explanation import explain
 from xelink.preference.fabric import Fabric, Free, GpuFacts
 from xelink.preference.linked_groups import group_counts, linked_groups
-from xelink.preference.problem import Task, Terrain
+from xelink.preference.problem import SearchIndex, SearchProblem
 from xelink.preference.search import Search
 from xelink.preference.shares import Preferences, prepare
 from xelink.preference.subset_table import Subsets
@@ -138,7 +138,7 @@ def prepared(node: Oracle, replicas: int = 1) -> Preferences:
 
 
 def fabric_of(node: Oracle) -> Fabric:
-    """Give what of a snapshot knows no request: without tables, which take most of the time."""
+    """Return what of a snapshot knows no request: without tables, which take most of the time."""
     lanes = {(bdf(i), bdf(j)): width for (i, j), width in node.pairs.items()}
     return Fabric.of(node.gpus, lanes)
 
@@ -230,14 +230,14 @@ def tasks(draw: st.DrawFn) -> tuple[Oracle, list[int], list[int], list[int], int
 @settings(max_examples=300, deadline=None)
 @given(tasks())
 def test_tables_and_search_agree_with_brute_force(
-    task: tuple[Oracle, list[int], list[int], list[int], int],
+    problem: tuple[Oracle, list[int], list[int], list[int], int],
 ) -> None:
-    node, available, must, whole, size = task
+    node, available, must, whole, size = problem
     expected = mask(node.best(available, must, whole, size))
     fabric = fabric_of(node)
     request = mask(available), mask(must), Free(mask(whole)), size
     assert Subsets.of(fabric).best(*request) == expected
-    found = Search(Task(Terrain.of(fabric), *request, clock=standing)).best(1.0)
+    found = Search(SearchProblem(SearchIndex.of(fabric), *request, clock=standing)).best(1.0)
     assert found == (expected, True)
 
 
@@ -267,10 +267,10 @@ def shared_is_best(
     assert sorted({place[name] for name in answer.ids}) == [*expected]
     request = preferences.read(offer, must, size)
     assert preferences.engine
-    task = Task(
-        preferences.engine.terrain, request.gpus, request.must, request.free, wanted, clock=standing
+    problem = SearchProblem(
+        preferences.engine.index, request.gpus, request.must, request.free, wanted, clock=standing
     )
-    assert Search(task).best(1.0) == (mask(expected), True)
+    assert Search(problem).best(1.0) == (mask(expected), True)
     told = explain(preferences, offer, must, size, runners_up=1000)
     scores = [told.evaluation.score, *(other.evaluation.score for other in told.runners_up)]
     assert scores == sorted(scores, reverse=True)
@@ -299,9 +299,9 @@ def test_with_shared_gpus_every_size_is_the_best_by_brute_force(
 @settings(max_examples=200, deadline=None)
 @given(tasks(), st.integers(2, 3), st.randoms(use_true_random=False))
 def test_with_shared_gpus_any_node_and_request_gets_the_best_by_brute_force(
-    task: tuple[Oracle, list[int], list[int], list[int], int], replicas: int, rng: random.Random
+    problem: tuple[Oracle, list[int], list[int], list[int], int], replicas: int, rng: random.Random
 ) -> None:
-    shared_is_best(task[0], prepared(task[0], replicas), rng)
+    shared_is_best(problem[0], prepared(problem[0], replicas), rng)
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 3, 5])
@@ -320,8 +320,8 @@ def test_without_links_the_direct_answer_is_the_best_by_brute_force(nodes: int) 
         whole = sorted(rng.sample(available, rng.randint(0, len(available))))
         whole = rng.choice((whole, available))
         request = mask(available), mask(must), Free(mask(whole)), size
-        task = Task(Terrain.of(fabric_of(node)), *request, clock=standing)
-        assert Search(task).best(1.0) == (mask(node.best(available, must, whole, size)), True)
+        problem = SearchProblem(SearchIndex.of(fabric_of(node)), *request, clock=standing)
+        assert Search(problem).best(1.0) == (mask(node.best(available, must, whole, size)), True)
 
 
 def thinned(n: int) -> Pairs:
@@ -386,8 +386,10 @@ def test_must_include_across_small_components_is_exact(size: int) -> None:
     fabric = fabric_of(node)
     expected = mask(node.best(list(range(14)), [2, 8], list(range(14)), size))
     everything = (1 << 14) - 1
-    task = Task(Terrain.of(fabric), everything, mask([2, 8]), Free(everything), size, standing)
-    assert Search(task).best(1.0) == (expected, True)
+    problem = SearchProblem(
+        SearchIndex.of(fabric), everything, mask([2, 8]), Free(everything), size, standing
+    )
+    assert Search(problem).best(1.0) == (expected, True)
 
 
 @pytest.mark.parametrize(
@@ -398,7 +400,7 @@ def test_must_include_across_small_components_is_exact(size: int) -> None:
             [0] * 4,
             [0],
             2,
-            Free(whole=0b1110, open=0b1111),
+            Free(unused=0b1110, shareable=0b1111),
             id="lanes that are left of a path",
         ),
         pytest.param(
@@ -406,7 +408,7 @@ def test_must_include_across_small_components_is_exact(size: int) -> None:
             [1, 0, 1, None, 0, 0],
             [],
             2,
-            Free(whole=0b001001, open=0b111111, last=0b010100),
+            Free(unused=0b001001, shareable=0b111111, last_share=0b010100),
             id="GPUs that close and are not whole",
         ),
         pytest.param(
@@ -422,7 +424,7 @@ def test_must_include_across_small_components_is_exact(size: int) -> None:
             [0] * 4,
             [],
             3,
-            Free(whole=0b0100, open=0b1111),
+            Free(unused=0b0100, shareable=0b1111),
             id="links without lanes",
         ),
     ],
@@ -435,8 +437,10 @@ def test_what_one_measure_alone_decides_is_exact(
     fabric = Fabric.of(gpus, {(bdf(i), bdf(j)): width for (i, j), width in pairs.items()})
     every = [mask(some) for some in combinations(range(n), size) if {*must} <= {*some}]
     expected = max(every, key=lambda some: score(fabric, some, free))
-    task = Task(Terrain.of(fabric), (1 << n) - 1, mask(must), free, size, clock=standing)
-    assert Search(task).best(1.0) == (expected, True)
+    problem = SearchProblem(
+        SearchIndex.of(fabric), (1 << n) - 1, mask(must), free, size, clock=standing
+    )
+    assert Search(problem).best(1.0) == (expected, True)
 
 
 def some_free(available: list[int], must: int, rng: random.Random) -> Free:
@@ -455,14 +459,14 @@ def test_tables_and_search_agree_where_brute_force_is_too_slow(
     rng = random.Random(n)  # noqa: S311 - the same nodes in every run
     node = oracle(n, shape(n), rng)
     fabric = fabric_of(node)
-    subsets, terrain = Subsets.of(fabric), Terrain.of(fabric)
+    subsets, index = Subsets.of(fabric), SearchIndex.of(fabric)
     for _ in range(6):
         available = rng.sample(range(n), rng.randint(n - 4, n))
         size = rng.randint(1, len(available))
         must = mask(rng.sample(available, min(size, rng.choice((0, 0, 1, 2)))))
         free = some_free(available, must, rng)
-        task = Task(terrain, mask(available), must, free, size, clock=standing)
-        assert Search(task).best(1.0) == (subsets.best(mask(available), must, free, size), True)
+        problem = SearchProblem(index, mask(available), must, free, size, clock=standing)
+        assert Search(problem).best(1.0) == (subsets.best(mask(available), must, free, size), True)
 
 
 @settings(max_examples=150, deadline=None)
@@ -481,17 +485,17 @@ def test_sets_over_several_paths_and_rings_are_the_best(
         ends = zip(way, [*way[1:], way[0]] if closed and way else way[1:], strict=False)
         pairs |= {(min(i, j), max(i, j)): rng.choice((0, 4, 16)) for i, j in ends if i != j}
     fabric = fabric_of(oracle(n, pairs, rng.choice((rng, None))))
-    subsets, terrain = Subsets.of(fabric), Terrain.of(fabric)
+    subsets, index = Subsets.of(fabric), SearchIndex.of(fabric)
     for _ in range(5):
         available = rng.sample(range(n), rng.randint(1, n))
         size = rng.randint(1, len(available))
         must = mask(rng.sample(available, min(size, rng.choice((0, 0, 1, 2, 3)))))
         free = some_free(available, must, rng)
         expected = subsets.best(mask(available), must, free, size)
-        task = Task(terrain, mask(available), must, free, size, clock=standing)
-        assert Search(task).best(1.0) == (expected, True)
-        task.end = 1.0
-        apart = Apart(task).best()  # from the lanes on: there all sets are compared
+        problem = SearchProblem(index, mask(available), must, free, size, clock=standing)
+        assert Search(problem).best(1.0) == (expected, True)
+        problem.end = 1.0
+        apart = ComponentSearch(problem).best()  # from the lanes on: there all sets are compared
         assert apart
         assert score(fabric, apart, free)[3:] >= score(fabric, expected, free)[3:]
 

@@ -7,7 +7,7 @@ import pytest
 from xelink.preference.criteria import CRITERIA, Score
 from xelink.preference.explanation import explain
 from xelink.preference.fabric import GpuFacts
-from xelink.preference.policies import Policy
+from xelink.preference.policies import AllocationPolicy
 from xelink.preference.shares import Preferences, RequestError, prepare
 
 
@@ -21,7 +21,10 @@ def bdf(i: int) -> str:
 
 
 def node(
-    groups: list[int], weak: int = 16, policy: Policy = Policy.TOPOLOGY, replicas: int = 1
+    groups: list[int],
+    weak: int = 16,
+    policy: AllocationPolicy = AllocationPolicy.TOPOLOGY,
+    replicas: int = 1,
 ) -> Preferences:
     """Separate groups with 16 lanes per pair, but `weak` in the first one."""
     homes = [home for home, size in enumerate(groups) for _ in range(size)]
@@ -111,7 +114,9 @@ def test_beyond_16_gpus_the_runners_up_differ_in_one_gpu() -> None:
 
 
 @pytest.mark.parametrize("policy", ["packed", "none", "balanced"])
-def test_other_policies_can_be_compared_with_what_the_criteria_say(policy: Policy) -> None:
+def test_other_policies_can_be_compared_with_what_the_criteria_say(
+    policy: AllocationPolicy,
+) -> None:
     preferences = node([2, 4], weak=8, policy=policy)
     told = explain(preferences, preferences.bits, [], 2)
     assert told.evaluation.cards == ("card0", "card1")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from xelink.preference.criteria import score
 from xelink.preference.fabric import Free, GpuFacts
-from xelink.preference.problem import Task, Terrain
+from xelink.preference.problem import SearchIndex, SearchProblem
 from xelink.preference.search import Search
 from xelink.preference.shares import Preferences, prepare
 
@@ -146,7 +146,7 @@ def test_what_no_arc_of_a_ring_holds_is_proven_soon() -> None:
     names = ids(range(64))
     answer = preferences.prefer(names, [names[8], names[44]], 15)
     assert answer.proven
-    # two arcs, one link less than one has; what is left are two arcs as well
+    # two paths, one link less than one has; what is left are two paths as well
     measures = score(preferences.fabric, answer.gpus, Free((1 << 64) - 1))
     assert (measures.lanes, measures.lanes_left) == (13 * 16, 47 * 16)
     offered = [name for i, name in enumerate(names) if i % 9]
@@ -277,8 +277,8 @@ def test_greed_minds_the_clock_for_every_gpu_and_stops_when_the_time_is_up(size:
 @pytest.mark.parametrize("looks", [3, 60, 400])
 def test_no_loop_of_a_search_goes_on_for_long_without_a_look(density: float, looks: int) -> None:
     pairs = links(252, random.Random(6), density, 252)  # noqa: S311 - the same node in every run
-    terrain = Terrain.of(node(252, pairs, Ticks()).fabric)
-    terrain = replace(terrain, rows=Spied(terrain.rows), own=Spied(terrain.own))
+    index = SearchIndex.of(node(252, pairs, Ticks()).fabric)
+    index = replace(index, rows=Spied(index.rows), own=Spied(index.own))
     now = 0
 
     def clock() -> float:
@@ -289,9 +289,9 @@ def test_no_loop_of_a_search_goes_on_for_long_without_a_look(density: float, loo
 
     everything = (1 << 252) - 1
     must = (1 << 150) - 1
-    for task_must in (0, must):
+    for problem_must in (0, must):
         now = Spied.reads = Spied.most = 0
-        task = Task(terrain, everything, task_must, Free(everything), 200, clock)
-        assert Search(task).best(1.0).chosen.bit_count() == 200
+        problem = SearchProblem(index, everything, problem_must, Free(everything), 200, clock)
+        assert Search(problem).best(1.0).chosen.bit_count() == 200
         assert now <= looks + 3
         assert Spied.most <= 130

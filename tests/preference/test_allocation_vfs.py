@@ -14,7 +14,7 @@ from tests.preference.test_allocation_exact import standing
 from xelink.preference.decision import Decisions
 from xelink.preference.explanation import explain
 from xelink.preference.fabric import GpuFacts
-from xelink.preference.policies import POLICIES, Policy
+from xelink.preference.policies import POLICIES, AllocationPolicy
 from xelink.preference.shares import Preferences, prepare
 from xelink.preference.virtual_functions import physical
 
@@ -39,7 +39,7 @@ def preferring(
     lanes: Mapping[tuple[str, str], int] | None = None,
     *,
     shares: int = 1,
-    policy: Policy = Policy.TOPOLOGY,
+    policy: AllocationPolicy = AllocationPolicy.TOPOLOGY,
 ) -> Preferences:
     return prepare(gpus, lanes or {}, clock=standing, replicas=shares, policy=policy)
 
@@ -120,13 +120,13 @@ def test_an_account_names_a_gpu_with_vfs_by_its_own_address() -> None:
 
 def test_a_gpu_with_fewer_vfs_than_another_is_whole_when_all_of_its_own_are_free() -> None:
     node, every = preferring(vfs(4, 1)), ids(vfs(4, 1))
-    assert node.read(every, [], 1).free.whole == 0b11
+    assert node.read(every, [], 1).free.unused == 0b11
     assert explain(node, every, ["card1-0"], 1).evaluation.left == (home(1),)
-    assert node.read([id_ for id_ in every if id_ != "card1-0"], [], 1).free.whole == 0b10
+    assert node.read([id_ for id_ in every if id_ != "card1-0"], [], 1).free.unused == 0b10
 
 
 @pytest.mark.parametrize("policy", [policy for policy in POLICIES if policy != "topology"])
-def test_to_the_policies_of_intels_plugin_a_vf_is_a_gpu(policy: Policy) -> None:
+def test_to_the_policies_of_intels_plugin_a_vf_is_a_gpu(policy: AllocationPolicy) -> None:
     node = preferring(vfs(2, 2), policy=policy)
     assert node.prefer(ids(vfs(2, 2)), [], 2).ids == ("card1-0", "card2-0")
 

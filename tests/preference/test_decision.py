@@ -18,7 +18,7 @@ from xelink.preference.decision import (
 )
 from xelink.preference.explanation import explain
 from xelink.preference.fabric import GpuFacts
-from xelink.preference.policies import Policy
+from xelink.preference.policies import AllocationPolicy
 from xelink.preference.shares import Preferences, fallback, prepare
 
 
@@ -112,7 +112,7 @@ def test_with_nothing_to_choose_nothing_decided() -> None:
 
 
 def test_a_policy_that_asks_no_criterion_says_so() -> None:
-    preferences = mesh(4, policy=Policy.PACKED)
+    preferences = mesh(4, policy=AllocationPolicy.PACKED)
     assert decided(preferences, list(preferences.bits), [], 2) == Decision(POLICY)
 
 

@@ -11,12 +11,12 @@ from operator import add
 from typing import NamedTuple
 
 from xelink.preference.bitmask import lowest, members, union
-from xelink.preference.branching_order import Order
+from xelink.preference.branching_order import BranchingOrder
 from xelink.preference.incumbent import Incumbent
-from xelink.preference.problem import NEVER, Task
+from xelink.preference.problem import NEVER, SearchProblem
 
 # The cost of a NUMA node more, above all other costs: four times more links than a GPU has.
-_STRANGE = 1 << 16
+_NODE_COST = 1 << 16
 
 
 class _Branch(NamedTuple):
@@ -28,7 +28,7 @@ class _Branch(NamedTuple):
     open: int
 
 
-class Branches:
+class BranchAndBound:
     """Branch and bound for the most lanes, then ports, NUMA nodes and what is left.
 
     `links` are the links that count, by GPU; sets must be all `linked` by them, or `connected`, or
@@ -37,35 +37,35 @@ class Branches:
 
     def __init__(
         self,
-        task: Task,
+        problem: SearchProblem,
         links: Sequence[int],
         found: list[int],
         *,
         linked: bool = False,
         connected: bool = False,
     ) -> None:
-        self.best = Incumbent(task, found, connected=connected)
-        self._task, self._links, self._linked = task, links, linked
-        self._fabric, self._terrain = task.terrain.fabric, task.terrain
+        self.best = Incumbent(problem, found, connected=connected)
+        self._problem, self._links, self._linked = problem, links, linked
+        self._fabric, self._index = problem.index.fabric, problem.index
         self._rows: dict[int, Sequence[int]] = {}
 
     def run(self, within: int) -> None:
         """Search sets of GPUs in `within`; better ones are appended to what was found."""
-        near, worth, nodes, task = [*self._terrain.own], 0, 0, self._task
-        candidates = within & ~task.must
-        for i in members(task.must):
-            task.tick(1 + len(near) // 16)
+        near, worth, nodes, problem = [*self._index.own], 0, 0, self._problem
+        candidates = within & ~problem.must
+        for i in members(problem.must):
+            problem.tick(1 + len(near) // 16)
             worth += near[i]
-            near = list(map(add, near, self._terrain.rows[i]))
+            near = list(map(add, near, self._index.rows[i]))
             nodes |= self._fabric.numa[i]
             if self._linked:
                 candidates &= self._links[i]
-        branch = _Branch(task.must, 2 * worth, nodes, task.size - task.must.bit_count())
+        branch = _Branch(problem.must, 2 * worth, nodes, problem.size - problem.must.bit_count())
         if not branch.open:
             self.best.offer(branch.chosen, branch.worth, nodes)
             return
         # Sets of one NUMA node first: where lanes do not decide, the best one cuts off the rest.
-        homes = [(node, home) for node, home in self._terrain.homes if home & candidates]
+        homes = [(node, home) for node, home in self._index.homes if home & candidates]
         self.best.fewest_nodes = 1
         if (nodes | union(node for node, _ in homes)).bit_count() > 1:
             for node, home in homes:
@@ -75,19 +75,21 @@ class Branches:
         self._search(branch, candidates, near)
 
     def _row(self, i: int) -> Sequence[int]:
-        """Give what the links of a GPU are worth; others are never in a set that is all linked."""
-        self._task.tick(1 + len(self._fabric) // 16)
+        """Return the worth of the links of a GPU; others are never in a set that is all linked."""
+        self._problem.tick(1 + len(self._fabric) // 16)
         if not self._linked:
-            return self._terrain.rows[i]
+            return self._index.rows[i]
         if i not in self._rows:
-            row, links = self._terrain.rows[i], self._links[i]
+            row, links = self._index.rows[i], self._links[i]
             self._rows[i] = [worth if links >> j & 1 else NEVER for j, worth in enumerate(row)]
         return self._rows[i]
 
     def _search(self, branch: _Branch, candidates: int, near: Sequence[int]) -> None:
         """Search sets of a branch and these candidates; `near` is what each adds to the branch."""
         kinds = self._ranked(branch, candidates, near)
-        order = Order(self._task, kinds, [self._row(kind.bit_length() - 1) for kind in kinds])
+        order = BranchingOrder(
+            self._problem, kinds, [self._row(kind.bit_length() - 1) for kind in kinds]
+        )
         if order.left[0] >= branch.open:
             firsts = [(kind & -kind).bit_length() - 1 for kind in kinds]
             self._branch(order, 0, branch, [2 * near[i] for i in firsts])
@@ -96,36 +98,36 @@ class Branches:
         """Rank the kinds of candidates by the most that one GPU can add, then by what it costs.
 
         That is a NUMA node, if not all are needed anyway, then those who come next: sharing the
-        GPU, having it whole, its links.
+        GPU, having all of it, its links.
         """
-        task, free = self._task, self._task.free
-        every = branch.nodes | union(
-            node for node, home in self._terrain.homes if home & candidates
-        )
-        fewest = task.fewest_nodes(branch.nodes, candidates, branch.open)
-        strange = _STRANGE if fewest < every.bit_count() else 0
+        problem, free = self._problem, self._problem.free
+        every = branch.nodes | union(node for node, home in self._index.homes if home & candidates)
+        fewest = problem.fewest_nodes(branch.nodes, candidates, branch.open)
+        node_cost = _NODE_COST if fewest < every.bit_count() else 0
         ranked = []
-        for kind in task.kinds(candidates):
+        for kind in problem.kinds(candidates):
             i = (kind & -kind).bit_length() - 1
-            widest = self._terrain.widest[i]
-            task.tick(2 + len(widest) // 16)
+            widest = self._index.widest[i]
+            problem.tick(2 + len(widest) // 16)
             near_by = candidates & self._links[i]
             lanes = [width for width, bit in widest if bit & near_by][: branch.open - 1]
             if self._linked and len(lanes) < branch.open - 1:
                 continue  # too few links to be in the group
             most = 2 * near[i] + sum(lanes)
-            cost = (2 * (free.last >> i & 1) + (free.whole >> i & 1)) * _STRANGE // 4
-            cost += (self._fabric.links[i] & free.whole).bit_count()
+            cost = (2 * (free.last_share >> i & 1) + (free.unused >> i & 1)) * _NODE_COST // 4
+            cost += (self._fabric.links[i] & free.unused).bit_count()
             if not self._fabric.numa[i] & branch.nodes:
-                cost += strange
+                cost += node_cost
             ranked.append((-most, cost, i, kind))
         return [kind for _, _, _, kind in sorted(ranked)]
 
-    def _branch(self, order: Order, place: int, branch: _Branch, near: Sequence[int]) -> None:
+    def _branch(
+        self, order: BranchingOrder, place: int, branch: _Branch, near: Sequence[int]
+    ) -> None:
         """Decide about the kinds from a place on; `near` is twice what each adds to the branch."""
         best, counts, left, open_ = self.best, order.counts, order.left, branch.open
         while True:
-            self._task.tick(4 + len(near) // 4)
+            self._problem.tick(4 + len(near) // 4)
             # as many GPUs of a kind as possible, then one less, and so on
             for count in range(min(counts[place], open_), 0, -1):
                 self._take(order, place, branch, near, count)
@@ -140,7 +142,7 @@ class Branches:
                     return
 
     def _take(
-        self, order: Order, place: int, branch: _Branch, near: Sequence[int], count: int
+        self, order: BranchingOrder, place: int, branch: _Branch, near: Sequence[int], count: int
     ) -> None:
         """Take so many GPUs of the kind at a place, and go on if that may win."""
         chosen, worth, nodes, open_ = branch
@@ -165,7 +167,7 @@ class Branches:
             self._branch(order, after, taken, near)
 
     def _may_win(self, bound: int, branch: _Branch, candidates: int) -> bool:
-        """Tell whether a set of a branch may be the best, as far as its lanes allow."""
+        """Return whether a set of a branch may be the best, as far as its lanes allow."""
         chosen, _, nodes, open_ = branch
         best = self.best
         if best.torn and chosen & ~self._fabric.reach(chosen & -chosen, chosen | candidates):

@@ -9,13 +9,13 @@ from itertools import accumulate
 from operator import add
 
 from xelink.preference.bitmask import members
-from xelink.preference.problem import Task
+from xelink.preference.problem import SearchProblem
 
 Rows = Sequence[Sequence[int]]
 """What the links of the last GPU of each kind are worth, by GPU."""
 
 
-class Order:
+class BranchingOrder:
     """Kinds of candidates, one after the other, by their places.
 
     `kinds` are they as sets, `counts` their GPUs, `later` all GPUs from a place on as a set, `left`
@@ -23,7 +23,7 @@ class Order:
     a kind to one of each kind after it.
     """
 
-    def __init__(self, task: Task, kinds: Sequence[int], rows: Rows) -> None:
+    def __init__(self, problem: SearchProblem, kinds: Sequence[int], rows: Rows) -> None:
         self.kinds, self.counts = kinds, [kind.bit_count() for kind in kinds]
         self.later = [*accumulate(reversed(kinds), initial=0)][::-1]
         self.left = [later.bit_count() for later in self.later]
@@ -31,11 +31,11 @@ class Order:
         self.pairs: list[list[int]] = []
         lasts = [kind.bit_length() - 1 for kind in kinds]
         for place, kind in enumerate(kinds):
-            task.tick(1 + len(kinds) // 16)
+            problem.tick(1 + len(kinds) // 16)
             row = rows[place]
             self.between.append(2 * row[(kind & -kind).bit_length() - 1])
             self.pairs.append([2 * row[last] for last in lasts[place + 1 :]])
-        self._halves = _Halves(task, kinds, rows)
+        self._halves = _Halves(problem, kinds, rows)
 
     def bound(self, near: Sequence[int], place: int, open_: int) -> int:
         """Add up twice the most that so many GPUs from a place on can add; there are as many.
@@ -58,9 +58,9 @@ class Order:
 class _Halves(dict[tuple[int, int], list[int]]):
     """What a GPU of each kind from a place on gets of links to others, if so many are taken."""
 
-    def __init__(self, task: Task, kinds: Sequence[int], rows: Rows) -> None:
+    def __init__(self, problem: SearchProblem, kinds: Sequence[int], rows: Rows) -> None:
         super().__init__()
-        self._task, self._kinds, self._rows = task, kinds, rows
+        self._problem, self._kinds, self._rows = problem, kinds, rows
         self._lasts = [kind.bit_length() - 1 for kind in kinds]
         # by place, for each kind: its links to those from there on, the widest first, and the sums
         gpus = [*members(sum(kinds))]
@@ -73,14 +73,14 @@ class _Halves(dict[tuple[int, int], list[int]]):
             self._widest.append(self._narrowed())
         if place not in self._sums:
             widest = self._widest[place]
-            self._task.tick(len(widest) * (1 + len(widest[0]) // 32))
-            most = self._task.size  # no more are ever taken
+            self._problem.tick(len(widest) * (1 + len(widest[0]) // 32))
+            most = self._problem.size  # no more are ever taken
             self._sums[place] = [[*accumulate(row[:most], initial=0)] for row in widest]
         halves = self[key] = [sums[taken - 1] for sums in self._sums[place]]
         return halves
 
     def _sorted(self, place: int, gpus: Sequence[int]) -> list[int]:
-        self._task.tick(1 + len(gpus) // 16)
+        self._problem.tick(1 + len(gpus) // 16)
         row, last = self._rows[place], self._lasts[place]
         return sorted([row[j] for j in gpus if j != last], reverse=True)
 
@@ -90,7 +90,7 @@ class _Halves(dict[tuple[int, int], list[int]]):
         row, gone = self._rows[place], self._kinds[place].bit_count()
         narrowed = []
         for last, widest in zip(self._lasts[place + 1 :], self._widest[place][1:], strict=True):
-            self._task.tick(1 + gone // 4 + len(widest) // 32)
+            self._problem.tick(1 + gone // 4 + len(widest) // 32)
             start = widest.index(row[last])
             narrowed.append(widest[:start] + widest[start + gone :])
         return narrowed

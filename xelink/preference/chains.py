@@ -1,6 +1,6 @@
 """Components in which no GPU has more than two links: a path, or a ring.
 
-Their connected sets are their arcs: no more of one size than there are GPUs, where a search would
+Their connected sets are their paths: no more of one size than there are GPUs, where a search would
 try countless others.
 """
 
@@ -18,8 +18,8 @@ class Chain(NamedTuple):
     order: list[int]
     ring: bool
 
-    def arcs(self, size: int) -> Iterator[Sequence[int]]:
-        """Give every arc of so many of the GPUs."""
+    def paths(self, size: int) -> Iterator[Sequence[int]]:
+        """Return every path of so many of the GPUs."""
         whole = size == len(self.order)
         starts = len(self.order) if self.ring and not whole else len(self.order) - size + 1
         round_ = self.order * 2
@@ -27,7 +27,7 @@ class Chain(NamedTuple):
 
 
 def chain(links: Sequence[int], component: int) -> Chain | None:
-    """Give the chain that a component is, None of any other."""
+    """Return the chain that a component is, None of any other."""
     inside = {i: links[i] & component for i in members(component)}
     if any(seen.bit_count() > _TWO for seen in inside.values()):
         return None

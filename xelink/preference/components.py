@@ -9,7 +9,7 @@ from itertools import product
 
 from xelink.preference.bitmask import mask_of, members, prefixes, union
 from xelink.preference.chains import Chain, chain
-from xelink.preference.problem import PER_LANE, Task
+from xelink.preference.problem import PER_LANE, SearchProblem
 
 # Choices in one component up to which all are weighed.
 _CHOICES_LIMIT = 2048
@@ -22,31 +22,33 @@ _States = dict[int, list[int]]
 """By NUMA nodes touched: the best worth for each number of GPUs taken, negative for none."""
 
 
-class Apart:
+class ComponentSearch:
     """One request for GPUs that no component has together.
 
     A worth is one number, from high to low bits: lanes with healthy ports, groups that are left to
-    share, groups and lanes that are left whole, addresses.
+    share, groups and lanes that are left unused, addresses.
     """
 
-    def __init__(self, task: Task) -> None:
-        self._task, self._fabric, self._terrain = task, task.terrain.fabric, task.terrain
+    def __init__(self, problem: SearchProblem) -> None:
+        self._problem, self._fabric, self._index = problem, problem.index.fabric, problem.index
         links, n = self._fabric.links, len(self._fabric)
         # no group has more GPUs than one of them has links, and that one
-        largest = 1 + max((links[i] & task.available).bit_count() for i in members(task.available))
+        largest = 1 + max(
+            (links[i] & problem.available).bit_count() for i in members(problem.available)
+        )
         self._lanes_left = 1 << n
         self._groups = self._lanes_left << _LANES_BITS
         self._opened = self._groups << n * largest
-        self._lanes = self._opened << (n * largest if task.free.open else 0)
+        self._lanes = self._opened << (n * largest if problem.free.shareable else 0)
         self._never = -self._lanes << 2 * _LANES_BITS
-        self._open = task.available.bit_count()  # GPUs that are still to be decided about
+        self._open = problem.available.bit_count()  # GPUs that are still to be decided about
 
     def best(self) -> int | None:
         """Find the best set; None where a component leaves too many choices."""
-        links, available, must = self._fabric.links, self._task.available, self._task.must
+        links, available, must = self._fabric.links, self._problem.available, self._problem.must
         alone = mask_of(i for i in members(available) if not links[i] & available)
         # lone GPUs that are alike count as one component
-        units = [*self._task.kinds(alone), *(1 << i for i in members(alone & must))]
+        units = [*self._problem.kinds(alone), *(1 << i for i in members(alone & must))]
         chains = []
         for component in self._fabric.components(available & ~alone):
             way = chain(links, component)
@@ -54,14 +56,14 @@ class Apart:
                 chains.append(way)
             else:
                 units.append(component)
-        if any(_choices(self._task.kinds(unit)) > _CHOICES_LIMIT for unit in units):
+        if any(_choices(self._problem.kinds(unit)) > _CHOICES_LIMIT for unit in units):
             return None
-        states: _States = {0: [0] + [self._never] * self._task.size}
+        states: _States = {0: [0] + [self._never] * self._problem.size}
         for unit in units:
             self._open -= unit.bit_count()
             before, states = states, {}
             for nodes, more, gain in self._options(unit):
-                if more <= self._task.size:
+                if more <= self._problem.size:
                     self._add(states, before, nodes, more, gain)
         for way in chains:
             states = self._along(way, states)
@@ -75,9 +77,9 @@ class Apart:
     def _add(self, into: _States, states: _States, nodes: int, more: int, gain: int) -> None:
         """Add what states become when so many more GPUs are taken, on these NUMA nodes."""
         # with fewer, those that are still open would not be enough
-        least = max(more, self._task.size - self._open)
+        least = max(more, self._problem.size - self._open)
         for before, worths in states.items():
-            self._task.tick(1 + (len(worths) - least) // 4)
+            self._problem.tick(1 + (len(worths) - least) // 4)
             gained = [worth + gain for worth in worths[least - more : len(worths) - more]]
             if max(gained) < 0:
                 continue
@@ -86,16 +88,16 @@ class Apart:
             into[before | nodes] = list(map(max, known, gained)) if known else gained
 
     def _options(self, unit: int) -> Iterator[tuple[int, int, int]]:
-        """Give all that one component can: NUMA nodes, GPUs and the worth, the best of equals."""
-        fabric, n, task = self._fabric, len(self._fabric), self._task
+        """Return all that one component can: NUMA nodes, GPUs and the worth, the best of equals."""
+        fabric, n, problem = self._fabric, len(self._fabric), self._problem
         options: dict[tuple[int, int], int] = {}
-        for taken in product(*map(prefixes, task.kinds(unit))):
-            task.tick()
-            chosen = sum(taken, task.must & unit)
+        for taken in product(*map(prefixes, problem.kinds(unit))):
+            problem.tick()
+            chosen = sum(taken, problem.must & unit)
             inside = list(members(chosen))
-            opened, groups, lanes_left = task.left(chosen, unit)
-            own = sum(self._terrain.own[i] for i in inside)
-            worth = (task.lanes(chosen) * PER_LANE + own) * self._lanes
+            opened, groups, lanes_left = problem.left(chosen, unit)
+            own = sum(self._index.own[i] for i in inside)
+            worth = (problem.lanes(chosen) * PER_LANE + own) * self._lanes
             worth += (opened >> n) * self._opened + (groups >> n) * self._groups
             worth += lanes_left * self._lanes_left + fabric.mirrored(chosen)
             state = union(fabric.numa[i] for i in inside), len(inside)
@@ -135,30 +137,30 @@ class Apart:
 
     def _ways(self, i: int) -> Sequence[bool]:
         """Leave a GPU, or take it."""
-        return (True,) if self._task.must >> i & 1 else (False, True)
+        return (True,) if self._problem.must >> i & 1 else (False, True)
 
     def _one(self, i: int, *, taken: bool) -> tuple[int, int, int]:
         """Weigh one GPU by itself: its NUMA node, itself and its worth, if it is taken."""
-        free, chosen = self._task.free, taken << i
-        worth = (free.open_after(chosen) >> i & 1) * self._opened
-        worth += (free.whole_after(chosen) >> i & 1) * self._groups
+        free, chosen = self._problem.free, taken << i
+        worth = (free.shareable_after(chosen) >> i & 1) * self._opened
+        worth += (free.unused_after(chosen) >> i & 1) * self._groups
         if not taken:
             return 0, 0, worth
-        worth += self._terrain.own[i] * self._lanes + self._fabric.mirrored(chosen)
+        worth += self._index.own[i] * self._lanes + self._fabric.mirrored(chosen)
         return self._fabric.numa[i], 1, worth
 
     def _both(self, one: tuple[int, bool], other: tuple[int, bool]) -> int:
         """Weigh what two linked GPUs add together."""
         (i, first), (j, second) = one, other
-        free, pair, chosen = self._task.free, 1 << i | 1 << j, first << i | second << j
+        free, pair, chosen = self._problem.free, 1 << i | 1 << j, first << i | second << j
         of_two = 1 << len(self._fabric)
         worth = 0
         if first and second:
-            worth += self._terrain.rows[i][j] * self._lanes
-        if not pair & ~free.open_after(chosen):
+            worth += self._index.rows[i][j] * self._lanes
+        if not pair & ~free.shareable_after(chosen):
             worth += of_two * self._opened
-        if not pair & ~free.whole_after(chosen):
-            width = self._terrain.rows[i][j] // PER_LANE
+        if not pair & ~free.unused_after(chosen):
+            width = self._index.rows[i][j] // PER_LANE
             worth += of_two * self._groups + width * self._lanes_left
         return worth
 

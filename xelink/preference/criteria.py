@@ -30,7 +30,7 @@ class Score(NamedTuple):
     address: int
 
 
-class Comparison(NamedTuple):
+class SetComparison(NamedTuple):
     """Two sets of one node that a criterion decides between, with its measures of both."""
 
     fabric: Fabric
@@ -54,7 +54,7 @@ class Criterion(NamedTuple):
     meaning: str
     detail: str
     measure: Callable[[Fabric, int, Free], int]
-    difference: Callable[[Comparison], str]
+    difference: Callable[[SetComparison], str]
 
 
 def score(fabric: Fabric, chosen: int, free: Free) -> Score:
@@ -87,35 +87,35 @@ def _numa(fabric: Fabric, chosen: int, _free: Free) -> int:
 
 
 def _groups_open(fabric: Fabric, chosen: int, free: Free) -> int:
-    return linked_groups(fabric.links, free.open_after(chosen)) >> len(fabric)
+    return linked_groups(fabric.links, free.shareable_after(chosen)) >> len(fabric)
 
 
 def _groups_left(fabric: Fabric, chosen: int, free: Free) -> int:
-    return linked_groups(fabric.links, free.whole_after(chosen)) >> len(fabric)
+    return linked_groups(fabric.links, free.unused_after(chosen)) >> len(fabric)
 
 
 def _lanes_left(fabric: Fabric, chosen: int, free: Free) -> int:
-    return _lanes(fabric, free.whole_after(chosen), free)
+    return _lanes(fabric, free.unused_after(chosen), free)
 
 
 def _address(fabric: Fabric, chosen: int, _free: Free) -> int:
     return fabric.mirrored(chosen)
 
 
-def _fewer_linked(pair: Comparison) -> str:
+def _fewer_linked(pair: SetComparison) -> str:
     lanes = pair.fabric.lanes_within(pair.other)
     linked = sum(width >= 0 for width in lanes)
     return f"{linked} of {counted(len(lanes), 'pair')} linked"
 
 
-def _worse_ports(pair: Comparison) -> str:
+def _worse_ports(pair: SetComparison) -> str:
     fabric = pair.fabric
     bad = (i for i in members(pair.other & ~pair.chosen) if fabric.ports_cost[i])
     cards = " ".join(fabric.gpus[i].card for i in bad)
     return f"Xe Link ports that are not known to be healthy: {cards}"
 
 
-def _fewer_groups(pair: Comparison, gpus: str) -> str:
+def _fewer_groups(pair: SetComparison, gpus: str) -> str:
     size = len(pair.fabric)
     own, its = (dict(group_counts(groups, size)) for groups in (pair.chosen_measure, pair.measure))
     size = max(size for size in own.keys() | its.keys() if own.get(size) != its.get(size))
@@ -133,7 +133,7 @@ def counted(number: int, what: str) -> str:
 #
 # What is left are, first, the GPUs that keep a free device: these the next Pod can share. Using up
 # one of them costs a GPU; so where it matters, Pods begin another one rather. Then the GPUs that
-# stay whole: available with every replica, and nothing of them chosen. Where GPUs are not shared
+# stay unused: available with every replica, and nothing of them chosen. Where GPUs are not shared
 # both are the same, and only the second is measured. The measure is the number of linked groups of
 # each size among them, the largest size first: how many ways the next Pod finds k GPUs that are
 # all linked. On separate groups it is the same as comparing their sizes from the largest down, so

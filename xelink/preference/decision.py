@@ -1,6 +1,6 @@
 """Which criterion decided a preference, and what came second: for the log and the metrics, pure.
 
-What `explanation` tells people of one choice in full, told of every choice in one word; made after
+`explanation` explains one choice in full; this names one word for every choice; made after
 kubelet has its answer, within a time that is bounded.
 """
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from xelink.preference.criteria import CRITERIA, Criterion
 from xelink.preference.engine import Engine
 from xelink.preference.fabric import Free
-from xelink.preference.problem import ExpiredError, Task
+from xelink.preference.problem import SearchProblem, TimeUpError
 from xelink.preference.shares import Preference, Preferences
 from xelink.preference.subset_table import Subsets
 
@@ -26,7 +26,7 @@ UNKNOWN = "unknown"
 WORDS = (*(criterion.name for criterion in CRITERIA), NOTHING, POLICY, FALLBACK, UNKNOWN)
 """Every word for what may have decided."""
 
-PATIENCE = 0.25
+TIMEOUT = 0.25
 _REMEMBERED = 256
 
 
@@ -44,7 +44,7 @@ class Decision(NamedTuple):
 class Decisions:
     """Says of one node what decided, and remembers it: kubelet asks for the same again and again.
 
-    Takes up to two milliseconds for 16 GPUs, beyond that up to `PATIENCE` seconds.
+    Takes up to two milliseconds for 16 GPUs, beyond that up to `TIMEOUT` seconds.
     """
 
     def __init__(self, preferences: Preferences) -> None:
@@ -52,7 +52,7 @@ class Decisions:
         self._of = lru_cache(_REMEMBERED)(partial(_decide, engine)) if engine else None
 
     def decide(self, preference: Preference) -> Decision:
-        """Say what decided this preference."""
+        """Return what decided this preference."""
         request, chosen = preference.request, preference.gpus
         if request is None:
             return Decision(FALLBACK)
@@ -75,11 +75,11 @@ def _decide(engine: Engine, available: int, must: int, free: Free, chosen: int) 
             ),
             fabric.cards(other),
         )
-    task = Task(engine.terrain, available, must, free, chosen.bit_count(), clock)
-    task.end = clock() + PATIENCE
+    problem = SearchProblem(engine.index, available, must, free, chosen.bit_count(), clock)
+    problem.end = clock() + TIMEOUT
     try:
-        criterion, other = _best_swap(task, chosen)
-    except (ExpiredError, RecursionError):  # hundreds of GPUs may be too deep for the stack
+        criterion, other = _best_swap(problem, chosen)
+    except (TimeUpError, RecursionError):  # hundreds of GPUs may be too deep for the stack
         return Decision(UNKNOWN)
     return Decision(criterion, fabric.cards(other))
 
@@ -102,13 +102,13 @@ def _second(subsets: Subsets, available: int, must: int, free: Free, chosen: int
     return subsets.leaving_most(ties, free)  # the sets came by PCI address
 
 
-def _best_swap(task: Task, chosen: int) -> tuple[str, int]:
+def _best_swap(problem: SearchProblem, chosen: int) -> tuple[str, int]:
     """Find the best set that differs in one GPU, and the first criterion in which it differs.
 
     Of GPUs that are alike the last one that was taken, and the first one that was not, stand for
-    all. Criteria are measured for as long as sets are equal. Raises `ExpiredError`.
+    all. Criteria are measured for as long as sets are equal. Raises `TimeUpError`.
     """
-    kinds = task.kinds(task.available)
+    kinds = problem.kinds(problem.available)
     taken = [kind & chosen for kind in kinds if kind & chosen]
     free = [kind & ~chosen for kind in kinds if kind & ~chosen]
     rest = [
@@ -116,8 +116,8 @@ def _best_swap(task: Task, chosen: int) -> tuple[str, int]:
     ]
     decided = None
     for criterion in CRITERIA:
-        own = _measure(task, criterion, chosen)
-        measures = [_measure(task, criterion, other) for other in rest]
+        own = _measure(problem, criterion, chosen)
+        measures = [_measure(problem, criterion, other) for other in rest]
         best = max(measures)
         rest = [other for other, measure in zip(rest, measures, strict=True) if measure == best]
         if decided is None and best != own:
@@ -128,11 +128,11 @@ def _best_swap(task: Task, chosen: int) -> tuple[str, int]:
     return decided or CRITERIA[-1].name, rest[0]
 
 
-def _measure(task: Task, criterion: Criterion, chosen: int) -> int:
-    fabric = task.terrain.fabric
-    task.tick()
+def _measure(problem: SearchProblem, criterion: Criterion, chosen: int) -> int:
+    fabric = problem.index.fabric
+    problem.tick()
     if criterion.name == "groups_open":
-        return task.groups(task.free.open_after(chosen)) >> len(fabric)
+        return problem.groups(problem.free.shareable_after(chosen)) >> len(fabric)
     if criterion.name == "groups_left":
-        return task.groups(task.free.whole_after(chosen)) >> len(fabric)
-    return criterion.measure(fabric, chosen, task.free)
+        return problem.groups(problem.free.unused_after(chosen)) >> len(fabric)
+    return criterion.measure(fabric, chosen, problem.free)

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from xelink.preference.fabric import Fabric, Free
-from xelink.preference.problem import Task, Terrain
-from xelink.preference.search import Found, Search
+from xelink.preference.problem import SearchIndex, SearchProblem
+from xelink.preference.search import Search, SearchResult
 from xelink.preference.subset_table import EXACT_LIMIT, Subsets
 
 DEFAULT_TIMEOUT = 0.05
@@ -32,22 +32,22 @@ class Engine:
     timeout: float
     clock: Clock = field(repr=False)
     subsets: Subsets | None = field(repr=False)
-    terrain: Terrain = field(repr=False)
+    index: SearchIndex = field(repr=False)
 
     @classmethod
     def of(cls, fabric: Fabric, clock: Clock, timeout: float = DEFAULT_TIMEOUT) -> "Engine":
         """Prepare a node: some 15 ms for 8 GPUs, some 35 ms for 16."""
         exact = len(fabric) <= EXACT_LIMIT
         subsets = Subsets.of(fabric) if exact else None
-        return cls(fabric, timeout, clock, subsets, Terrain.of(fabric))
+        return cls(fabric, timeout, clock, subsets, SearchIndex.of(fabric))
 
-    def choose(self, available: int, must: int, free: Free, size: int) -> Found:
+    def choose(self, available: int, must: int, free: Free, size: int) -> SearchResult:
         """Choose `size` GPUs of `available` with all of `must`; there are as many."""
         if size == must.bit_count():
-            return Found(must, proven=True)
+            return SearchResult(must, proven=True)
         if size == available.bit_count():
-            return Found(available, proven=True)
+            return SearchResult(available, proven=True)
         if self.subsets:
-            return Found(self.subsets.best(available, must, free, size), proven=True)
-        task = Task(self.terrain, available, must, free, size, self.clock)
-        return Search(task).best(self.timeout)
+            return SearchResult(self.subsets.best(available, must, free, size), proven=True)
+        problem = SearchProblem(self.index, available, must, free, size, self.clock)
+        return Search(problem).best(self.timeout)

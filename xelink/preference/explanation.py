@@ -10,14 +10,14 @@ from heapq import nlargest
 from itertools import combinations, takewhile
 
 from xelink.preference.bitmask import members
-from xelink.preference.criteria import CRITERIA, Comparison, Criterion, Score
+from xelink.preference.criteria import CRITERIA, Criterion, Score, SetComparison
 from xelink.preference.engine import Clock
 from xelink.preference.fabric import Fabric, Free
 from xelink.preference.linked_groups import group_counts, linked_groups
-from xelink.preference.problem import ExpiredError
+from xelink.preference.problem import TimeUpError
 from xelink.preference.shares import Preference, Preferences
 
-PATIENCE = 2.0
+TIMEOUT = 2.0
 """Seconds to count what sets leave beyond 16 GPUs, the chosen one included."""
 
 _LEFT = ("groups_open", "groups_left")
@@ -27,7 +27,7 @@ _LEFT = ("groups_open", "groups_left")
 class Evaluation:
     """One set of GPUs measured by every criterion, and what it leaves.
 
-    `left` are the cards that stay whole, `groups_left` how many sets of how many of them are all
+    `left` are the cards that stay unused, `groups_left` how many sets of how many of them are all
     linked, as (size, count) from the largest size down. `groups_open` says the same of the cards
     that keep a device to share; it is empty where no set takes a card's last one. Where the time
     was up before these were `counted`, they are empty and their measures are 0.
@@ -79,7 +79,7 @@ class Explanation:
         return self.runners_up[0].decided if self.runners_up else None
 
 
-class _Scale:
+class _Evaluator:
     """Measures sets of GPUs, when so much was free before, and counts until `end` of the clock."""
 
     def __init__(self, fabric: Fabric, free: Free, clock: Clock, end: float | None) -> None:
@@ -92,7 +92,7 @@ class _Scale:
     def evaluate(self, chosen: int) -> Evaluation:
         """Measure every criterion; what is left only for as long as there is time."""
         fabric, free = self._fabric, self._free
-        groups = self._groups(free.open_after(chosen), free.whole_after(chosen))
+        groups = self._groups(free.shareable_after(chosen), free.unused_after(chosen))
         left = dict(zip(_LEFT, groups or (0, 0), strict=True))
         score = Score(
             *(
@@ -105,7 +105,7 @@ class _Scale:
         return Evaluation(
             cards=fabric.cards(chosen),
             score=score,
-            left=fabric.cards(free.whole_after(chosen)),
+            left=fabric.cards(free.unused_after(chosen)),
             groups_left=group_counts(score.groups_left, len(fabric)),
             groups_open=group_counts(score.groups_open, len(fabric)),
             counted=groups is not None,
@@ -119,12 +119,12 @@ class _Scale:
             return tuple(
                 linked_groups(links, gpus, self._known, self._tick) >> size for gpus in left
             )
-        except (ExpiredError, RecursionError):  # hundreds of GPUs may be too deep for the stack
+        except (TimeUpError, RecursionError):  # hundreds of GPUs may be too deep for the stack
             return None
 
     def _tick(self) -> None:
         if self._end is not None and self._clock() >= self._end:
-            raise ExpiredError
+            raise TimeUpError
 
 
 def explain(
@@ -137,7 +137,7 @@ def explain(
 ) -> Explanation:
     """Choose as `Preferences.prefer` does, and explain it.
 
-    Raises `RequestError` as that does. Takes some seconds at most, `PATIENCE` of them to count what
+    Raises `RequestError` as that does. Takes some seconds at most, `TIMEOUT` of them to count what
     sets leave beyond 16 GPUs: those that come close by all that is asked before come first.
     """
     request = preferences.read(available, must, size)
@@ -146,8 +146,8 @@ def explain(
     subsets = preferences.engine and preferences.engine.subsets
     fresh = request.gpus & ~request.must
     taken = chosen & ~request.must
-    end = None if subsets else preferences.clock() + PATIENCE
-    scale = _Scale(fabric, free, preferences.clock, end)
+    end = None if subsets else preferences.clock() + TIMEOUT
+    scale = _Evaluator(fabric, free, preferences.clock, end)
     own = scale.evaluate(chosen)
     if subsets:
         bits = [1 << i for i in members(fresh)]
@@ -194,6 +194,6 @@ def _alternative(
         if criterion.name in _LEFT and not (own.counted and its.counted):
             return None
         if measure != its_measure:
-            pair = Comparison(fabric, chosen, other, measure, its_measure)
+            pair = SetComparison(fabric, chosen, other, measure, its_measure)
             return Alternative(its, criterion, measure, its_measure, criterion.difference(pair))
     raise AssertionError("two sets with the same addresses")

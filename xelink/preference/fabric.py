@@ -21,7 +21,7 @@ _PORTS_COST = {True: 0, None: 1, False: 2}
 class GpuFacts:
     """What a snapshot knows of one GPU: its DRM card, PCI address, NUMA node and Xe Link ports.
 
-    `ports_healthy` is None where nobody has told, `numa` is None where the platform does not say.
+    `ports_healthy` is None if unknown, `numa` is None where the platform does not say.
     `physfn` is the PCI address of the physical GPU of which this is a VF, None for any other.
     """
 
@@ -51,7 +51,7 @@ class Fabric:
     def of(cls, gpus: Iterable[GpuFacts], lanes: Mapping[tuple[str, str], int]) -> "Fabric":
         """Sort the GPUs and tidy the links; `lanes` is keyed by pairs of PCI addresses.
 
-        A pair in `lanes` is linked, 0 lanes means that nobody told how wide. When both directions
+        A pair in `lanes` is linked, 0 lanes means an unknown width. When both directions
         are given the weaker counts. Pairs that name no GPU of this node, or one twice, are
         ignored. Raises `ValueError` when two GPUs share a card or a PCI address, or a GPU's address
         is none.
@@ -88,7 +88,7 @@ class Fabric:
         return tuple(self.gpus[i].card for i in members(mask))
 
     def mirrored(self, mask: int) -> int:
-        """Give the set with the lower PCI addresses the higher number, among sets of one size."""
+        """Return the set with the lower PCI addresses the higher number, among sets of one size."""
         return int(f"{mask:0{len(self)}b}"[::-1], 2)
 
     def lanes_within(self, mask: int) -> list[int]:
@@ -135,25 +135,25 @@ class Fabric:
 class Free(NamedTuple):
     """What is free before an allocation, as sets of GPUs.
 
-    `whole` are available with every replica. Where GPUs are shared, `open` have a device that is
-    free and not required, and `last` are those of them that have just one and are not required:
-    whoever is given such a GPU closes it. Both are empty where nothing can be closed so.
+    `unused` are available with every replica. Where GPUs are shared, `shareable` have a free device
+    that is not required, and `last_share` are those of them that have just one such device and none
+    that is required: whoever gets such a GPU uses it up. Both are empty where none can be used up.
     """
 
-    whole: int
-    open: int = 0
-    last: int = 0
+    unused: int
+    shareable: int = 0
+    last_share: int = 0
 
-    def whole_after(self, chosen: int) -> int:
-        """Find what stays whole."""
-        return self.whole & ~chosen
+    def unused_after(self, chosen: int) -> int:
+        """Return what stays unused."""
+        return self.unused & ~chosen
 
-    def open_after(self, chosen: int) -> int:
-        """Find what keeps a free device."""
-        return self.open & ~(chosen & self.last)
+    def shareable_after(self, chosen: int) -> int:
+        """Return what keeps a free device."""
+        return self.shareable & ~(chosen & self.last_share)
 
     def kinds(self, alike: int) -> list[int]:
         """Split GPUs that are alike into those of which the same is free."""
-        begun = alike & ~self.whole
-        parts = alike & self.whole, begun & ~self.last, begun & self.last
+        partly = alike & ~self.unused
+        parts = alike & self.unused, partly & ~self.last_share, partly & self.last_share
         return [part for part in parts if part]

@@ -3,21 +3,23 @@
 from collections.abc import Iterator
 
 from xelink.preference.bitmask import lowest
-from xelink.preference.problem import Task
+from xelink.preference.problem import SearchProblem
 
 
 class Incumbent:
     """The best of the sets that were offered; each better one is appended to `found`.
 
     What lanes and ports are worth is counted twice, as bounds do: `least` is what a better set is
-    worth at least. Where sets are to be `connected` others are refused; `torn` tells that this has
+    worth at least. Where sets are to be `connected` others are refused; `torn` is whether this has
     happened. `fewest_nodes` is for the search to say how many NUMA nodes any set has at least that
     it has not offered yet.
     """
 
-    def __init__(self, task: Task, found: list[int], *, connected: bool = False) -> None:
-        self._task, self._found, self._connected = task, found, connected
-        self._fabric = task.terrain.fabric
+    def __init__(
+        self, problem: SearchProblem, found: list[int], *, connected: bool = False
+    ) -> None:
+        self._problem, self._found, self._connected = problem, found, connected
+        self._fabric = problem.index.fabric
         self.least = -1
         self.fewest_nodes, self.torn = 1, False
         self._nodes = 0
@@ -33,24 +35,24 @@ class Incumbent:
             self.torn = True
             return
         if most == best:
-            left = self._task.left(chosen, self._task.available)
+            left = self._problem.left(chosen, self._problem.available)
             if not self._is_more(left, chosen, 0, 0):
                 return
         self.least, self._nodes, self._left = worth, nodes.bit_count(), ()
         self._found.append(chosen)
 
     def may_lose(self, chosen: int, candidates: int, nodes: int, open_: int) -> bool:
-        """Tell whether a set of as much worth may be better: these GPUs and `open_` candidates."""
+        """Return whether a set of equal worth may be better: `chosen` and `open_` candidates."""
         fewest = max(self.fewest_nodes, nodes.bit_count())
         if fewest <= self._nodes:
-            fewest = max(fewest, self._task.fewest_nodes(nodes, candidates, open_))
+            fewest = max(fewest, self._problem.fewest_nodes(nodes, candidates, open_))
         if fewest != self._nodes:
             return fewest < self._nodes
-        left = self._task.most_left(chosen, candidates, open_, self._remainder())
+        left = self._problem.most_left(chosen, candidates, open_, self._remainder())
         return self._is_more(left, chosen, candidates, open_)
 
     def _is_more(self, left: Iterator[int], chosen: int, candidates: int, open_: int) -> bool:
-        """Tell whether this is more than it leaves, measured while equal, then of lower address."""
+        """Compare what is left, measure by measure while equal, then the addresses."""
         for more, most in zip(left, self._remainder(), strict=True):
             if more != most:
                 return more > most
@@ -58,5 +60,5 @@ class Incumbent:
         return self._fabric.mirrored(chosen) > self._fabric.mirrored(self._found[-1])
 
     def _remainder(self) -> tuple[int, ...]:
-        self._left = self._left or (*self._task.left(self._found[-1], self._task.available),)
+        self._left = self._left or (*self._problem.left(self._found[-1], self._problem.available),)
         return self._left

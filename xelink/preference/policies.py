@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 
-class Policy(StrEnum):
+class AllocationPolicy(StrEnum):
     """Which devices a Pod had best get."""
 
     TOPOLOGY = "topology"
@@ -17,15 +17,15 @@ class Policy(StrEnum):
 class FreeDevice(NamedTuple):
     """One free device as a policy sees it.
 
-    `turn` counts the free devices of the same GPU before it, `free` all of them; `begun` is whether
-    the Pod has another device of this GPU already.
+    `turn` counts the free devices of the same GPU before it, `free` all of them; `partly_used` is
+    whether the Pod has another device of this GPU already.
     """
 
     gpu: int
     replica: int
     turn: int
     free: int
-    begun: bool
+    partly_used: bool
 
 
 class PolicyRule(NamedTuple):
@@ -40,22 +40,22 @@ class PolicyRule(NamedTuple):
     prefers_sets: bool = False
 
 
-POLICIES: Mapping[Policy, PolicyRule] = {
-    Policy.TOPOLOGY: PolicyRule(
+POLICIES: Mapping[AllocationPolicy, PolicyRule] = {
+    AllocationPolicy.TOPOLOGY: PolicyRule(
         "prefers the best linked GPUs",
         lambda free: (free.turn - free.free, free.gpu),
         prefers_sets=True,
     ),
-    Policy.BALANCED: PolicyRule(
+    AllocationPolicy.BALANCED: PolicyRule(
         "takes devices from the GPU with the most free ones",
         lambda free: (free.turn - free.free, free.gpu),
     ),
-    Policy.PACKED: PolicyRule(
+    AllocationPolicy.PACKED: PolicyRule(
         "fills one GPU before it begins the next",
-        lambda free: (not free.begun, free.gpu, free.replica),
+        lambda free: (not free.partly_used, free.gpu, free.replica),
     ),
     # As Intel's plugin under that name: a further device of a GPU only when each has given one.
-    Policy.NONE: PolicyRule(
-        "takes the lowest PCI addresses", lambda free: (free.turn + free.begun, free.gpu)
+    AllocationPolicy.NONE: PolicyRule(
+        "takes the lowest PCI addresses", lambda free: (free.turn + free.partly_used, free.gpu)
     ),
 }

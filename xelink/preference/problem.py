@@ -16,15 +16,15 @@ NEVER = -(1 << 60)
 """Less than any sum of lanes: never to be taken."""
 
 # Work between two looks at the clock; a unit takes about a microsecond.
-_PATIENCE = 256
+_WORK_BETWEEN_LOOKS = 256
 
 
-class ExpiredError(Exception):
+class TimeUpError(Exception):
     """The time is up: what was found so far is the answer."""
 
 
 @dataclass(frozen=True, slots=True)
-class Terrain:
+class SearchIndex:
     """What a search looks up, made once per snapshot.
 
     `alike` are sets of GPUs that can be exchanged, `rows` the worth of each pair, `widest` for each
@@ -48,7 +48,7 @@ class Terrain:
     digits: tuple[tuple[int, int], ...]
 
     @classmethod
-    def of(cls, fabric: Fabric) -> "Terrain":
+    def of(cls, fabric: Fabric) -> "SearchIndex":
         """Prepare a search on this node."""
         none = (0,) * len(fabric)
         rows = tuple(
@@ -92,10 +92,10 @@ class Terrain:
 
 
 @dataclass(slots=True)
-class Task:
+class SearchProblem:
     """One request: `size` GPUs of `available`, with all of `must`, and what of them is free."""
 
-    terrain: Terrain
+    index: SearchIndex
     available: int
     must: int
     free: Free
@@ -106,23 +106,23 @@ class Task:
     full: dict[int, int] = field(default_factory=dict)
     done: int = 0
 
-    def tick(self, work: int = _PATIENCE) -> None:
+    def tick(self, work: int = _WORK_BETWEEN_LOOKS) -> None:
         """Look at the clock, once enough work is done; raise when the time is up."""
         self.done += work
-        if self.done >= _PATIENCE:
+        if self.done >= _WORK_BETWEEN_LOOKS:
             self.done = 0
             if self.clock() >= self.end:
-                raise ExpiredError
+                raise TimeUpError
 
     def kinds(self, within: int) -> list[int]:
         """Split the free GPUs of `within` into sets whose members are alike for this request."""
         others = within & ~self.must
-        parts = [part for alike in self.terrain.alike for part in self.free.kinds(alike & others)]
+        parts = [part for alike in self.index.alike for part in self.free.kinds(alike & others)]
         return parts + [1 << i for i in members(others & ~union(parts))]
 
     def fewest_nodes(self, nodes: int, candidates: int, open_: int) -> int:
         """Bound the NUMA nodes of a set from below: fill the nodes it touches, then the largest."""
-        homes = self.terrain.homes
+        homes = self.index.homes
         open_ -= sum((home & candidates).bit_count() for node, home in homes if node & nodes)
         fewest = nodes.bit_count()
         if open_ > 0:
@@ -141,23 +141,23 @@ class Task:
         Whatever is no candidate stays for sure; candidates that stay count as linked to all others,
         and as widely as can be. What is more than the `known` measure anyway is not bounded closer.
         """
-        spare = candidates & ~self.free.last
+        spare = candidates & ~self.free.last_share
         closing = max(0, open_ - spare.bit_count())
-        begun = (spare & ~self.free.whole).bit_count()
-        opened, whole = self.free.open_after(chosen), self.free.whole_after(chosen)
-        sure = opened & ~(candidates & self.free.last)
-        more = (opened ^ sure).bit_count() - closing
+        partly = (spare & ~self.free.unused).bit_count()
+        shareable, unused = self.free.shareable_after(chosen), self.free.unused_after(chosen)
+        sure = shareable & ~(candidates & self.free.last_share)
+        more = (shareable ^ sure).bit_count() - closing
         yield self._most_groups(sure, more, known[0])
-        sure = whole & ~candidates
-        more = (whole ^ sure).bit_count() - max(0, open_ - closing - begun)
+        sure = unused & ~candidates
+        more = (unused ^ sure).bit_count() - max(0, open_ - closing - partly)
         yield self._most_groups(sure, more, known[1])
         pairs = more * (more - 1) // 2 + more * sure.bit_count()
-        yield self.lanes(sure) + self.terrain.widths[-1] * pairs
+        yield self.lanes(sure) + self.index.widths[-1] * pairs
 
     def left(self, chosen: int, within: int) -> Iterator[int]:
-        """Measure what is left of `within`: linked groups to share, whole ones, and their lanes."""
-        left = self.free.whole_after(chosen) & within
-        yield self.groups(self.free.open_after(chosen) & within)
+        """Measure what is left of `within`: groups to share, unused groups, and their lanes."""
+        left = self.free.unused_after(chosen) & within
+        yield self.groups(self.free.shareable_after(chosen) & within)
         yield self.groups(left)
         yield self.lanes(left)
 
@@ -169,29 +169,29 @@ class Task:
     def _all_linked(self, count: int) -> int:
         """Count the linked groups of so many GPUs at most."""
         if count not in self.full:
-            self.full[count] = (1 + (1 << len(self.terrain.fabric))) ** count
+            self.full[count] = (1 + (1 << len(self.index.fabric))) ** count
         return self.full[count]
 
     def groups(self, mask: int) -> int:
         """Count the linked groups of a set, as `linked_groups` does."""
-        count, links = mask.bit_count(), self.terrain.fabric.links
-        pairs = (self._pairs(mask) & self.terrain.linked).bit_count() // 2
+        count, links = mask.bit_count(), self.index.fabric.links
+        pairs = (self._pairs(mask) & self.index.linked).bit_count() // 2
         if pairs == count * (count - 1) // 2:
             return self._all_linked(count)
-        if not self.terrain.triangles:
+        if not self.index.triangles:
             return 1 + (count << len(links)) + (pairs << 2 * len(links))
         return linked_groups(links, mask, self.known, self.tick)
 
     def lanes(self, mask: int) -> int:
         """Sum up the lanes of all pairs in a set."""
         pairs = self._pairs(mask)
-        digits = self.terrain.digits
+        digits = self.index.digits
         return sum((pairs & having).bit_count() << digit for digit, having in digits) // 2
 
     def _pairs(self, mask: int) -> int:
         """Pair every GPU of a set with every one, as bits."""
-        self.tick(1 + len(self.terrain.fabric) // 16)
-        n, starts, rest = len(self.terrain.fabric), 0, mask
+        self.tick(1 + len(self.index.fabric) // 16)
+        n, starts, rest = len(self.index.fabric), 0, mask
         while rest:
             last = rest.bit_length() - 1
             starts |= 1 << last * n

@@ -15,18 +15,18 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from xelink.preference.bitmask import lowest, mask_of, members, union
-from xelink.preference.branch_and_bound import Branches
+from xelink.preference.branch_and_bound import BranchAndBound
 from xelink.preference.chains import Chain, chain
-from xelink.preference.components import Apart
-from xelink.preference.local_search import Greed
-from xelink.preference.problem import PER_LANE, ExpiredError, Task
+from xelink.preference.components import ComponentSearch
+from xelink.preference.local_search import LocalSearch
+from xelink.preference.problem import PER_LANE, SearchProblem, TimeUpError
 from xelink.preference.unlinked import unlinked
 
-# The part of the time that goes to the search; what is left is for `Greed`.
+# The part of the time that goes to the search; what is left is for `LocalSearch`.
 _SEARCHING = 0.85
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """The best set as a bitmask; `proven` when no other set can be better."""
 
     chosen: int
@@ -36,35 +36,35 @@ class Found(NamedTuple):
 class Search:
     """One request on one node."""
 
-    def __init__(self, task: Task) -> None:
-        self._task = task
-        self._fabric = task.terrain.fabric
-        self._available, self._must, self._size = task.available, task.must, task.size
+    def __init__(self, problem: SearchProblem) -> None:
+        self._problem = problem
+        self._fabric = problem.index.fabric
+        self._available, self._must, self._size = problem.available, problem.must, problem.size
 
-    def best(self, timeout: float) -> Found:
-        """Find the best set, or the best that `timeout` seconds of the task's clock allow."""
-        task = self._task
+    def best(self, timeout: float) -> SearchResult:
+        """Find the best set, or the best that `timeout` seconds of the problem's clock allow."""
+        problem = self._problem
         found: list[int] = []
-        start = task.clock()
-        task.end = start + timeout * _SEARCHING
+        start = problem.clock()
+        problem.end = start + timeout * _SEARCHING
         steps = [self._linked, self._connected, self._apart]
-        if not any(self._fabric.links[i] & task.available for i in members(task.available)):
+        if not any(self._fabric.links[i] & problem.available for i in members(problem.available)):
             steps = [self._unlinked]
         try:
             for step in steps:
                 step(found)
                 if found:
-                    return Found(found[-1], proven=True)
-        except (ExpiredError, RecursionError):  # hundreds of GPUs may be too deep for the stack
-            task.end = start + timeout
-        return Found(Greed(task).best(found[-1] if found else None), proven=False)
+                    return SearchResult(found[-1], proven=True)
+        except (TimeUpError, RecursionError):  # hundreds of GPUs may be too deep for the stack
+            problem.end = start + timeout
+        return SearchResult(LocalSearch(problem).best(found[-1] if found else None), proven=False)
 
     def _unlinked(self, found: list[int]) -> None:
-        unlinked(self._task, found)
+        unlinked(self._problem, found)
 
     def _linked(self, found: list[int]) -> None:
         """Try sets that are all linked, at the widest lanes that allow one."""
-        widths = self._task.terrain.widths if self._size > 1 else (0,)
+        widths = self._problem.index.widths if self._size > 1 else (0,)
         feasible: list[int] = []
         low, high = 0, len(widths)
         while low < high:
@@ -77,13 +77,13 @@ class Search:
                 feasible, low = links, middle + 1
                 found.append(group)  # whatever the time allows from here on, it is linked so widely
         if feasible:
-            Branches(self._task, feasible, found, linked=True).run(self._available)
+            BranchAndBound(self._problem, feasible, found, linked=True).run(self._available)
 
     def _links(self, width: int) -> list[int]:
         """Find the links of each available GPU that have at least so many lanes."""
-        self._task.tick(len(self._fabric))
+        self._problem.tick(len(self._fabric))
         least = (width * PER_LANE,)
-        wide = [steps[bisect_left(steps, least) :] for steps in self._task.terrain.wide]
+        wide = [steps[bisect_left(steps, least) :] for steps in self._problem.index.wide]
         return [steps[0][1] & self._available if steps else 0 for steps in wide]
 
     def _group_of(self, links: Sequence[int]) -> int | None:
@@ -103,7 +103,7 @@ class Search:
         """
         if size <= 0:
             return 0
-        self._task.tick()
+        self._problem.tick()
         if candidates.bit_count() < size:
             return None
         everywhere = mask_of(
@@ -133,7 +133,7 @@ class Search:
         return None
 
     def _connected(self, found: list[int]) -> None:
-        branches = Branches(self._task, self._links(0), found, connected=True)
+        branches = BranchAndBound(self._problem, self._links(0), found, connected=True)
         for component in self._fabric.components(self._available):
             if not self._must & ~component and component.bit_count() >= self._size:
                 found_chain = chain(self._fabric.links, component)
@@ -142,24 +142,24 @@ class Search:
                 else:
                     branches.run(component)
 
-    def _along(self, way: Chain, branches: Branches) -> None:
-        """Offer every arc of a path or a ring."""
-        terrain, task = self._task.terrain, self._task
-        for arc in way.arcs(self._size):
-            task.tick(8 + self._size)
-            chosen = mask_of(arc)
+    def _along(self, way: Chain, branches: BranchAndBound) -> None:
+        """Offer every connected part of a path or a ring."""
+        index, problem = self._problem.index, self._problem
+        for path in way.paths(self._size):
+            problem.tick(8 + self._size)
+            chosen = mask_of(path)
             if self._must & ~chosen:
                 continue
-            worth = sum(terrain.own[i] for i in arc)
-            worth += sum(terrain.rows[one][other] for one, other in pairwise(arc))
+            worth = sum(index.own[i] for i in path)
+            worth += sum(index.rows[one][other] for one, other in pairwise(path))
             if way.ring and self._size == len(way.order):
-                worth += terrain.rows[arc[0]][arc[-1]]
-            branches.best.offer(chosen, 2 * worth, union(self._fabric.numa[i] for i in arc))
+                worth += index.rows[path[0]][path[-1]]
+            branches.best.offer(chosen, 2 * worth, union(self._fabric.numa[i] for i in path))
 
     def _apart(self, found: list[int]) -> None:
-        """Combine components; where one leaves too many choices, search the whole node."""
-        chosen = Apart(self._task).best()
+        """Combine components; where one leaves too many choices, search the entire node."""
+        chosen = ComponentSearch(self._problem).best()
         if chosen is None:
-            Branches(self._task, self._links(0), found).run(self._available)
+            BranchAndBound(self._problem, self._links(0), found).run(self._available)
         else:
             found.append(chosen)

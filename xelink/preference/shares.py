@@ -18,7 +18,7 @@ from typing import NamedTuple
 from xelink.preference.bitmask import mask_of, members
 from xelink.preference.engine import DEFAULT_TIMEOUT, Clock, Engine
 from xelink.preference.fabric import Fabric, Free, GpuFacts
-from xelink.preference.policies import POLICIES, FreeDevice, Policy
+from xelink.preference.policies import POLICIES, AllocationPolicy, FreeDevice
 from xelink.preference.virtual_functions import Physical, physical
 
 _QUICK_DEVICES = 256
@@ -31,13 +31,13 @@ class RequestError(ValueError):
 class DeviceRequest(NamedTuple):
     """A request on a known node: bitmasks of GPUs, `wanted` of them to be chosen.
 
-    `size` devices are asked for. `offered` and `needed` are bitmasks of devices: replica r of GPU i
-    is bit r * n + i. Of a GPU with VFs these are the first share of each VF, by address, then the
+    `size` devices are asked for. `available` and `needed` are bitmasks of devices: replica r of GPU
+    i is bit r * n + i. Of a GPU with VFs these are the first share of each VF, by address, then the
     second ones, and so on.
     """
 
     size: int
-    offered: int
+    available: int
     needed: int
     missing: int
     gpus: int
@@ -74,7 +74,7 @@ class Preferences:
 
     fabric: Fabric
     replicas: int
-    policy: Policy
+    policy: AllocationPolicy
     clock: Clock = field(repr=False)
     engine: Engine | None = field(repr=False)
     names: tuple[tuple[tuple[str, ...], ...], ...] = field(repr=False)
@@ -110,46 +110,46 @@ class Preferences:
         if fresh:
             open_ -= fresh.bit_count()
             shared = self.replicas > 1
-            picked |= self._first_replicas(request.offered & ~picked, fresh) if shared else fresh
+            picked |= self._first_replicas(request.available & ~picked, fresh) if shared else fresh
         if open_:
-            picked = self._fill(request.offered, picked, open_)
+            picked = self._fill(request.available, picked, open_)
         ids = self._names(picked)
         if request.unknown:
-            ids += self._strangers(request, request.size - len(ids))
+            ids += self._unknown_ids(request, request.size - len(ids))
         gpus = self._gpus(picked) if self.replicas > 1 else picked
         return Preference(ids, gpus, request, proven)
 
     def read(self, available: Iterable[str], must: Iterable[str], size: int) -> DeviceRequest:
         """Translate a request into sets; raise `RequestError` when it cannot be met."""
         known = self.bits.get
-        strange: list[str] = []
-        offered = needed = 0
+        unknown_ids: list[str] = []
+        listed = needed = 0
         for device in must:
             bit = known(device)
             if bit is None:
-                strange.append(device)
+                unknown_ids.append(device)
             else:
                 needed |= bit
-        unknown_needed = tuple(dict.fromkeys(strange)) if strange else ()
+        unknown_needed = tuple(dict.fromkeys(unknown_ids)) if unknown_ids else ()
         for device in available:
             bit = known(device)
             if bit is None:
-                strange.append(device)
+                unknown_ids.append(device)
             else:
-                offered |= bit
-        offered |= needed
-        unknown = tuple(dict.fromkeys(strange)) if strange else ()
-        count, of = needed.bit_count(), offered.bit_count()
+                listed |= bit
+        listed |= needed
+        unknown = tuple(dict.fromkeys(unknown_ids)) if unknown_ids else ()
+        count, of = needed.bit_count(), listed.bit_count()
         _check(size, count + len(unknown_needed), of + len(unknown))
         if self.replicas == 1:
-            gpus, must_gpus, free = offered, needed, Free(offered)
+            gpus, must_gpus, free = listed, needed, Free(listed)
         else:
-            gpus, must_gpus = self._gpus(offered), self._gpus(needed)
-            free = self._free(offered, needed)
+            gpus, must_gpus = self._gpus(listed), self._gpus(needed)
+            free = self._free(listed, needed)
         open_ = min(size - len(unknown_needed), of) - count
         wanted = must_gpus.bit_count() + min(open_, (gpus & ~must_gpus).bit_count())
         return DeviceRequest(
-            size, offered, needed, open_, gpus, must_gpus, free, wanted, unknown, unknown_needed
+            size, listed, needed, open_, gpus, must_gpus, free, wanted, unknown, unknown_needed
         )
 
     def _first_replicas(self, free: int, gpus: int) -> int:
@@ -162,16 +162,16 @@ class Preferences:
             layer += n
         return taken
 
-    def _fill(self, offered: int, picked: int, open_: int) -> int:
+    def _fill(self, available: int, picked: int, open_: int) -> int:
         """Take more devices in the order of the policy."""
-        n, begun = len(self.fabric), self._gpus(picked)
+        n, partly_used = len(self.fabric), self._gpus(picked)
         replicas: dict[int, list[int]] = {}
-        for place in members(offered & ~picked):
+        for place in members(available & ~picked):
             replicas.setdefault(place % n, []).append(place // n)
         for gpu, free in replicas.items():
             free[:] = self._spread(gpu, free, picked)
         devices = [
-            FreeDevice(gpu, replica, turn, len(free), bool(begun >> gpu & 1))
+            FreeDevice(gpu, replica, turn, len(free), bool(partly_used >> gpu & 1))
             for gpu, free in replicas.items()
             for turn, replica in enumerate(free)
         ]
@@ -202,21 +202,21 @@ class Preferences:
             devices >>= n
         return gpus
 
-    def _free(self, offered: int, needed: int) -> Free:
+    def _free(self, available: int, needed: int) -> Free:
         """Sort GPUs by how many of their devices are free."""
         n = len(self.fabric)
-        whole, one, two, must = (1 << n) - 1, 0, 0, 0
-        rest = offered & ~needed
-        offered |= self.absent  # nobody else has what is not there
+        unused, one, two, must = (1 << n) - 1, 0, 0, 0
+        rest = available & ~needed
+        available |= self.absent  # nobody else has what is not there
         for _ in range(self.replicas):
             here = rest & (1 << n) - 1
-            whole &= offered
+            unused &= available
             two |= one & here
             one |= here
             must |= needed
-            offered, rest, needed = offered >> n, rest >> n, needed >> n
+            available, rest, needed = available >> n, rest >> n, needed >> n
         last = one & ~two & ~must
-        return Free(whole, one, last) if last else Free(whole)
+        return Free(unused, one, last) if last else Free(unused)
 
     def _names(self, devices: int) -> tuple[str, ...]:
         """Name devices, by PCI address and replica."""
@@ -228,7 +228,7 @@ class Preferences:
             return ids
         return tuple([name for name, bit in self.bits.items() if devices & bit])
 
-    def _strangers(self, request: DeviceRequest, missing: int) -> tuple[str, ...]:
+    def _unknown_ids(self, request: DeviceRequest, missing: int) -> tuple[str, ...]:
         needed = request.unknown_needed
         others = sorted(set(request.unknown) - set(needed), key=_natural)
         return tuple(sorted([*needed, *others[: missing - len(needed)]], key=_natural))
@@ -240,13 +240,13 @@ def prepare(
     *,
     clock: Clock,
     replicas: int = 1,
-    policy: Policy = Policy.TOPOLOGY,
+    policy: AllocationPolicy = AllocationPolicy.TOPOLOGY,
     timeout: float = DEFAULT_TIMEOUT,
 ) -> Preferences:
     """Prepare a snapshot for requests: some 15 ms for 8 GPUs, some 35 ms for 16.
 
     `lanes` is keyed by pairs of PCI addresses, as in `Fabric.of`; empty is no topology.
-    Each GPU, and each VF, is offered as `replicas` devices. Beyond 16 physical GPUs a request may
+    Each GPU, and each VF, counts as `replicas` devices. Beyond 16 physical GPUs a request may
     take `timeout` seconds of `clock`. Raises `ValueError` as `Fabric.of` does, or when `replicas`
     is less than 1.
     """
@@ -255,8 +255,8 @@ def prepare(
     prefers_sets = POLICIES[policy].prefers_sets
     # The other policies are those of Intel's plugin, to which a VF is a GPU.
     gpus = list(gpus)
-    whole = tuple(Physical(gpu, (gpu.card,)) for gpu in gpus)
-    united, lanes = physical(gpus, lanes) if prefers_sets else (whole, lanes)
+    single = tuple(Physical(gpu, (gpu.card,)) for gpu in gpus)
+    united, lanes = physical(gpus, lanes) if prefers_sets else (single, lanes)
     fabric = Fabric.of((one.facts for one in united), lanes)
     n = len(fabric)
     cards = {one.facts.bdf: one.cards for one in united}
@@ -306,13 +306,13 @@ def fallback(available: Iterable[str], must: Iterable[str], size: int) -> Prefer
     return Preference(tuple(sorted(ids, key=_natural)), proven=False)
 
 
-def _check(size: int, needed: int, offered: int) -> None:
+def _check(size: int, needed: int, available: int) -> None:
     if size < 1:
         raise RequestError(f"allocation size {size}: at least one device must be asked for")
     if needed > size:
         raise RequestError(f"allocation size {size}, but {needed} devices must be included")
-    if offered < size:
-        raise RequestError(f"allocation size {size}, but only {offered} devices are available")
+    if available < size:
+        raise RequestError(f"allocation size {size}, but only {available} devices are available")
 
 
 def _natural(device: str) -> list[tuple[int, str]]:

@@ -38,9 +38,9 @@ class Subsets:
 
     `ranking[k]` holds all subsets of k GPUs, the heaviest first, equals by PCI address, and
     `falling[k]` minus their weights. `alike` are the sets of two or more GPUs that can be
-    exchanged without changing any measure. `fresh[k]` is the best set of k GPUs while the whole
+    exchanged without changing any measure. `fresh[k]` is the best set of k GPUs while the entire
     node is free. `answers[free][must][k]`, on a small node, is the best set that has k GPUs more
-    than `must`, while just the GPUs in `free` are there and all of them whole.
+    than `must`, while just the GPUs in `free` are there and all of them unused.
     """
 
     weights: tuple[int, ...]
@@ -77,7 +77,7 @@ class Subsets:
 
     def best(self, available: int, must: int, free: Free, size: int) -> int:
         """Find the best set of `size` GPUs of `available` that has all of `must`."""
-        if free.whole == available:
+        if free.unused == available:
             if self.answers:
                 return self.answers[available][must][size - must.bit_count()]
             if not must and available == len(self.weights) - 1:
@@ -89,19 +89,19 @@ class Subsets:
         left = self.left
         return (
             self.weights[chosen],
-            left[free.open_after(chosen)] >> _LANES_BITS,
-            left[free.whole_after(chosen)],
+            left[free.shareable_after(chosen)] >> _LANES_BITS,
+            left[free.unused_after(chosen)],
             self.mirrored[chosen],
         )
 
     def leaving_most(self, ties: list[int], free: Free) -> int:
         """Find the set that leaves the most; the first of equals."""
-        table, (whole, open_, last) = self.left, free
+        table, (unused, open_, last) = self.left, free
         if last:
             opened = [table[open_ ^ mask & last] for mask in ties]
             most = max(opened) >> _LANES_BITS << _LANES_BITS  # groups alone
             ties = [mask for mask, groups in zip(ties, opened, strict=True) if groups >= most]
-        left = [table[whole & ~mask] for mask in ties]
+        left = [table[unused & ~mask] for mask in ties]
         return ties[left.index(max(left))]
 
     def _answers(self, free: int) -> dict[int, tuple[int, ...]]:
@@ -173,7 +173,7 @@ class Subsets:
 
 @cache
 def _mirrored(n: int) -> tuple[int, ...]:
-    """Give the set with the lower PCI addresses the higher number, among sets of one size."""
+    """Return the set with the lower PCI addresses the higher number, among sets of one size."""
     table = [0]
     for v in range(n):
         table += [mask | 1 << n - 1 - v for mask in table]
@@ -236,7 +236,7 @@ def _numa(fabric: Fabric) -> int:
 
 
 def _levels(fabric: Fabric) -> int:
-    """Give every subset 0 when it falls apart, 1 when connected, and 2 or more when all linked.
+    """Return every subset 0 when it falls apart, 1 when connected, and 2 or more when all linked.
 
     From 2 on it is the rank of its weakest pair's lanes among the widths of this node.
     """

@@ -13,8 +13,8 @@ Lanes = Mapping[tuple[str, str], int]
 class Physical:
     """One physical GPU, and the cards by which containers get it, by PCI address.
 
-    A GPU without VFs is its own only card. Of one with VFs, that is not offered itself, the facts
-    are those of its first VF, under its own address, which stands for its card, too.
+    A GPU without VFs is its own only card. Of one with VFs, that is not advertised itself, the
+    facts are those of its first VF, under its own address, which stands for its card, too.
     """
 
     facts: GpuFacts
@@ -24,7 +24,7 @@ class Physical:
 def physical(gpus: Iterable[GpuFacts], lanes: Lanes) -> tuple[tuple[Physical, ...], Lanes]:
     """Put the VFs of one GPU together; give the lanes between what is on this node, too.
 
-    A VF has no links. One that is said to have some is taken for a GPU of its own. Raises
+    A VF has no links. One that is reported to have some is taken for a GPU of its own. Raises
     `ValueError` when two GPUs share a card or a PCI address.
     """
     gpus = list(gpus)

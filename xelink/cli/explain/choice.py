@@ -20,7 +20,7 @@ from xelink.preference.criteria import CRITERIA, Criterion
 from xelink.preference.engine import DEFAULT_TIMEOUT
 from xelink.preference.explanation import Alternative, Explanation, explain
 from xelink.preference.fabric import GpuFacts
-from xelink.preference.policies import Policy
+from xelink.preference.policies import AllocationPolicy
 from xelink.preference.shares import Preference, Preferences, prepare
 from xelink.topology.groups import STEPS, Largest, largest_group
 from xelink.topology.model import Gpu, Link, Topology
@@ -46,7 +46,7 @@ class Wanted:
     have: tuple[str, ...] = ()
     used: tuple[str, ...] = ()
     shares: int = 1
-    policy: Policy = Policy.TOPOLOGY
+    policy: AllocationPolicy = AllocationPolicy.TOPOLOGY
     timeout: float = DEFAULT_TIMEOUT
     """Seconds for the search beyond 16 GPUs."""
 
@@ -55,9 +55,9 @@ class Wanted:
 class Choice:
     """What the plugin would prefer, and all that explains it.
 
-    `ids` are device ids by PCI address. `available` are the devices that kubelet could offer,
-    `must` those that the Pod has already.
-    `other` is what the policy `topology` would have preferred where another policy was asked.
+    `ids` are device ids by PCI address. `available` are the devices that kubelet could make
+    available, `must` those that the Pod has already. `other` is what the policy `topology` would
+    have preferred where another policy was asked.
     """
 
     node: NodeView
@@ -87,12 +87,12 @@ class Choice:
 
     @cached_property
     def facts(self) -> Facts:
-        """What the container would be told, as the plugin tells it."""
+        """The workload environment, as the plugin sets it."""
         links = replace(self.links, state=FileState.GUESS) if self.node.labels_only else self.links
         return facts(links, [card.bdf for card in self.chosen])
 
     def pairs(self, cards: Iterable[str]) -> Iterator[tuple[Card, Card, int | None]]:
-        """Give every pair of cards with its lanes, None where there is no link."""
+        """Return every pair of cards with its lanes, None where there is no link."""
         for one, other in combinations([self.by_card[name] for name in cards], 2):
             yield one, other, self.links.lanes_between(one.bdf, other.bdf)
 
@@ -121,7 +121,7 @@ class Choice:
         return {criterion: counts[criterion] for criterion in CRITERIA if counts[criterion]}
 
     def largest_left(self) -> tuple[str, ...]:
-        """Name a largest group of GPUs, all linked, that is left whole for the next Pod.
+        """Name a largest group of GPUs, all linked, that is left unused for the next Pod.
 
         Of several it is the one with the lowest PCI addresses. Where a search was cut short, as on
         no real node, it is any of those that were found: see `largest_left_proven`.
@@ -175,7 +175,7 @@ def choose(node: NodeView, wanted: Wanted, clock: Callable[[], float]) -> Choice
     must = index.shares(wanted.have, used)
     available = tuple(device for device in index.every if device not in used)
 
-    def preferences(policy: Policy) -> Preferences:
+    def preferences(policy: AllocationPolicy) -> Preferences:
         gpus = [
             GpuFacts(card.name, card.bdf, card.numa, links.ports_healthy(card.bdf))
             for card in cards
@@ -196,14 +196,14 @@ def choose(node: NodeView, wanted: Wanted, clock: Callable[[], float]) -> Choice
     except ValueError as error:
         raise WrongCallError(str(error)) from error
     other = None
-    if wanted.policy is not Policy.TOPOLOGY:
-        other = preferences(Policy.TOPOLOGY).prefer(available, must, wanted.size)
+    if wanted.policy is not AllocationPolicy.TOPOLOGY:
+        other = preferences(AllocationPolicy.TOPOLOGY).prefer(available, must, wanted.size)
     ids = {gpu.bdf: gpu.id for gpu in topology.gpus}
     return Choice(node, wanted, cards, ids, links, available, must, explanation, other)
 
 
 def _joined(node: NodeView) -> tuple[Topology, dict[int, str]]:
-    """Give the topology with an address for each GPU, and the card of each device id.
+    """Return the topology with an address for each GPU, and the card of each device id.
 
     Where there are labels alone, addresses stand for the ids: in their order, as the plugin
     guesses.
@@ -239,7 +239,7 @@ class _Index:
         self.every = tuple(f"{names[gpu.id]}-{i}" for gpu in topology.gpus for i in range(shares))
 
     def devices(self, words: Iterable[str], option: str) -> frozenset[str]:
-        """Give the devices that words mean; a GPU without a share means all of its shares."""
+        """Return the devices that words mean; a GPU without a share means all of its shares."""
         found: set[str] = set()
         for word in words:
             card, share = self._read(word, option)
@@ -248,7 +248,7 @@ class _Index:
         return frozenset(found)
 
     def shares(self, words: Iterable[str], used: frozenset[str]) -> tuple[str, ...]:
-        """Give the devices that a Pod has; a GPU without a share means its first free one."""
+        """Return the devices that a Pod has; a GPU without a share means its first free one."""
         found: list[str] = []
         for word in words:
             card, share = self._read(word, "--have")

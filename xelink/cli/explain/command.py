@@ -7,12 +7,12 @@ from functools import partial
 from xelink.cli import sources
 from xelink.cli.exit_codes import OK, UNKNOWN, WrongCallError
 from xelink.cli.explain.choice import Wanted, choose
-from xelink.cli.explain.text import choice_facts, told
+from xelink.cli.explain.text import choice_facts, describe
 from xelink.cli.helptext import HelpFormatter
 from xelink.cli.show.command import json_text, yaml_text
 from xelink.cli.tables import show
 from xelink.daemon.stdio import write_stderr, write_stdout
-from xelink.preference.policies import POLICIES, Policy
+from xelink.preference.policies import POLICIES, AllocationPolicy
 from xelink.view.node_view import NodeView
 
 _EXAMPLES = """\
@@ -44,10 +44,10 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", summary
         epilog=_EXAMPLES,
         formatter_class=HelpFormatter,
     )
-    whole = partial(sources.number, least=1)
+    natural = partial(sources.number, least=1)
     parser.add_argument(
         "--want",
-        type=partial(whole, most=10**6),
+        type=partial(natural, most=10**6),
         required=True,
         metavar="K",
         help="devices that the Pod asks for, with those of --have",
@@ -64,7 +64,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", summary
     )
     parser.add_argument(
         "--share",
-        type=partial(whole, most=_MOST_SHARES),
+        type=partial(natural, most=_MOST_SHARES),
         default=1,
         metavar="N",
         help="containers that may use one GPU, as -shared-dev-num; a share is card3-0 (default 1)",
@@ -77,7 +77,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", summary
     )
     parser.add_argument(
         "--allocation-timeout",
-        type=partial(whole, most=5000),
+        type=partial(natural, most=5000),
         default=50,
         metavar="MS",
         help="milliseconds to look for the best set beyond 16 GPUs (default 50)",
@@ -99,12 +99,12 @@ def run(options: argparse.Namespace) -> int:
         have=options.have,
         used=options.used,
         shares=options.share,
-        policy=Policy(options.policy),
+        policy=AllocationPolicy(options.policy),
         timeout=options.allocation_timeout / 1000,
     )
     choice = choose(node, wanted, time.monotonic)
     if options.output == "text":
-        show(told(choice))
+        show(describe(choice))
     else:
         write = {"json": json_text, "yaml": yaml_text}[options.output]
         write_stdout(write(choice_facts(choice)))

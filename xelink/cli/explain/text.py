@@ -17,8 +17,8 @@ from xelink.preference.shares import Preference
 _MOST_OF_EACH = 2
 
 
-def told(choice: Choice) -> list[Text]:
-    """Tell the whole account."""
+def describe(choice: Choice) -> list[Text]:
+    """Return the explanation in lines."""
     parts = [_chosen(choice), _pairs(choice), _why(choice), _left(choice), _doubts(choice)]
     lines: list[Text] = []
     for part in parts:
@@ -28,7 +28,7 @@ def told(choice: Choice) -> list[Text]:
 
 
 def choice_facts(choice: Choice) -> dict[str, object]:
-    """Give the same as plain data."""
+    """Return the same as plain data."""
     explanation = choice.explanation
     own = explanation.evaluation
     return {
@@ -134,15 +134,15 @@ def _pairs(choice: Choice) -> Iterator[Text]:
         return
     lanes = [lanes for _, _, lanes in pairs if lanes is not None]
     if len(pairs) == 1:
-        told = "The pair is linked" if lanes else "The pair is not linked"
+        sentence = "The pair is linked" if lanes else "The pair is not linked"
     elif len(lanes) == len(pairs):
-        told = f"All {len(pairs)} pairs are linked"
+        sentence = f"All {len(pairs)} pairs are linked"
     else:
-        told = f"{len(lanes) or 'None'} of {len(pairs)} pairs {_are(len(lanes))} linked"
+        sentence = f"{len(lanes) or 'None'} of {len(pairs)} pairs {_are(len(lanes))} linked"
     if lanes and not choice.node.labels_only:
-        told += f": {sum(lanes)} lanes"
-        told += f" in all, {min(lanes)} in the weakest" if len(lanes) > 1 else ""
-    yield Text(f"{told}.")
+        sentence += f": {sum(lanes)} lanes"
+        sentence += f" in all, {min(lanes)} in the weakest" if len(lanes) > 1 else ""
+    yield Text(f"{sentence}.")
 
 
 def _are(count: int) -> str:
@@ -184,7 +184,7 @@ def _why(choice: Choice) -> Iterator[Text]:
 
 
 def _best_of_each(choice: Choice) -> list[Alternative]:
-    """Give the best runners-up on each criterion: many that tie would hide the others."""
+    """Return the best runners-up on each criterion: many that tie would hide the others."""
     seen = Counter[int]()
     best: list[Alternative] = []
     for other in choice.runners_up:
@@ -203,16 +203,16 @@ def _runner_up(other: Alternative) -> list[Cell]:
 
 
 def _other_policy(choice: Choice, other: Preference) -> Iterator[Text]:
-    told = Text(f"The policy {choice.wanted.policy} {POLICIES[choice.wanted.policy].meaning}")
-    told.append(", whatever is linked. With the policy topology the Pod would get ")
-    told.append(" ".join(_short(choice, device) for device in other.ids), HEAD)
-    yield told.append(", the same." if set(other.ids) == set(choice.preference.ids) else ".")
+    sentence = Text(f"The policy {choice.wanted.policy} {POLICIES[choice.wanted.policy].meaning}")
+    sentence.append(", whatever is linked. With the policy topology the Pod would get ")
+    sentence.append(" ".join(_short(choice, device) for device in other.ids), HEAD)
+    yield sentence.append(", the same." if set(other.ids) == set(choice.preference.ids) else ".")
 
 
 def _left(choice: Choice) -> Iterator[Text]:
     own = choice.explanation.evaluation
     if not own.left:
-        yield Text("No whole GPU is left for the next Pod.")
+        yield Text("No unused GPU is left for the next Pod.")
         return
     yield Text(f"Left for the next Pod: {' '.join(own.left)}")
     group = choice.largest_left()
@@ -230,8 +230,8 @@ def _doubts(choice: Choice) -> Iterator[Text]:
         yield Text("The linked groups that are left were not counted: the time was up.", BAD)
     if choice.explanation.unweighed and not choice.other:
         what = counted(choice.explanation.unweighed, "set")
-        told = f"Not proven to be the best runners-up: the time was up with {what} not weighed."
-        yield Text(told, BAD)
+        sentence = f"Not proven to be the best runners-up: the time was up with {what} not weighed."
+        yield Text(sentence, BAD)
     if choice.node.labels_only:
         yield Text(f"From labels alone: {GUESSED}.", BAD)
     if choice.links.without_address:

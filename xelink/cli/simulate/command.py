@@ -19,7 +19,7 @@ from xelink.cli.helptext import HelpFormatter
 from xelink.cli.show.command import json_text
 from xelink.cli.show.matrix import lanes_between
 from xelink.cli.simulate import random_scenarios
-from xelink.cli.simulate.report import Report
+from xelink.cli.simulate.report import SimulationReport
 from xelink.cli.simulate.scenario import (
     FILE_LIMIT,
     MOST_GPUS,
@@ -57,7 +57,7 @@ examples:
     xelink simulate islands --output svg > islands.svg
     xelink simulate --random 7 --output scenario > seven.yaml
 
-The format of a scenario is told in docs/simulate.md. All figures but the times of decisions are
+The format of a scenario is in docs/simulate.md. All figures but the times of decisions are
 the same in every run; --no-times leaves these out.
 exit codes: 0 it ran, 1 the scenario cannot be read, 2 wrong call
 """
@@ -121,7 +121,7 @@ def run(options: argparse.Namespace) -> int:
     if options.output == "scenario":
         write_stdout("".join(map(render, series.scenarios)))
         return OK
-    report = Report()
+    report = SimulationReport()
     for scenario in _watched(series):
         report.add(simulate(scenario, time.perf_counter))
     times = not options.no_times

@@ -10,18 +10,18 @@ from functools import cached_property
 from itertools import combinations, islice
 from typing import NamedTuple
 
-from xelink.cli.simulate.evaluation import Judge
-from xelink.cli.simulate.placement import Choose, Decision, Host, Request
-from xelink.cli.simulate.schedule import Event, Pod
+from xelink.cli.simulate.evaluation import Evaluator
+from xelink.cli.simulate.placement import Choose, Host, Placement, PodRequest
+from xelink.cli.simulate.schedule import Event, ScheduledPod
 from xelink.preference.bitmask import members
 from xelink.preference.criteria import Criterion, score
 from xelink.preference.engine import Clock
-from xelink.preference.policies import Policy
+from xelink.preference.policies import AllocationPolicy
 
 _MOST_TRIED = 200
 
 
-class Earlier(NamedTuple):
+class EarlierChoice(NamedTuple):
     """A choice with which a Pod would have been linked, had it been another.
 
     `chosen` and `instead` are bitmasks of GPUs. `criterion` is the first on which they differ,
@@ -42,17 +42,17 @@ class Earlier(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Story:
+class NodeRun:
     """What happened on one node under `topology`."""
 
     host: Host
-    judge: Judge
+    evaluator: Evaluator
     events: Sequence[Event]
-    pods: Sequence[Pod]
-    decisions: Sequence[Decision]
+    pods: Sequence[ScheduledPod]
+    decisions: Sequence[Placement]
     clock: Clock
 
-    def earlier(self, lost: int) -> Earlier | None:
+    def earlier(self, lost: int) -> EarlierChoice | None:
         """Look for the latest earlier choice that cost a Pod its links.
 
         Another set at that choice must link this Pod, and no fewer others up to then. The Pods that
@@ -61,11 +61,11 @@ class Story:
         """
         return next(self._luckier(lost, at_a_price=False), None)
 
-    def at_a_price(self, lost: int) -> Earlier | None:
+    def at_a_price(self, lost: int) -> EarlierChoice | None:
         """Look for the latest earlier choice that would have linked a Pod instead of others."""
         return next(self._luckier(lost, at_a_price=True), None)
 
-    def _luckier(self, lost: int, *, at_a_price: bool) -> Iterator[Earlier]:
+    def _luckier(self, lost: int, *, at_a_price: bool) -> Iterator[EarlierChoice]:
         until = self._until(lost)
         linked = self._linked(self._decisions[pod] for pod in _started(until))
         ended = {event.pod for event in until if not event.starts}
@@ -80,24 +80,24 @@ class Story:
                     yield self._account(decision, other)._replace(ended=pod in ended, paid=paid)
 
     @cached_property
-    def _decisions(self) -> dict[int, Decision]:
+    def _decisions(self) -> dict[int, Placement]:
         return {decision.pod: decision for decision in self.decisions}
 
     def _until(self, pod: int) -> Sequence[Event]:
-        """Give all events up to the one in which a Pod starts."""
+        """Return all events up to the one in which a Pod starts."""
         last = next(at for at, event in enumerate(self.events) if event.starts and event.pod == pod)
         return self.events[: last + 1]
 
-    def _linked(self, decisions: Iterable[Decision]) -> set[int]:
+    def _linked(self, decisions: Iterable[Placement]) -> set[int]:
         return {
             decision.pod
             for decision in decisions
             if self.pods[decision.pod].size > 1
-            and self.judge.linked(decision.gpus, self.pods[decision.pod].size)
+            and self.evaluator.linked(decision.gpus, self.pods[decision.pod].size)
         }
 
-    def _others(self, decision: Decision) -> list[int]:
-        """Give other sets of as many free GPUs, best first: so the least is asked of hindsight.
+    def _others(self, decision: Placement) -> list[int]:
+        """Return other sets of as many free GPUs, best first.
 
         Where there are very many, those that differ in the fewest GPUs.
         """
@@ -109,25 +109,25 @@ class Story:
             for out in combinations([1 << gpu for gpu in members(chosen)], change)
             for into in combinations([1 << gpu for gpu in members(free)], change)
         )
-        fabric, before = self.judge.fabric, decision.before
+        fabric, before = self.evaluator.fabric, decision.before
         tried = islice(sets, _MOST_TRIED)
         return sorted(tried, key=lambda other: score(fabric, other, before), reverse=True)
 
-    def _forced(self, decision: Decision, gpus: int) -> Choose:
-        choose = self.host.choose(Policy.TOPOLOGY, "", self.clock)
+    def _forced(self, decision: Placement, gpus: int) -> Choose:
+        choose = self.host.choose(AllocationPolicy.TOPOLOGY, "", self.clock)
 
-        def forced(request: Request) -> Iterable[str]:
+        def forced(request: PodRequest) -> Iterable[str]:
             if request.pod != decision.pod:
                 return choose(request)
             return self.host.devices_of(gpus, request)
 
         return forced
 
-    def _account(self, decision: Decision, other: int) -> Earlier:
-        deciding = self.judge.deciding(decision.gpus, other, decision.before)
+    def _account(self, decision: Placement, other: int) -> EarlierChoice:
+        deciding = self.evaluator.deciding(decision.gpus, other, decision.before)
         events = (event for event in self.events if event.starts and event.pod == decision.pod)
         minute = next(events).minute
-        return Earlier(decision.pod, minute, decision.gpus, other, *deciding)
+        return EarlierChoice(decision.pod, minute, decision.gpus, other, *deciding)
 
 
 def _started(events: Iterable[Event]) -> list[int]:

@@ -17,8 +17,8 @@ BROKEN_FROM = 4
 """Size from which on a group counts as one that can be broken."""
 
 
-class Judge:
-    """Judges sets of GPUs of one node, and remembers what it found."""
+class Evaluator:
+    """Evaluates sets of GPUs of one node, and remembers what it found."""
 
     def __init__(self, fabric: Fabric) -> None:
         self.fabric = fabric
@@ -28,11 +28,11 @@ class Judge:
         self._possible: dict[int, int] = {}
 
     def linked(self, gpus: int, size: int) -> bool:
-        """Tell whether a Pod got as many GPUs as it asked for, all linked to each other."""
+        """Return whether a Pod got as many GPUs as it asked for, all linked to each other."""
         return gpus.bit_count() == size and self.largest_group(gpus) == size
 
     def linkable(self, size: int) -> bool:
-        """Tell whether the node, when it is empty, has a group of so many GPUs."""
+        """Return whether the node, when it is empty, has a group of so many GPUs."""
         return self.largest_group(self.every) >= size
 
     @property
@@ -45,7 +45,7 @@ class Judge:
         return self.own(gpus)[-1]
 
     def lanes_possible(self, size: int) -> int:
-        """Give the most lanes that so many GPUs of the empty node can have."""
+        """Return the most lanes that so many GPUs of the empty node can have."""
         if size not in self._possible:
             sets = combinations(range(len(self.fabric)), min(size, len(self.fabric)))
             self._possible[size] = max(self.lanes(mask_of(some)) for some in sets)
@@ -58,41 +58,43 @@ class Judge:
         return self._own[gpus]
 
     def largest_group(self, gpus: int) -> int:
-        """Give the size of the largest group within a set; a GPU alone is a group of one."""
+        """Return the size of the largest group within a set; a GPU alone is a group of one."""
         if gpus not in self._largest:
             groups = linked_groups(self.fabric.links, gpus, self._groups)
             self._largest[gpus] = (groups.bit_length() - 1) // len(self.fabric)
         return self._largest[gpus]
 
-    def breaks_group(self, chosen: int, free: int, whole: int) -> bool:
-        """Tell whether a choice broke a group that the Pod did not need.
+    def breaks_group(self, chosen: int, free: int, unused: int) -> bool:
+        """Return whether a choice broke a group that the Pod did not need.
 
-        It did when the largest group among the GPUs that stay whole has become smaller than it had
+        It did when the largest group among the GPUs that stay unused has become smaller than it had
         to, and four or more GPUs could have stayed together: with another set of as many of the
         `free` GPUs, and not fewer links and lanes for the Pod itself.
         """
-        left = self.largest_group(whole & ~chosen)
-        if self.largest_group(whole) < BROKEN_FROM or left == self.largest_group(whole):
+        left = self.largest_group(unused & ~chosen)
+        if self.largest_group(unused) < BROKEN_FROM or left == self.largest_group(unused):
             return False
         own = self.own(chosen)
         others = combinations([1 << gpu for gpu in members(free)], chosen.bit_count())
         return any(
-            self.largest_group(whole & ~other) >= max(BROKEN_FROM, left + 1)
+            self.largest_group(unused & ~other) >= max(BROKEN_FROM, left + 1)
             and self.own(other) >= own
             for other in map(sum, others)
         )
 
     def deciding(self, chosen: int, other: int, free: Free) -> tuple[Criterion, int, int]:
-        """Give the first criterion on which two sets differ, and what both have of it."""
+        """Return the first criterion on which two sets differ, and what both have of it."""
         ours, theirs = (score(self.fabric, gpus, free) for gpus in (chosen, other))
         rows = zip(CRITERIA, ours, theirs, strict=True)
         return next(row for row in rows if row[1] != row[2])
 
 
 @lru_cache(maxsize=64)
-def judge(facts: tuple[GpuFacts, ...], lanes: frozenset[tuple[tuple[str, str], int]]) -> Judge:
-    """Give the judge of a node."""
-    return Judge(Fabric.of(facts, dict(lanes)))
+def evaluator(
+    facts: tuple[GpuFacts, ...], lanes: frozenset[tuple[tuple[str, str], int]]
+) -> Evaluator:
+    """Return the evaluator of a node."""
+    return Evaluator(Fabric.of(facts, dict(lanes)))
 
 
 def gpu_facts(node: NodeShape) -> tuple[GpuFacts, ...]:
@@ -109,11 +111,11 @@ def gpu_facts(node: NodeShape) -> tuple[GpuFacts, ...]:
 
 
 def lanes_by_address(node: NodeShape) -> dict[tuple[str, str], int]:
-    """Give a scenario's links as the plugin takes them, by pairs of PCI addresses."""
+    """Return a scenario's links as the plugin takes them, by pairs of PCI addresses."""
     facts = gpu_facts(node)
     return {(facts[one].bdf, facts[other].bdf): lanes for (one, other), lanes in node.links.items()}
 
 
-def judge_of(node: NodeShape) -> Judge:
-    """Give the judge of a scenario's node."""
-    return judge(gpu_facts(node), frozenset(lanes_by_address(node).items()))
+def evaluator_of(node: NodeShape) -> Evaluator:
+    """Return the evaluator of a scenario's node."""
+    return evaluator(gpu_facts(node), frozenset(lanes_by_address(node).items()))

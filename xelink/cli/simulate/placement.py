@@ -14,20 +14,20 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from xelink.cli.simulate.evaluation import gpu_facts, lanes_by_address
 from xelink.cli.simulate.scenario import NodeShape
-from xelink.cli.simulate.schedule import Event, Pod
+from xelink.cli.simulate.schedule import Event, ScheduledPod
 from xelink.preference.bitmask import members, union
 from xelink.preference.engine import Clock
 from xelink.preference.fabric import Free, GpuFacts
-from xelink.preference.policies import POLICIES, Policy
+from xelink.preference.policies import POLICIES, AllocationPolicy
 from xelink.preference.shares import Preferences, prepare
 
-Kind: TypeAlias = Policy | Literal["kubelet"]
-KINDS: tuple[Kind, ...] = (*POLICIES, "kubelet")
+Allocator: TypeAlias = AllocationPolicy | Literal["kubelet"]
+ALLOCATORS: tuple[Allocator, ...] = (*POLICIES, "kubelet")
 """The policies of the plugin, and a kubelet that asks for no preference."""
 
 
-class Decision(NamedTuple):
-    """One Pod and its GPUs; `free` have a free device before, `whole` are in nobody's use.
+class Placement(NamedTuple):
+    """One Pod and its GPUs; `free` have a free device before, `unused` are in nobody's use.
 
     `last` have just one free device, where several can share a GPU.
     `devices` is a bitmask, device r * n + i being share r of GPU i of n; the others are bitmasks
@@ -37,7 +37,7 @@ class Decision(NamedTuple):
     pod: int
     gpus: int
     free: int
-    whole: int
+    unused: int
     last: int
     devices: int
     seconds: float
@@ -45,10 +45,10 @@ class Decision(NamedTuple):
     @property
     def before(self) -> Free:
         """What was free, as the criteria take it."""
-        return Free(self.whole, self.free, self.last) if self.last else Free(self.whole)
+        return Free(self.unused, self.free, self.last) if self.last else Free(self.unused)
 
 
-class Request(NamedTuple):
+class PodRequest(NamedTuple):
     """What is to be chosen from: free devices, by bitmask and by id, for one Pod."""
 
     pod: int
@@ -57,7 +57,7 @@ class Request(NamedTuple):
     ids: tuple[str, ...]
 
 
-Choose: TypeAlias = Callable[[Request], Iterable[str]]
+Choose: TypeAlias = Callable[[PodRequest], Iterable[str]]
 """Gives the ids of the devices that a Pod gets."""
 
 
@@ -75,21 +75,21 @@ class Host:
         return tuple(f"card{gpu}-{share}" for share in range(self.shares) for gpu in gpus)
 
     def place(
-        self, events: Iterable[Event], pods: Sequence[Pod], choose: Choose, clock: Clock
-    ) -> list[Decision]:
+        self, events: Iterable[Event], pods: Sequence[ScheduledPod], choose: Choose, clock: Clock
+    ) -> list[Placement]:
         """Let Pods come and go; give the decision for each that came."""
         ids = self.ids
         bits = {id_: 1 << place for place, id_ in enumerate(ids)}
         every = (1 << len(ids)) - 1
         held: dict[int, int] = {}
         used = 0
-        decisions: list[Decision] = []
+        decisions: list[Placement] = []
         for event in events:
             if not event.starts:
                 used &= ~held.pop(event.pod)
                 continue
             free = every & ~used
-            request = Request(
+            request = PodRequest(
                 event.pod, pods[event.pod].size, free, tuple(ids[i] for i in members(free))
             )
             start = clock()
@@ -98,11 +98,11 @@ class Host:
             taken = union(bits[id_] for id_ in chosen)
             held[event.pod] = taken
             decisions.append(
-                Decision(
+                Placement(
                     pod=event.pod,
                     gpus=self.gpus(taken),
                     free=self.gpus(free),
-                    whole=self.whole(free),
+                    unused=self.unused(free),
                     last=self.last(free),
                     devices=taken,
                     seconds=seconds,
@@ -112,23 +112,23 @@ class Host:
         return decisions
 
     def gpus(self, devices: int) -> int:
-        """Give the GPUs of which there is a device in a set."""
+        """Return the GPUs of which there is a device in a set."""
         n = self.node.gpus
         return union(devices >> share * n for share in range(self.shares)) & (1 << n) - 1
 
-    def whole(self, free: int) -> int:
-        """Give the GPUs of which all devices are in a set."""
+    def unused(self, free: int) -> int:
+        """Return the GPUs of which all devices are in a set."""
         every = (1 << len(self.ids)) - 1
         return self.gpus(every) & ~self.gpus(every & ~free)
 
     def last(self, free: int) -> int:
-        """Give the GPUs of which just one device is in a set; none where nobody shares."""
+        """Return the GPUs of which just one device is in a set; none where nobody shares."""
         if self.shares == 1:
             return 0
         shares = [free >> share * self.node.gpus for share in range(self.shares)]
         return self.gpus(free) & ~union(one & other for one, other in combinations(shares, 2))
 
-    def devices_of(self, gpus: int, request: Request) -> tuple[str, ...]:
+    def devices_of(self, gpus: int, request: PodRequest) -> tuple[str, ...]:
         """Take free devices of these GPUs for a Pod, one of each before a second one of any."""
         n = self.node.gpus
         free = [i for i in members(request.devices) if gpus >> i % n & 1]
@@ -136,7 +136,7 @@ class Host:
         places = sorted(zip(turns, free, strict=True))[: request.size]
         return tuple(self.ids[i] for _, i in places)
 
-    def choose(self, kind: Kind, seed: str, clock: Clock) -> Choose:
+    def choose(self, kind: Allocator, seed: str, clock: Clock) -> Choose:
         """Make the choice of a policy, or of a plain kubelet that shuffles by this seed."""
         if kind == "kubelet":
             random = Random(seed)  # noqa: S311 - an order that can be had again, not a secret
@@ -144,7 +144,7 @@ class Host:
         preferences = self.preferences(kind, clock)
         return lambda request: preferences.prefer(request.ids, (), request.size).ids
 
-    def preferences(self, policy: Policy, clock: Clock) -> Preferences:
+    def preferences(self, policy: AllocationPolicy, clock: Clock) -> Preferences:
         """Prepare a policy for this node."""
         lanes = frozenset(lanes_by_address(self.node).items())
         return _prepared(gpu_facts(self.node), lanes, policy, self.shares, clock)
@@ -155,7 +155,7 @@ class Host:
 def _prepared(
     facts: tuple[GpuFacts, ...],
     lanes: frozenset[tuple[tuple[str, str], int]],
-    policy: Policy,
+    policy: AllocationPolicy,
     shares: int,
     clock: Clock,
 ) -> Preferences:

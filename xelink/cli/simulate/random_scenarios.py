@@ -1,4 +1,4 @@
-"""Scenarios by chance: Pods of a mix, and whole scenarios from a seed. Pure; the same every time.
+"""Random scenarios: Pods of a mix, and whole scenarios from a seed. Pure; the same every time.
 
 What is drawn is meant to be like what there is: nodes of 4, 6 or 8 GPUs as they are sold, half of
 them with a few links lost or narrowed; mostly small Pods, many short and few long; a load from half
@@ -10,7 +10,7 @@ from random import Random
 from typing import Any, TypeVar
 
 from xelink.cli.simulate.scenario import Mix, NodeShape, Scenario, Scheduler
-from xelink.cli.simulate.schedule import Pod, listed
+from xelink.cli.simulate.schedule import ScheduledPod, listed
 
 T = TypeVar("T")
 
@@ -32,8 +32,8 @@ _NODES: Sequence[tuple[int, dict[str, Any]]] = (
 )
 
 
-def pods_of(scenario: Scenario) -> tuple[Pod, ...]:
-    """Give the Pods of a scenario in the order in which they come: listed, or drawn."""
+def pods_of(scenario: Scenario) -> tuple[ScheduledPod, ...]:
+    """Return the Pods of a scenario in the order in which they come: listed, or drawn."""
     if scenario.random is None:
         return listed(scenario)
     devices = sum(node.gpus for node in scenario.every_node) * scenario.shares
@@ -63,7 +63,7 @@ def scenario(seed: int) -> Scenario:
     return Scenario(nodes=nodes, shares=shares, scheduler=scheduler, seed=seed, random=mix)
 
 
-def _drawn(random: Random, mix: Mix, devices: int) -> tuple[Pod, ...]:
+def _drawn(random: Random, mix: Mix, devices: int) -> tuple[ScheduledPod, ...]:
     sizes, weights = list(mix.sizes), list(mix.sizes.values())
     mean = sum(size * weight for size, weight in mix.sizes.items()) / sum(weights)
     # so many minutes from one Pod to the next keep `load` of the devices busy
@@ -74,7 +74,7 @@ def _drawn(random: Random, mix: Mix, devices: int) -> tuple[Pod, ...]:
         minute += random.expovariate(1 / gap)
         (size,) = random.choices(sizes, weights)
         lasting = max(1, round(random.expovariate(1 / mix.lasting)))
-        pods.append(Pod(f"pod-{number}", size, round(minute), lasting))
+        pods.append(ScheduledPod(f"pod-{number}", size, round(minute), lasting))
     return tuple(pods)
 
 

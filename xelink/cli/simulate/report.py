@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any, NamedTuple
 
-from xelink.cli.simulate.counterfactual import Earlier
-from xelink.cli.simulate.placement import KINDS, Kind
-from xelink.cli.simulate.simulation import OURS, Comparison, Even, Loss, Outcome
+from xelink.cli.simulate.counterfactual import EarlierChoice
+from xelink.cli.simulate.placement import ALLOCATORS, Allocator
+from xelink.cli.simulate.simulation import OURS, Comparison, Even, Loss, SimulationResult
 from xelink.preference.bitmask import members
 
 OWN = "the earlier Pod's own criterion came first"
@@ -23,12 +23,12 @@ class Worse(NamedTuple):
     """One run in which another policy linked more Pods, in words."""
 
     seed: int
-    kind: Kind
+    kind: Allocator
     fewer: int
     pod: int
     why: str
     criterion: str | None
-    story: str
+    explanation: str
 
 
 class Sums:
@@ -46,23 +46,23 @@ class Sums:
         return (median(self.seconds), max(self.seconds)) if self.seconds else (0.0, 0.0)
 
 
-class Report:
+class SimulationReport:
     """Sums up runs, one after the other."""
 
     def __init__(self) -> None:
         self.seeds: list[int] = []
         self.pods = self.several = self.linkable = self.lanes_possible = self.never_started = 0
-        self.sums: Mapping[Kind, Sums] = {kind: Sums() for kind in KINDS}
-        self.better: Counter[Kind] = Counter()
-        self.even: Mapping[Kind, Counter[Even]] = {kind: Counter() for kind in KINDS}
+        self.sums: Mapping[Allocator, Sums] = {kind: Sums() for kind in ALLOCATORS}
+        self.better: Counter[Allocator] = Counter()
+        self.even: Mapping[Allocator, Counter[Even]] = {kind: Counter() for kind in ALLOCATORS}
         self.worse: list[Worse] = []
 
     @property
-    def others(self) -> tuple[Kind, ...]:
+    def others(self) -> tuple[Allocator, ...]:
         """Every policy but `topology`."""
-        return tuple(kind for kind in KINDS if kind != OURS)
+        return tuple(kind for kind in ALLOCATORS if kind != OURS)
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: SimulationResult) -> None:
         """Add a run."""
         self.seeds.append(outcome.scenario.seed)
         self.pods += len(outcome.schedule.pods)
@@ -79,12 +79,12 @@ class Report:
         for comparison in outcome.comparisons:
             self._compare(outcome, comparison)
 
-    def worse_than(self, kind: Kind) -> list[Worse]:
-        """Give the runs in which this policy linked more Pods."""
+    def worse_than(self, kind: Allocator) -> list[Worse]:
+        """Return the runs in which this policy linked more Pods."""
         return [worse for worse in self.worse if worse.kind == kind]
 
     def facts(self, *, times: bool) -> dict[str, Any]:
-        """Give everything for JSON; without `times` it is the same in every run."""
+        """Return everything for JSON; without `times` it is the same in every run."""
         return {
             "seeds": {"first": self.seeds[0], "runs": len(self.seeds)},
             "pods": {
@@ -108,7 +108,7 @@ class Report:
             "topology_against": {kind: self._against(kind) for kind in self.others},
         }
 
-    def _against(self, kind: Kind) -> dict[str, Any]:
+    def _against(self, kind: Allocator) -> dict[str, Any]:
         return {
             "better": self.better[kind],
             "even": {even.value: count for even, count in sorted_counts(self.even[kind])},
@@ -118,13 +118,13 @@ class Report:
                     "fewer": worse.fewer,
                     "why": worse.why,
                     "criterion": worse.criterion,
-                    "story": worse.story,
+                    "explanation": worse.explanation,
                 }
                 for worse in self.worse_than(kind)
             ],
         }
 
-    def _compare(self, outcome: Outcome, comparison: Comparison) -> None:
+    def _compare(self, outcome: SimulationResult, comparison: Comparison) -> None:
         kind = comparison.kind
         if comparison.even:
             self.even[kind][comparison.even] += 1
@@ -138,7 +138,7 @@ class Report:
                     pod=comparison.loss.pod,
                     why=_why(earlier),
                     criterion=earlier.criterion.name if earlier else None,
-                    story=" ".join(_story(outcome, kind, comparison.loss)),
+                    explanation=" ".join(_explanation(outcome, kind, comparison.loss)),
                 )
             )
         else:
@@ -146,11 +146,11 @@ class Report:
 
 
 def sorted_counts(counts: Mapping[Even, int]) -> list[tuple[Even, int]]:
-    """Give the reasons that occurred, the most frequent first."""
+    """Return the reasons that occurred, the most frequent first."""
     return sorted(counts.items(), key=lambda item: (-item[1], item[0].name))
 
 
-def _why(earlier: Earlier | None) -> str:
+def _why(earlier: EarlierChoice | None) -> str:
     if earlier is None:
         return UNKNOWN
     if earlier.paid:
@@ -160,22 +160,22 @@ def _why(earlier: Earlier | None) -> str:
     return TIE if earlier.criterion.name == "address" else OWN
 
 
-def _story(outcome: Outcome, kind: Kind, loss: Loss) -> list[str]:
+def _explanation(outcome: SimulationResult, kind: Allocator, loss: Loss) -> list[str]:
     pods = outcome.schedule.pods
     pod, earlier = pods[loss.pod], loss.earlier
-    where = f" on node {loss.node + 1}" if len(outcome.judges) > 1 else ""
-    told = [
+    where = f" on node {loss.node + 1}" if len(outcome.evaluators) > 1 else ""
+    sentences = [
         f"minute {loss.minute}: {pod.name} ({pod.size} GPUs{where}) found {_gpus(loss.free)} free,",
         f"under {kind} {_gpus(loss.other_free)}, of which {_gpus(loss.other_gpus)} are linked.",
     ]
     if earlier is None:
-        return told
+        return sentences
     before = pods[earlier.pod].name
     ended = ", which had ended by then," if earlier.ended else ""
     lost = ", ".join(pods[paying].name for paying in earlier.paid)
     gain = f"it would be linked, and {lost} not" if lost else "one more Pod would be linked"
     return [
-        *told,
+        *sentences,
         f"In minute {earlier.minute} {before}{ended} had got {_gpus(earlier.chosen)};",
         f"with {_gpus(earlier.instead)} {gain}.",
         f"That choice was made by {earlier.criterion.name}.",

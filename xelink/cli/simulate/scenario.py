@@ -1,6 +1,6 @@
 """A scenario: nodes with GPUs, and Pods that come and go. Its YAML, read and written.
 
-Times are minutes. A device is one of the `shares` in which each GPU is offered, so without sharing
+Times are minutes. A device is one of the `shares` of each GPU, so without sharing
 it is a GPU.
 """
 
@@ -24,7 +24,7 @@ from pydantic import (
 from xelink.daemon.yaml_documents import OddNumberError, RepeatedKeyError, read_yaml
 from xelink.topology.text import printable
 
-Pair: TypeAlias = tuple[int, int]
+GpuPair: TypeAlias = tuple[int, int]
 """Two GPUs of a node by their places in PCI order, the lower one first."""
 
 MOST_GPUS = 16
@@ -139,7 +139,7 @@ class NodeShape(_Part):
         return tuple(map(tuple, self.islands))
 
     @property
-    def links(self) -> Mapping[Pair, int]:
+    def links(self) -> Mapping[GpuPair, int]:
         """Lanes of every linked pair."""
         lost = {_places(pair) for pair in self.lost}
         narrow = {_places(pair): lanes for pair, lanes in self.narrow.items()}
@@ -154,7 +154,7 @@ class NodeShape(_Part):
             return tuple(self.numa)
         return tuple(gpu * min(self.numa, self.gpus) // self.gpus for gpu in range(self.gpus))
 
-    def _wired(self) -> set[Pair]:
+    def _wired(self) -> set[GpuPair]:
         if self.linked is not None:
             return {_places(pair) for pair in self.linked}
         return {pair for part in self.parts for pair in _WIRINGS[self.wiring](part)}
@@ -206,7 +206,7 @@ class Scenario(_Part):
         most = max(node.gpus for node in self.nodes) * self.shares
         for size in (*(pod.gpus for pod in self.pods), *(self.random.sizes if self.random else ())):
             if size > most:
-                raise ValueError(f"a Pod asks for {size} GPUs, and no node offers more than {most}")
+                raise ValueError(f"a Pod asks for {size} GPUs, and no node has more than {most}")
         return self
 
     @property
@@ -272,7 +272,8 @@ def render(scenario: Scenario) -> str:
 
 
 def _first(error: ValidationError) -> str:
-    # of a key with a slip in it both halves are told: that it is unknown, and that one is missing
+    # of a key with a slip in it both halves are reported: that it is unknown, and that one is
+    # missing
     errors = sorted(
         error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden"
     )
@@ -290,25 +291,25 @@ def _one_line(error: object) -> str:
     return printable(text, 300)
 
 
-def _places(pair: str) -> Pair:
+def _places(pair: str) -> GpuPair:
     one, other = sorted(map(int, pair.split("-")))
     return one, other
 
 
-def _mesh(part: tuple[int, ...]) -> set[Pair]:
+def _mesh(part: tuple[int, ...]) -> set[GpuPair]:
     return set(combinations(sorted(part), 2))
 
 
-def _ring(part: tuple[int, ...]) -> set[Pair]:
+def _ring(part: tuple[int, ...]) -> set[GpuPair]:
     closed = (*part, part[0]) if len(part) >= _RING else part
     return {(min(pair), max(pair)) for pair in pairwise(closed)}
 
 
-def _none(_part: tuple[int, ...]) -> set[Pair]:
+def _none(_part: tuple[int, ...]) -> set[GpuPair]:
     return set()
 
 
-_WIRINGS: Mapping[Wiring, Callable[[tuple[int, ...]], set[Pair]]] = {
+_WIRINGS: Mapping[Wiring, Callable[[tuple[int, ...]], set[GpuPair]]] = {
     "mesh": _mesh,
     "ring": _ring,
     "none": _none,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from xelink.cli.simulate.scenario import Scenario, Scheduler
 
 
-class Pod(NamedTuple):
+class ScheduledPod(NamedTuple):
     """A Pod that asks for `size` devices at minute `at`; None lasts to the end."""
 
     name: str
@@ -31,22 +31,22 @@ class Event(NamedTuple):
 class Schedule(NamedTuple):
     """What happens on each node in its order, and the Pods that never found a place."""
 
-    pods: tuple[Pod, ...]
+    pods: tuple[ScheduledPod, ...]
     events: tuple[tuple[Event, ...], ...]
     never_started: tuple[int, ...]
 
 
-def listed(scenario: Scenario) -> tuple[Pod, ...]:
-    """Give the Pods that a scenario lists, in the order in which they come."""
+def listed(scenario: Scenario) -> tuple[ScheduledPod, ...]:
+    """Return the Pods that a scenario lists, in the order in which they come."""
     shapes = [shape for shape in scenario.pods for _ in range(shape.count)]
     pods = [
-        Pod(_name(shape.name, shape.count, number), shape.gpus, shape.at, shape.lasting)
+        ScheduledPod(_name(shape.name, shape.count, number), shape.gpus, shape.at, shape.lasting)
         for number, shape in enumerate(shapes, start=1)
     ]
     return tuple(sorted(pods, key=lambda pod: pod.at))
 
 
-def schedule(scenario: Scenario, pods: Sequence[Pod]) -> Schedule:
+def schedule(scenario: Scenario, pods: Sequence[ScheduledPod]) -> Schedule:
     """Place Pods, given in the order in which they come.
 
     A Pod for which no node has enough free devices waits. Whenever a Pod ends, those that wait are
@@ -107,6 +107,6 @@ _SCHEDULERS: Mapping[Scheduler, Callable[[Mapping[int, int]], int]] = {
 }
 
 
-def asking_for_several(pods: Iterable[Pod]) -> list[int]:
-    """Give the places of the Pods that ask for more than one GPU."""
+def asking_for_several(pods: Iterable[ScheduledPod]) -> list[int]:
+    """Return the places of the Pods that ask for more than one GPU."""
     return [number for number, pod in enumerate(pods) if pod.size > 1]

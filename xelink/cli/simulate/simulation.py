@@ -6,16 +6,16 @@ from enum import Enum
 from functools import cached_property
 from typing import NamedTuple
 
-from xelink.cli.simulate.counterfactual import Earlier, Story
-from xelink.cli.simulate.evaluation import Judge, judge_of
-from xelink.cli.simulate.placement import KINDS, Decision, Host, Kind
+from xelink.cli.simulate.counterfactual import EarlierChoice, NodeRun
+from xelink.cli.simulate.evaluation import Evaluator, evaluator_of
+from xelink.cli.simulate.placement import ALLOCATORS, Allocator, Host, Placement
 from xelink.cli.simulate.random_scenarios import pods_of
 from xelink.cli.simulate.scenario import Scenario
 from xelink.cli.simulate.schedule import Schedule, asking_for_several, schedule
 from xelink.preference.engine import Clock
-from xelink.preference.policies import Policy
+from xelink.preference.policies import AllocationPolicy
 
-OURS: Kind = Policy.TOPOLOGY
+OURS: Allocator = AllocationPolicy.TOPOLOGY
 
 
 class Tally(NamedTuple):
@@ -54,26 +54,26 @@ class Loss(NamedTuple):
     free: int
     other_free: int
     other_gpus: int
-    earlier: Earlier | None
+    earlier: EarlierChoice | None
 
 
 class Comparison(NamedTuple):
     """How `topology` did against another policy: Pods fully linked more, or fewer, and why."""
 
-    kind: Kind
+    kind: Allocator
     more: int
     even: Even | None
     loss: Loss | None
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SimulationResult:
     """One scenario, its Pods in time, and the decisions of each policy on each node."""
 
     scenario: Scenario
     schedule: Schedule
-    judges: Sequence[Judge]
-    decisions: Mapping[Kind, Sequence[Sequence[Decision]]]
+    evaluators: Sequence[Evaluator]
+    decisions: Mapping[Allocator, Sequence[Sequence[Placement]]]
     clock: Clock
 
     @cached_property
@@ -87,7 +87,7 @@ class Outcome:
         """Those of them that the node on which they ran could link if it were empty."""
         size = {pod: self.schedule.pods[pod].size for pod in self.several}
         return frozenset(
-            pod for pod in self.several if self.judges[self.node_of[pod]].linkable(size[pod])
+            pod for pod in self.several if self.evaluators[self.node_of[pod]].linkable(size[pod])
         )
 
     @cached_property
@@ -95,7 +95,8 @@ class Outcome:
         """The most lanes that these Pods could have, each on its node alone."""
         pods = self.schedule.pods
         return sum(
-            self.judges[self.node_of[pod]].lanes_possible(pods[pod].size) for pod in self.several
+            self.evaluators[self.node_of[pod]].lanes_possible(pods[pod].size)
+            for pod in self.several
         )
 
     @cached_property
@@ -109,7 +110,7 @@ class Outcome:
         }
 
     @cached_property
-    def tallies(self) -> Mapping[Kind, Tally]:
+    def tallies(self) -> Mapping[Allocator, Tally]:
         """What each policy got."""
         return {kind: self._tally(kind) for kind in self.decisions}
 
@@ -118,27 +119,27 @@ class Outcome:
         """How `topology` did against each other policy."""
         return tuple(self._compare(kind) for kind in self.decisions if kind != OURS)
 
-    def decision(self, kind: Kind, pod: int) -> Decision:
-        """Give the decision of a policy for a Pod that ran."""
+    def decision(self, kind: Allocator, pod: int) -> Placement:
+        """Return the decision of a policy for a Pod that ran."""
         decisions = self.decisions[kind][self.node_of[pod]]
         return next(decision for decision in decisions if decision.pod == pod)
 
-    def _tally(self, kind: Kind) -> Tally:
+    def _tally(self, kind: Allocator) -> Tally:
         linked: set[int] = set()
         lanes = broken = 0
         seconds: list[float] = []
-        for judge, decisions in zip(self.judges, self.decisions[kind], strict=True):
-            for pod, gpus, free, whole, _, _, took in decisions:
+        for evaluator, decisions in zip(self.evaluators, self.decisions[kind], strict=True):
+            for pod, gpus, free, unused, _, _, took in decisions:
                 size = self.schedule.pods[pod].size
                 seconds.append(took)
-                broken += judge.breaks_group(gpus, free, whole)
+                broken += evaluator.breaks_group(gpus, free, unused)
                 if size > 1:
-                    lanes += judge.lanes(gpus)
-                    if judge.linked(gpus, size):
+                    lanes += evaluator.lanes(gpus)
+                    if evaluator.linked(gpus, size):
                         linked.add(pod)
         return Tally(frozenset(linked), lanes, broken, tuple(seconds))
 
-    def _compare(self, kind: Kind) -> Comparison:
+    def _compare(self, kind: Allocator) -> Comparison:
         ours, theirs = self.tallies[OURS].linked, self.tallies[kind].linked
         more = len(ours) - len(theirs)
         return Comparison(
@@ -155,7 +156,7 @@ class Outcome:
             return Even.ALL
         return Even.SAME if ours == theirs else Even.OTHERS
 
-    def _loss(self, kind: Kind, lost: frozenset[int]) -> Loss:
+    def _loss(self, kind: Allocator, lost: frozenset[int]) -> Loss:
         minute, pod = min(
             (event.minute, event.pod)
             for events in self.schedule.events
@@ -164,7 +165,7 @@ class Outcome:
         )
         node = self.node_of[pod]
         theirs = self.decision(kind, pod)
-        story = self._story(node)
+        run = self._run(node)
         return Loss(
             pod,
             minute,
@@ -172,13 +173,13 @@ class Outcome:
             self.decision(OURS, pod).free,
             theirs.free,
             theirs.gpus,
-            story.earlier(pod) or story.at_a_price(pod),
+            run.earlier(pod) or run.at_a_price(pod),
         )
 
-    def _story(self, node: int) -> Story:
-        return Story(
+    def _run(self, node: int) -> NodeRun:
+        return NodeRun(
             host=Host(self.scenario.every_node[node], self.scenario.shares),
-            judge=self.judges[node],
+            evaluator=self.evaluators[node],
             events=self.schedule.events[node],
             pods=self.schedule.pods,
             decisions=self.decisions[OURS][node],
@@ -186,14 +187,14 @@ class Outcome:
         )
 
 
-def simulate(scenario: Scenario, clock: Clock) -> Outcome:
+def simulate(scenario: Scenario, clock: Clock) -> SimulationResult:
     """Run a scenario under every policy and a plain kubelet; `clock` gives seconds."""
     planned = schedule(scenario, pods_of(scenario))
     hosts = [Host(node, scenario.shares) for node in scenario.every_node]
-    return Outcome(
+    return SimulationResult(
         scenario=scenario,
         schedule=planned,
-        judges=[judge_of(host.node) for host in hosts],
+        evaluators=[evaluator_of(host.node) for host in hosts],
         decisions={
             kind: [
                 host.place(
@@ -204,7 +205,7 @@ def simulate(scenario: Scenario, clock: Clock) -> Outcome:
                 )
                 for number, (host, events) in enumerate(zip(hosts, planned.events, strict=True))
             ]
-            for kind in KINDS
+            for kind in ALLOCATORS
         },
         clock=clock,
     )

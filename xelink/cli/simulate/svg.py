@@ -6,7 +6,7 @@ that the picture can stand in any page.
 
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-from xelink.cli.simulate.report import Report
+from xelink.cli.simulate.report import SimulationReport
 from xelink.cli.simulate.text import percent
 
 _STYLE = """
@@ -39,7 +39,7 @@ _LINE = 13
 _LONGEST_TITLE = 84
 
 
-def bars(title: str, report: Report) -> str:
+def bars(title: str, report: SimulationReport) -> str:
     """Draw the chart; a text in XML."""
     height = _TOP + _STEP * len(report.sums) + 8
     size = {"width": str(_WIDTH), "height": str(height)}
@@ -51,16 +51,16 @@ def bars(title: str, report: Report) -> str:
         attrib={**size, "aria-labelledby": "title desc"},
     )
     runs = len(report.seeds)
-    told = f"{report.several} Pods with several GPUs" + (f" in {runs} runs" if runs > 1 else "")
+    label = f"{report.several} Pods with several GPUs" + (f" in {runs} runs" if runs > 1 else "")
     SubElement(root, "title", id="title").text = title
     shares = (
         f"{kind} {percent(sums.linked, report.several)}" for kind, sums in report.sums.items()
     )
-    SubElement(root, "desc", id="desc").text = f"{told}. Fully linked: {', '.join(shares)}"
+    SubElement(root, "desc", id="desc").text = f"{label}. Fully linked: {', '.join(shares)}"
     SubElement(root, "style").text = _STYLE
     SubElement(root, "rect", attrib={"class": "sheet", **size, "rx": "8"})
     _text(root, 24, 34, title[:_LONGEST_TITLE], "title")
-    _text(root, 24, 56, told, "faint")
+    _text(root, 24, 56, label, "faint")
     for x, name, meaning in (
         (_LEFT, "linked", "Pods fully linked"),
         (_LEFT + 170, "lanes", "lanes, of those possible"),
@@ -79,8 +79,8 @@ def bars(title: str, report: Report) -> str:
             top = y + line * (_BAR + 4)
             _bar(root, _LEFT, top, _LENGTH, "whole")
             _bar(root, _LEFT, top, _LENGTH * part / whole if whole else 0, name)
-            told = f"{percent(part, whole)}  {part} of {whole}"
-            _text(root, _LEFT + _LENGTH + 12, top + _LINE, told, "faint")
+            label = f"{percent(part, whole)}  {part} of {whole}"
+            _text(root, _LEFT + _LENGTH + 12, top + _LINE, label, "faint")
     indent(root)
     return tostring(root, encoding="unicode") + "\n"
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from rich.text import Text
 
-from xelink.cli.simulate.report import Report, Sums, Worse, sorted_counts
+from xelink.cli.simulate.report import SimulationReport, Sums, Worse, sorted_counts
 from xelink.cli.simulate.scenario import NodeShape, Scenario
 from xelink.cli.simulate.simulation import OURS
 from xelink.cli.tables import BAD, FAINT, GOOD, HEAD, Cell, TableRow, aligned, head
@@ -13,7 +13,9 @@ from xelink.cli.tables import BAD, FAINT, GOOD, HEAD, Cell, TableRow, aligned, h
 _MS = 1e-3
 
 
-def page(title: str, scenario: Scenario | None, report: Report, *, times: bool) -> list[Text]:
+def page(
+    title: str, scenario: Scenario | None, report: SimulationReport, *, times: bool
+) -> list[Text]:
     """Write the report; `scenario` is None when each run has its own."""
     return [
         *_heading(title, scenario, report),
@@ -31,7 +33,7 @@ def _apart(lines: Iterable[Text]) -> list[Text]:
     return [Text(), *found] if found else []
 
 
-def _heading(title: str, scenario: Scenario | None, report: Report) -> Iterator[Text]:
+def _heading(title: str, scenario: Scenario | None, report: SimulationReport) -> Iterator[Text]:
     yield Text(title, HEAD)
     if scenario:
         if scenario.about:
@@ -40,16 +42,16 @@ def _heading(title: str, scenario: Scenario | None, report: Report) -> Iterator[
             yield Text(f"  {node_line(node, scenario.shares)}")
     runs, first = len(report.seeds), report.seeds[0]
     seeds = f"seed {first}" if runs == 1 else f"{runs} runs, seeds {first} to {report.seeds[-1]}"
-    told = f"{seeds}: {report.pods} Pods, {report.several} of them ran with several GPUs"
+    summary = f"{seeds}: {report.pods} Pods, {report.several} of them ran with several GPUs"
     if report.linkable < report.several:
-        told += f" ({report.linkable} on nodes that can link so many)"
-    yield Text(told)
+        summary += f" ({report.linkable} on nodes that can link so many)"
+    yield Text(summary)
     if report.never_started:
         yield Text(f"{report.never_started} Pods never found enough free GPUs", BAD)
 
 
 def node_line(node: NodeShape, shares: int = 1) -> str:
-    """Tell in a line what a node is."""
+    """Return in a line what a node is."""
     several = f"{node.count} nodes, each: " if node.count > 1 else "1 node: "
     kind = {"mesh": "all linked", "ring": "linked in a ring", "none": "without links"}[node.wiring]
     if node.linked is not None:
@@ -71,7 +73,7 @@ def _numbers(part: Sequence[int]) -> str:
     return ",".join(map(str, part))
 
 
-def _table(report: Report, *, times: bool) -> Iterator[TableRow]:
+def _table(report: SimulationReport, *, times: bool) -> Iterator[TableRow]:
     names = ["POLICY", "FULLY LINKED", "", "LANES", "", "BROKEN GROUPS"]
     yield head(*names, *(["DECISION: MEDIAN", "LONGEST"] if times else []))
     most = max(sums.linked for sums in report.sums.values())
@@ -97,18 +99,18 @@ def _duration(seconds: float) -> str:
 
 
 def percent(part: int, whole: int) -> str:
-    """Give a share; "-" of nothing."""
+    """Return a share; "-" of nothing."""
     return f"{part / whole:.1%}" if whole else "-"
 
 
-def _runs_table(report: Report) -> list[Text]:
+def _runs_table(report: SimulationReport) -> list[Text]:
     if len(report.seeds) == 1:
         return []
     names = head("TOPOLOGY AGAINST", "BETTER", "EVEN", "WORSE", "PODS LINKED MORE")
     return aligned([names, *_runs(report)])
 
 
-def _evens(report: Report) -> list[Text]:
+def _evens(report: SimulationReport) -> list[Text]:
     rows: list[TableRow] = [
         [kind, str(count), Cell(even.value, FAINT)]
         for kind in report.others
@@ -117,7 +119,7 @@ def _evens(report: Report) -> list[Text]:
     return aligned([head("EVEN WITH", "RUNS", "WHY"), *rows]) if rows else []
 
 
-def _runs(report: Report) -> Iterator[TableRow]:
+def _runs(report: SimulationReport) -> Iterator[TableRow]:
     for kind in report.others:
         worse = len(report.worse_than(kind))
         more = report.sums[OURS].linked - report.sums[kind].linked
@@ -130,8 +132,8 @@ def _runs(report: Report) -> Iterator[TableRow]:
         ]
 
 
-def _worse(report: Report) -> Iterator[Text]:
-    # Mostly several policies link the same Pod that `topology` does not: it is told of once.
+def _worse(report: SimulationReport) -> Iterator[Text]:
+    # Mostly several policies link the same Pod that `topology` does not: it is shown once.
     cases: dict[tuple[int, int], list[Worse]] = {}
     for worse in report.worse:
         cases.setdefault((worse.seed, worse.pod), []).append(worse)
@@ -150,4 +152,4 @@ def _worse(report: Report) -> Iterator[Text]:
         yield Text()
         fewer = ", ".join(f"{worse.fewer} fewer than {worse.kind}" for worse in case)
         yield Text(f"seed {seed}, {fewer}: {case[0].why}", BAD)
-        yield Text(f"  {case[0].story}")
+        yield Text(f"  {case[0].explanation}")
