@@ -113,7 +113,7 @@ def _inputs(
 ) -> _PreferenceInputs:
     return _PreferenceInputs(
         tuple(
-            GpuFacts(card.name, bdf, card.numa, links.ports_healthy(bdf), card.physfn)
+            GpuFacts(card.name, bdf, card.numa, links.ports_healthy(bdf), card.physfn, card.bridges)
             for bdf, card in sorted(gpus.items())
         ),
         frozenset((pair, width) for pair, width in every.items() if gpus.keys() >= set(pair)),

@@ -28,10 +28,11 @@ from xelink.cli.tables import plain
 from xelink.inventory.gpus import Card, Inventory
 from xelink.inventory.links import join
 from xelink.inventory.observation import Observation
-from xelink.nfd.reader import Look
+from xelink.nfd.reader import DEFAULT_PATH, Look
 from xelink.nfd.reader import read as read_labels
 from xelink.preference.criteria import CRITERIA
 from xelink.preference.policies import POLICIES, AllocationPolicy
+from xelink.simulators.node.blueprint import Blueprint as NodeBlueprint
 from xelink.simulators.xpu_manager import Blueprint, SimulatedNode
 from xelink.topology.labels import parse_links
 from xelink.topology.model import Gpu, Link, PortState, Tile, Topology
@@ -135,17 +136,17 @@ def test_the_text_tells_set_criterion_runners_up_costs_and_what_is_left(xelink: 
         "  CARD   PCI ADDRESS   NUMA\n"
         "  card2  0000:3a:00.0  0\n"
         "\n"
-        "Decided by criterion 8 (what is left for the next Pod).\n"
+        "Decided by criterion 9 (what is left for the next Pod).\n"
         "\n"
         "  RUNNER-UP  WORSE BY                         DIFFERENCE\n"
         + "".join(
-            f"  card{card}      8 what is left for the next Pod"
+            f"  card{card}      9 what is left for the next Pod"
             "  it leaves 2 instead of 3 linked groups of 2\n"
             for card in (3, 4)
         )
         + "\n"
         "The 6 other sets, by the criterion on which each is worse:\n"
-        "  6  8 what is left for the next Pod\n"
+        "  6  9 what is left for the next Pod\n"
         "\n"
         "Left for the next Pod: card3 card4 card5 card6 card7 card8\n"
         "The largest linked group of these has 2: card3 card4\n"
@@ -191,6 +192,29 @@ def test_the_cost_of_an_alternative_is_told_by_its_criterion(
         (other["criterion"]["name"], other["difference"]) for other in facts["runners_up"]
     }
     assert (criterion, cost) in told_costs
+
+
+def test_gpus_behind_one_pcie_switch_come_first_where_sysfs_is_named(
+    xelink: Xelink, tmp_path: Path
+) -> None:
+    source = ("--metrics", xelink.body(Blueprint(8).build()))
+    arguments = ("--want", "2", "--used", "card1,card5,card7", *source)
+    NodeBlueprint(8, gpus_per_switch=2).build(tmp_path)
+    assert _explained(xelink, *arguments)["cards"] == ["card2", "card3"]
+    said = xelink("explain", *arguments, "--sysfs", str(tmp_path / "sys"))
+    assert "A Pod that asks for 2 GPUs gets card3 card4 (" in said.out
+    assert "Decided by criterion 8 (close to each other on PCIe)." in said.out
+    assert "PCIe closeness 0 instead of 2, added up over its pairs" in said.out
+
+
+def test_the_switches_of_this_node_are_known_without_a_word(xelink: Xelink, tmp_path: Path) -> None:
+    NodeBlueprint(8, gpus_per_switch=4, numa_nodes=1).build(tmp_path)
+    node = topology(Blueprint(gpus=8, numa_nodes=1).build())
+    file = tmp_path / DEFAULT_PATH.relative_to("/")
+    file.parent.mkdir(parents=True)
+    file.write_bytes(render(Publication(node), DEFAULT_NAMESPACE))
+    facts = _explained(xelink, "--want", "3", "--used", "card1,card2", "--prefix", str(tmp_path))
+    assert facts["cards"] == ["card5", "card6", "card7"]
 
 
 def test_labels_alone_are_a_guess_and_told_as_one(xelink: Xelink) -> None:

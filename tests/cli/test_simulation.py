@@ -278,3 +278,17 @@ def test_over_random_scenarios_topology_links_the_most_and_each_loss_is_told() -
         assert worse.why in {OWN, LEFT, TIE, PAID, UNKNOWN}
         assert (worse.criterion is None) == (worse.why == UNKNOWN)
         assert worse.explanation.startswith("minute ")
+
+
+def test_gpus_behind_one_switch_are_kept_together_where_the_scenario_has_switches() -> None:
+    switches = "switches: [[0, 2], [1, 3]]"
+    for shape, gpus in (("", mask(0, 1)), (f", {switches}", mask(0, 2))):
+        outcome = run(f"nodes: [{{gpus: 4, numa: 1{shape}}}]\npods: [{{gpus: 2}}]")
+        ((placement,),) = outcome.decisions[OURS]
+        assert placement.gpus == gpus
+
+
+@pytest.mark.parametrize("switches", ["[[0, 4]]", "[[0, 1], [1, 2]]", "[[0, 0]]", "[[-1]]", "[0]"])
+def test_switches_name_gpus_of_the_node_once(switches: str) -> None:
+    with pytest.raises(ValueError, match="switches"):
+        parse(f"nodes: [{{gpus: 4, switches: {switches}}}]\npods: [{{gpus: 2}}]")

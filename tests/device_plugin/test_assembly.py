@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from types import MethodType
 
 import pytest
@@ -13,12 +14,14 @@ from device_plugin.snapshot import Snapshot
 from tests.device_plugin.plugins import I915, MONITORING, bdf, card
 from xelink.inventory.by_path import ByPath
 from xelink.inventory.cdi import KIND
-from xelink.inventory.gpus import Card, Inventory, Problem
+from xelink.inventory.devfs import Roots
+from xelink.inventory.gpus import Card, Inventory, Problem, scan
 from xelink.inventory.health import GpuHealth, Health
 from xelink.inventory.links import UNREAD, NodeLinks, Pair
 from xelink.inventory.observation import Observation
 from xelink.nfd.reader import FileState
 from xelink.preference.shares import Preferences
+from xelink.simulators.node.blueprint import Blueprint
 from xelink.topology.model import PortState
 
 XE = "gpu.intel.com/xe"
@@ -281,3 +284,14 @@ def test_a_snapshot_is_not_changed_by_what_comes_after_it() -> None:
     snapshot = assembler().assemble(node(links=NodeLinks(FileState.IN_USE, lanes=lanes)))
     lanes.clear()
     assert links_of(snapshot).lanes == {(bdf(1), bdf(2)): 8}
+
+
+def test_gpus_behind_one_switch_of_the_node_are_preferred(tmp_path: Path) -> None:
+    Blueprint(gpus_per_switch=2, cards="shuffled").build(tmp_path)
+    seen = Observation(inventory=scan(Roots.under(tmp_path)))
+    snapshot = assembler().assemble(seen)
+    by_address = [card.name for card in seen.inventory.cards]
+    ids = [f"{name}-0" for name in by_address]
+    preference = snapshot.resources[I915].preference
+    assert preference
+    assert preference.prefer([ids[1], ids[2], ids[3], ids[5]], [], 2).ids == (ids[2], ids[3])

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from device_plugin.resources import Device, Monitoring, ResourceOptions, devices
-from xelink.inventory import devfs
+from xelink.inventory import devfs, sysfs
 from xelink.inventory.by_path import ByPath, mounts
 from xelink.inventory.devfs import DeviceNode, Mount, Roots
 from xelink.inventory.gpus import (
@@ -58,6 +58,7 @@ def test_a_max_node_is_told_in_full(node: Node) -> None:
         device_id=0x0BD5,
         numa=1,
         tiles=2,
+        bridges=("pci0000:9a",),
         nodes=(
             DeviceNode("/dev/dri/card5", f"{dri}/card5"),
             DeviceNode("/dev/dri/renderD132", f"{dri}/renderD132"),
@@ -425,6 +426,44 @@ def test_a_tree_without_links_tells_its_address_in_uevent(tmp_path: Path) -> Non
     [card] = scan(roots).cards
     assert (card.bdf, card.driver, card.model) == ("0000:00:02.0", "xe", "Data Center GPU Flex 170")
     assert not card.healthy
+
+
+SWITCH = ("0000:26:01.0", "0000:27:00.0")
+
+
+def test_the_bridges_above_a_gpu_are_those_of_the_kernel_s_tree(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    for number, above in enumerate(((*SWITCH, "0000:28:00.0"), (*SWITCH, "0000:28:01.0"), ())):
+        bdf = f"0000:{0x29 + number:02x}:00.0"
+        node.add(SimulatedGpu(bdf, number, render=128 + number, totalvfs=4, bridges=above))
+    host = ("pci0000:26", *SWITCH)
+    assert [card.bridges for card in look(node).cards] == [
+        (*host, "0000:28:00.0"),
+        (*host, "0000:28:01.0"),
+        ("pci0000:2b",),
+    ]
+    node.enable_vfs("0000:29:00.0", 2)
+    assert {card.bridges for card in look(node).cards if card.physfn} == {(*host, "0000:28:00.0")}
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param("platform/0000:29:00.0", id="no host bridge"),
+        pytest.param("pci0000:29/a bridge/0000:29:00.0", id="what is no PCI address"),
+        pytest.param("/".join(["pci0000:29", *["0000:29:01.0"] * 40, "0000:29:00.0"]), id="deep"),
+    ],
+)
+def test_bridges_that_are_not_as_the_kernel_has_them_are_unknown(
+    tmp_path: Path, place: str
+) -> None:
+    device = tmp_path / "sys/devices" / place
+    device.mkdir(parents=True)
+    assert sysfs.bridges(str(device)) == ()
+    link = tmp_path / "loop"
+    link.symlink_to("loop")
+    assert sysfs.bridges(str(link)) == ()
+    assert sysfs.bridges(str(tmp_path / "nothing")) == ()
 
 
 def test_the_numa_node_of_a_bridge_counts_where_the_gpu_has_none(tmp_path: Path) -> None:
@@ -925,6 +964,7 @@ def gpus(draw: st.DrawFn) -> list[SimulatedGpu]:
             control=draw(st.sampled_from([None, 64 + number])),
             mei=draw(st.sampled_from([(), (number,)])),
             totalvfs=draw(st.sampled_from([0, 4])),
+            bridges=draw(st.sampled_from([(), ("0000:01:01.0", "0000:02:00.0", "0000:03:04.0")])),
         )
         for bdf, number in zip(addresses, numbers, strict=True)
     ]
@@ -971,6 +1011,7 @@ def test_what_the_simulator_built_is_what_the_scan_finds(
                 gpu.device_id,
                 gpu.numa,
             )
+            assert card.bridges == (gpu.place.split("/")[0], *gpu.bridges)
             certain = gpu.driver == "xe" or gpu.device_id != 0x56C0 or gpu.tiles == 1
             assert card.tiles == (gpu.tiles if certain else None)
             assert {Path(entry.host_path).name for entry in card.nodes} == {*gpu.minors}

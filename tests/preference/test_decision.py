@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from xelink.preference.criteria import CRITERIA
 from xelink.preference.decision import (
     FALLBACK,
     NOTHING,
@@ -156,4 +157,4 @@ def test_the_same_question_in_another_order_has_the_same_answer() -> None:
 
 
 def test_every_word_is_known_beforehand() -> None:
-    assert len({*WORDS}) == len(WORDS) == 14
+    assert len({*WORDS}) == len(WORDS) == len(CRITERIA) + 4

@@ -78,6 +78,15 @@ def test_cards_addresses_and_numa_are_those_that_xpu_manager_tells(
     }
 
 
+@pytest.mark.parametrize(("per_switch", "switches"), [(0, 8), (1, 8), (2, 4), (3, 3), (4, 2)])
+def test_so_many_gpus_are_behind_one_switch(tmp_path: Path, per_switch: int, switches: int) -> None:
+    assert put(tmp_path, f"--gpus-per-switch={per_switch}") == 0
+    cards = scan(Roots.under(tmp_path)).cards
+    assert len({card.bridges[:2] for card in cards}) == switches
+    assert len({card.bridges for card in cards}) == 8
+    assert {len(card.bridges) for card in cards} == {4 if per_switch else 1}
+
+
 def test_the_words_are_those_of_the_other_simulator() -> None:
     assert {model.key: model.device for model in XPUM_MODELS.values()} == MODELS
     assert CARDS.keys() == XPUM_CARDS.keys()
@@ -182,6 +191,7 @@ def test_where_nothing_can_be_made_is_told_in_one_line(
         (["--gpus=-1"], "cannot be negative"),
         (["--tiles=0"], "nor tiles below 1"),
         (["--numa-nodes=-1"], "cannot be negative"),
+        (["--gpus-per-switch=-1"], "cannot be negative"),
         (["--gpus=many"], "invalid int value"),
         (["--driver=nouveau"], "invalid choice"),
         (["--model=b580"], "invalid choice"),

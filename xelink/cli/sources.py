@@ -128,6 +128,11 @@ def load(options: argparse.Namespace) -> tuple[NodeView, ...]:
     return source.read(options)
 
 
+def is_this_node(options: argparse.Namespace) -> bool:
+    """Return whether no source was named: what is read is this node."""
+    return all(getattr(options, name) is None for name in _SOURCES)
+
+
 def read(kind: str, path: str) -> NodeView:
     """Return the node of a file of one kind, `metrics` or `features`. Raises `FailedError`."""
     options = argparse.Namespace(lane_count=None, allow_subdeviceless_links=None)

@@ -44,7 +44,8 @@ class ScanError(Exception):
 class Card:
     """One GPU with one of our drivers; `bdf`, its PCI address, is its only identity.
 
-    `numa` and `tiles` are None where the system does not tell them. `nodes` is every device node
+    `numa` and `tiles` are None where the system does not tell them. `bridges` are the PCIe bridges
+    above it, the host bridge first; none if unknown. `nodes` is every device node
     that the driver made, `missing` the container paths of those that devfs lacks. `by_path` is
     what is there, `mei` too where devfs shows any. `physfn` is the PCI address of the physical
     function of a VF, None for any other GPU. `broken` says that the facts are old, because it can
@@ -57,6 +58,7 @@ class Card:
     device_id: int
     numa: int | None = None
     tiles: int | None = None
+    bridges: tuple[str, ...] = ()
     nodes: tuple[DeviceNode, ...] = ()
     missing: tuple[str, ...] = ()
     by_path: tuple[Mount, ...] = ()
@@ -342,6 +344,7 @@ def _read_card(roots: Roots, device: str, card: Card) -> tuple[Card, str | None]
         card,
         numa=numa,
         tiles=sysfs.tiles(device, card.name, card.driver, card.device_id),
+        bridges=sysfs.bridges(device),
         nodes=tuple(devfs.node(roots, f"dri/{minor}") for minor in minors),
         missing=tuple(
             f"/dev/dri/{minor}"

@@ -24,6 +24,7 @@ MAX_SERIES = range(0x0BD0, 0x0C00)
 
 _TILE = {kind: re.compile(rf"{kind}[0-9]{{1,2}}", re.ASCII) for kind in ("tile", "gt")}
 _NODE = re.compile(r"node[0-9]{1,4}", re.ASCII)
+_HOST_BRIDGE = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}", re.ASCII)  # "pci" domain ":" bus
 _CPUS = re.compile(r"[0-9]{1,4}(?:-[0-9]{1,4})?", re.ASCII)  # first [ "-" last ]
 _NUMBER = {
     10: re.compile(r"[0-9]{1,10}", re.ASCII),
@@ -134,6 +135,23 @@ def _cpus(attribute: str) -> frozenset[int]:
         first, _, last = part.partition("-")
         found.update(range(int(first), min(int(last or first), _CPU_LIMIT) + 1))
     return frozenset(found)
+
+
+def bridges(device: str) -> tuple[str, ...]:
+    """Return the PCIe bridges above a function, the host bridge first; none if it is not found.
+
+    The kernel's own tree has them as directories: pci0000:29/0000:29:01.0/0000:2a:00.0/...
+    """
+    place, found = os.path.dirname(os.path.realpath(device)), list[str]()
+    for _ in range(_MOST_BRIDGES):
+        name = os.path.basename(place)
+        found.append(name)
+        if _HOST_BRIDGE.fullmatch(name):
+            return tuple(reversed(found))
+        if not BDF.fullmatch(name):
+            break
+        place = os.path.dirname(place)
+    return ()
 
 
 def tiles(device: str, card: str, driver: str, device_id: int) -> int | None:

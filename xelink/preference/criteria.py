@@ -10,6 +10,7 @@ from typing import NamedTuple
 from xelink.preference.bitmask import members, union
 from xelink.preference.fabric import Fabric, Free
 from xelink.preference.linked_groups import group_counts, linked_groups
+from xelink.preference.pcie import closeness
 
 GPUS_FIRST = "different GPUs before more shares, or VFs, of one GPU"
 """Criterion 1. It fixes how many GPUs a set has: only sets of equally many are compared."""
@@ -24,6 +25,7 @@ class Score(NamedTuple):
     lanes: int
     ports: int
     numa: int
+    pcie: int
     groups_open: int
     groups_left: int
     lanes_left: int
@@ -86,6 +88,10 @@ def _numa(fabric: Fabric, chosen: int, _free: Free) -> int:
     return -union(fabric.numa[i] for i in members(chosen)).bit_count()
 
 
+def _pcie(fabric: Fabric, chosen: int, _free: Free) -> int:
+    return closeness(fabric.near[0], chosen)
+
+
 def _groups_open(fabric: Fabric, chosen: int, free: Free) -> int:
     return linked_groups(fabric.links, free.shareable_after(chosen)) >> len(fabric)
 
@@ -115,12 +121,18 @@ def _worse_ports(pair: SetComparison) -> str:
     return f"Xe Link ports that are not known to be healthy: {cards}"
 
 
+def _fewer_close(pair: SetComparison) -> str:
+    its, own = pair.measure, pair.chosen_measure
+    return f"PCIe closeness {its} instead of {own}, added up over its pairs"
+
+
 def _fewer_groups(pair: SetComparison, gpus: str) -> str:
     size = len(pair.fabric)
     own, its = (dict(group_counts(groups, size)) for groups in (pair.chosen_measure, pair.measure))
     size = max(size for size in own.keys() | its.keys() if own.get(size) != its.get(size))
-    groups = f"linked group{'' if own[size] == 1 else 's'} of {size}" if size > 1 else gpus
-    return f"it leaves {its.get(size) or 'no'} instead of {own[size]} {groups}"
+    before, now = own.get(size, 0), its.get(size, 0)
+    groups = f"linked group{'' if before == 1 else 's'} of {size}" if size > 1 else gpus
+    return f"it leaves {now or 'no'} instead of {before or 'no'} {groups}"
 
 
 def counted(number: int, what: str) -> str:
@@ -191,6 +203,14 @@ CRITERIA = (
     ),
     Criterion(
         8,
+        "pcie",
+        "close to each other on PCIe",
+        "pairs below one host bridge, and pairs behind one PCIe switch once more",
+        _pcie,
+        _fewer_close,
+    ),
+    Criterion(
+        9,
         "groups_open",
         "what is left for the next Pod",
         "if GPUs are shared: linked groups among GPUs with a free share, the largest groups first",
@@ -198,7 +218,7 @@ CRITERIA = (
         lambda pair: _fewer_groups(pair, "GPUs to share"),
     ),
     Criterion(
-        8,
+        9,
         "groups_left",
         "what is left for the next Pod",
         "linked groups among unused GPUs, the largest groups first",
@@ -206,7 +226,7 @@ CRITERIA = (
         lambda pair: _fewer_groups(pair, "unused GPUs"),
     ),
     Criterion(
-        8,
+        9,
         "lanes_left",
         "what is left for the next Pod",
         "lanes of all pairs of unused GPUs together",
@@ -214,7 +234,7 @@ CRITERIA = (
         lambda pair: f"{pair.measure} instead of {pair.chosen_measure} lanes between what is left",
     ),
     Criterion(
-        9,
+        10,
         "address",
         "lowest PCI addresses",
         "the set whose PCI addresses come first",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from xelink.preference.bitmask import members
+from xelink.preference.pcie import Levels, pcie_groups
 from xelink.topology.pci import place
 
 LANES_LIMIT = 0xFFFF
@@ -21,7 +22,8 @@ _PORTS_COST = {True: 0, None: 1, False: 2}
 class GpuFacts:
     """What a snapshot knows of one GPU: its DRM card, PCI address, NUMA node and Xe Link ports.
 
-    `ports_healthy` is None if unknown, `numa` is None where the platform does not say.
+    `ports_healthy` is None if unknown, `numa` is None where the platform does not say. `bridges`
+    are the PCIe bridges above it, the host bridge first, then the root port; empty if unknown.
     `physfn` is the PCI address of the physical GPU of which this is a VF, None for any other.
     """
 
@@ -30,6 +32,7 @@ class GpuFacts:
     numa: int | None = None
     ports_healthy: bool | None = None
     physfn: str | None = None
+    bridges: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,8 @@ class Fabric:
 
     `lanes[i][j]` is symmetric and -1 where two GPUs have no link; `links[i]` is the set of GPUs
     linked to i; `ports_cost[i]` is 0 to 2; `numa[i]` is a set with one bit, one per NUMA node
-    (GPUs whose node is unknown share one bit of their own).
+    (GPUs whose node is unknown share one bit of their own). `near` has, for each criterion that
+    counts pairs in nested groups, its levels: sets of GPUs, see `pcie_groups`.
     """
 
     gpus: tuple[GpuFacts, ...]
@@ -46,6 +50,7 @@ class Fabric:
     links: tuple[int, ...] = field(repr=False)
     ports_cost: tuple[int, ...] = field(repr=False)
     numa: tuple[int, ...] = field(repr=False)
+    near: tuple[Levels, ...] = field(default=(), repr=False)
 
     @classmethod
     def of(cls, gpus: Iterable[GpuFacts], lanes: Mapping[tuple[str, str], int]) -> "Fabric":
@@ -78,6 +83,7 @@ class Fabric:
             links=tuple(links),
             ports_cost=tuple(_PORTS_COST[gpu.ports_healthy] for gpu in ordered),
             numa=tuple(nodes[gpu.numa] for gpu in ordered),
+            near=(pcie_groups([gpu.bridges for gpu in ordered]),),
         )
 
     def __len__(self) -> int:
@@ -112,15 +118,18 @@ class Fabric:
     def alike(self) -> tuple[int, ...]:
         """Find the sets of GPUs that can be exchanged for each other without changing a measure.
 
-        Two GPUs are alike when they have the same lanes to every third one, the same ports and the
-        same NUMA node; sets of one are left out.
+        Two GPUs are alike when they have the same lanes to every third one, the same ports, the
+        same NUMA node and the same groups in `near`; sets of one are left out.
         """
         found: dict[object, int] = {}
+        groups = [group for levels in self.near for level in levels for group in level]
         for i, row in enumerate(self.lanes):
             # GPUs that are alike have the same lanes between any two of them: put in place of the
             # lanes of each to itself, these make their rows the same
             for width in set(row):
-                kind = (self.ports_cost[i], self.numa[i], width, (*row[:i], width, *row[i + 1 :]))
+                others = (*row[:i], width, *row[i + 1 :])
+                below = tuple(group for group in groups if group >> i & 1)
+                kind = (self.ports_cost[i], self.numa[i], width, others, below)
                 found[kind] = found.get(kind, 0) | 1 << i
         return tuple(alike for alike in found.values() if alike.bit_count() > 1)
 

@@ -35,8 +35,8 @@ class Incumbent:
             self.torn = True
             return
         if most == best:
-            left = self._problem.left(chosen, self._problem.available)
-            if not self._is_more(left, chosen, 0, 0):
+            measures = self._problem.after_numa(chosen)
+            if not self._is_more(measures, chosen, 0, 0):
                 return
         self.least, self._nodes, self._left = worth, nodes.bit_count(), ()
         self._found.append(chosen)
@@ -48,17 +48,17 @@ class Incumbent:
             fewest = max(fewest, self._problem.fewest_nodes(nodes, candidates, open_))
         if fewest != self._nodes:
             return fewest < self._nodes
-        left = self._problem.most_left(chosen, candidates, open_, self._remainder())
-        return self._is_more(left, chosen, candidates, open_)
+        measures = self._problem.most_after_numa(chosen, candidates, open_, self._remainder())
+        return self._is_more(measures, chosen, candidates, open_)
 
-    def _is_more(self, left: Iterator[int], chosen: int, candidates: int, open_: int) -> bool:
-        """Compare what is left, measure by measure while equal, then the addresses."""
-        for more, most in zip(left, self._remainder(), strict=True):
+    def _is_more(self, measures: Iterator[int], chosen: int, candidates: int, open_: int) -> bool:
+        """Compare measures after NUMA while these are equal, then addresses."""
+        for more, most in zip(measures, self._remainder(), strict=True):
             if more != most:
                 return more > most
         chosen |= lowest(candidates, open_)
         return self._fabric.mirrored(chosen) > self._fabric.mirrored(self._found[-1])
 
     def _remainder(self) -> tuple[int, ...]:
-        self._left = self._left or (*self._problem.left(self._found[-1], self._problem.available),)
+        self._left = self._left or (*self._problem.after_numa(self._found[-1]),)
         return self._left

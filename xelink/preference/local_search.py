@@ -10,6 +10,7 @@ from operator import add, itemgetter, sub
 
 from xelink.preference.bitmask import members, prefixes, union
 from xelink.preference.fabric import LANES_LIMIT
+from xelink.preference.pcie import closeness
 from xelink.preference.problem import NEVER, SearchProblem, TimeUpError
 
 # Exchanges of one GPU that are weighed by all criteria, of those that gain the most lanes.
@@ -116,5 +117,6 @@ class LocalSearch:
             lanes,
             -sum(fabric.ports_cost[i] for i in inside),
             -union(fabric.numa[i] for i in inside).bit_count(),
+            *(closeness(levels, chosen) for levels in fabric.near),
             fabric.mirrored(chosen),
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from xelink.preference.bitmask import mask_of, members, union
 from xelink.preference.fabric import Fabric, Free
 from xelink.preference.linked_groups import linked_groups
+from xelink.preference.pcie import closeness, most_closeness
 
 PER_LANE = 1 << 12
 """Worth of one lane. A GPU's ports are worth at most 2: lanes come before, up to 2,047 GPUs."""
@@ -153,6 +154,30 @@ class SearchProblem:
         yield self._most_groups(sure, more, known[1])
         pairs = more * (more - 1) // 2 + more * sure.bit_count()
         yield self.lanes(sure) + self.index.widths[-1] * pairs
+
+    def most_after_numa(
+        self, chosen: int, candidates: int, open_: int, known: Sequence[int]
+    ) -> Iterator[int]:
+        """Bound the measures of `after_numa` for a set and `open_` more of the candidates."""
+        for levels in self.index.fabric.near:
+            yield most_closeness(levels, chosen, candidates, open_) if levels else 0
+        yield from self.most_left(chosen, candidates, open_, known[-3:])
+
+    def after_numa(self, chosen: int) -> Iterator[int]:
+        """Measure what is asked for after NUMA nodes and before addresses."""
+        for levels in self.index.fabric.near:
+            yield closeness(levels, chosen) if levels else 0
+        yield from self.left(chosen, self.available)
+
+    @property
+    def is_closeness_known(self) -> bool:
+        """Whether available GPUs differ in how close they are to each other."""
+        return any(
+            1 < (group & self.available).bit_count() < self.available.bit_count()
+            for levels in self.index.fabric.near
+            for level in levels
+            for group in level
+        )
 
     def left(self, chosen: int, within: int) -> Iterator[int]:
         """Measure what is left of `within`: groups to share, unused groups, and their lanes."""

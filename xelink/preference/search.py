@@ -49,7 +49,7 @@ class Search:
         problem.end = start + timeout * _SEARCHING
         steps = [self._linked, self._connected, self._apart]
         if not any(self._fabric.links[i] & problem.available for i in members(problem.available)):
-            steps = [self._unlinked]
+            steps = [self._all if problem.is_closeness_known else self._unlinked]
         try:
             for step in steps:
                 step(found)
@@ -157,9 +157,16 @@ class Search:
             branches.best.offer(chosen, 2 * worth, union(self._fabric.numa[i] for i in path))
 
     def _apart(self, found: list[int]) -> None:
-        """Combine components; where one leaves too many choices, search the entire node."""
-        chosen = ComponentSearch(self._problem).best()
+        """Combine components; where one leaves too many choices, search the entire node.
+
+        So too where closeness matters: what it adds is no sum over components.
+        """
+        chosen = None if self._problem.is_closeness_known else ComponentSearch(self._problem).best()
         if chosen is None:
-            BranchAndBound(self._problem, self._links(0), found).run(self._available)
+            self._all(found)
         else:
             found.append(chosen)
+
+    def _all(self, found: list[int]) -> None:
+        """Search sets that need not be connected."""
+        BranchAndBound(self._problem, self._links(0), found).run(self._available)

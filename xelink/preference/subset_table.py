@@ -7,20 +7,24 @@ one operation of the interpreter. That makes 65,536 weights a matter of millisec
 
 import struct
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
 
 from xelink.preference.bitmask import members, prefixes, union
 from xelink.preference.fabric import Fabric, Free
+from xelink.preference.pcie import Levels, closeness
 
 EXACT_LIMIT = 16
 """GPUs up to which the tables are built: 2**16 entries."""
 
 _FIELD = 64
-# The weight of a subset, from high to low bits: level, lanes, healthy ports, NUMA nodes saved.
-# 120 pairs of at most 2**16 lanes need 23 bits, ports at most 2 * 16, NUMA nodes at most 16.
+# The weight of a subset, from high to low bits: level, lanes, healthy ports, NUMA nodes saved,
+# closeness by each criterion that has any.
+# 120 pairs of at most 2**16 lanes need 23 bits, ports at most 2 * 16, NUMA nodes at most 16, and
+# closeness at most 2 for each pair.
+_NEAR_BITS = 8
 _NUMA_BITS = 5
 _LANES_SHIFT = _NUMA_BITS + 6
 _LANES_BITS = 23
@@ -56,9 +60,11 @@ class Subsets:
     def of(cls, fabric: Fabric) -> "Subsets":
         """Weigh every subset of the node's GPUs; at most `EXACT_LIMIT` of them."""
         n = len(fabric)
-        lanes = _lanes(fabric)
+        lanes = _sums([[max(0, width) for width in row] for row in fabric.lanes])
         table = _levels(fabric) << _LEVEL_SHIFT
         table += (lanes << _LANES_SHIFT) + (_ports(fabric) << _NUMA_BITS) + _numa(fabric)
+        for levels in fabric.near:
+            table = (table << _NEAR_BITS) + _near(levels, n)
         weights = _unpack(table, n)
         ranking = [sorted(masks, key=weights.__getitem__, reverse=True) for masks in _by_size(n)]
         groups = zip(_groups(fabric), _unpack(lanes, n), strict=True)
@@ -206,15 +212,22 @@ def _unpack(table: int, n: int) -> tuple[int, ...]:
     return struct.unpack(f"<{1 << n}Q", table.to_bytes(8 << n, "little"))
 
 
-def _lanes(fabric: Fabric) -> int:
-    """Sum up the lanes inside every subset."""
+def _sums(pairs: Sequence[Sequence[int]]) -> int:
+    """Sum up, inside every subset, a number that each pair of GPUs has."""
     table = 0
-    for v in range(len(fabric)):
+    for v, row in enumerate(pairs):
         to_v = 0
         for i in range(v):
-            to_v |= (to_v + max(0, fabric.lanes[v][i]) * _ones(i)) << (_FIELD << i)
+            to_v |= (to_v + row[i] * _ones(i)) << (_FIELD << i)
         table |= (table + to_v) << (_FIELD << v)
     return table
+
+
+def _near(levels: Levels, n: int) -> int:
+    """Sum up how close the pairs inside every subset are; on most nodes nothing is known."""
+    if not levels:
+        return 0
+    return _sums([[closeness(levels, 1 << i | 1 << j) for j in range(n)] for i in range(n)])
 
 
 def _ports(fabric: Fabric) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
+from types import MappingProxyType
 
 from xelink.cli.exit_codes import WrongCallError
 from xelink.inventory.gpus import Card, Inventory
@@ -159,8 +160,13 @@ class Choice:
         return one is not other and self.links.lanes_between(one.bdf, other.bdf) is not None
 
 
-def choose(node: NodeView, wanted: Wanted, clock: Callable[[], float]) -> Choice:
-    """Ask the plugin's preference.
+def choose(
+    node: NodeView,
+    wanted: Wanted,
+    clock: Callable[[], float],
+    bridges: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+) -> Choice:
+    """Ask the plugin's preference. `bridges` are the PCIe bridges above each GPU, by address.
 
     Raises `WrongCallError` for GPUs that are not there, and for what nobody could meet: more
     devices than are free, or less than the Pod has.
@@ -177,7 +183,13 @@ def choose(node: NodeView, wanted: Wanted, clock: Callable[[], float]) -> Choice
 
     def preferences(policy: AllocationPolicy) -> Preferences:
         gpus = [
-            GpuFacts(card.name, card.bdf, card.numa, links.ports_healthy(card.bdf))
+            GpuFacts(
+                card.name,
+                card.bdf,
+                card.numa,
+                links.ports_healthy(card.bdf),
+                bridges=bridges.get(card.bdf, ()),
+            )
             for card in cards
         ]
         return prepare(

@@ -3,6 +3,9 @@
 import argparse
 import time
 from functools import partial
+from pathlib import Path
+
+from shtab import DIRECTORY
 
 from xelink.cli import sources
 from xelink.cli.exit_codes import OK, UNKNOWN, WrongCallError
@@ -12,6 +15,7 @@ from xelink.cli.helptext import HelpFormatter
 from xelink.cli.show.command import json_text, yaml_text
 from xelink.cli.tables import show
 from xelink.daemon.stdio import write_stderr, write_stdout
+from xelink.inventory import sysfs
 from xelink.preference.policies import POLICIES, AllocationPolicy
 from xelink.view.node_view import NodeView
 
@@ -85,11 +89,19 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", summary
     parser.add_argument(
         "--output", choices=("text", "json", "yaml"), default="text", help="form (default text)"
     )
+    parser.add_argument(
+        "--sysfs",
+        type=Path,
+        metavar="DIR",
+        help="sysfs of the node of the source, to know its PCIe switches; without a source, that of"
+        " this node",
+    ).complete = DIRECTORY  # type: ignore[attr-defined]  # where shtab looks for it
     sources.add(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Explain. Raises `FailedError`."""
+    here = sources.is_this_node(options)
     node = _only(sources.load(options))
     if node.topology is None:
         write_stderr(f"xelink explain: {node.title}: {node.state.value}: {node.reason}")
@@ -102,13 +114,26 @@ def run(options: argparse.Namespace) -> int:
         policy=AllocationPolicy(options.policy),
         timeout=options.allocation_timeout / 1000,
     )
-    choice = choose(node, wanted, time.monotonic)
+    choice = choose(node, wanted, time.monotonic, _bridges(options, node, here=here))
     if options.output == "text":
         show(describe(choice))
     else:
         write = {"json": json_text, "yaml": yaml_text}[options.output]
         write_stdout(write(choice_facts(choice)))
     return OK
+
+
+def _bridges(
+    options: argparse.Namespace, node: NodeView, *, here: bool
+) -> dict[str, tuple[str, ...]]:
+    """Return the PCIe bridges above each GPU, as far as there is a sysfs to read."""
+    root = options.sysfs
+    if root is None:
+        if not here:
+            return {}
+        root = (options.prefix or Path("/")) / "sys"
+    gpus = node.topology.gpus if node.topology else ()
+    return {gpu.bdf: sysfs.bridges(f"{root}/bus/pci/devices/{gpu.bdf}") for gpu in gpus}
 
 
 def _only(nodes: tuple[NodeView, ...]) -> NodeView:

@@ -105,9 +105,17 @@ def gpu_facts(node: NodeShape) -> tuple[GpuFacts, ...]:
             bdf=f"0000:{0x10 + gpu:02x}:00.0",
             numa=numa,
             ports_healthy=True,
+            bridges=next(
+                (_behind(number) for number, gpus in enumerate(node.switches) if gpu in gpus), ()
+            ),
         )
         for gpu, numa in enumerate(node.numa_nodes)
     )
+
+
+def _behind(switch: int) -> tuple[str, ...]:
+    """Return the bridges above a GPU: each switch has a host bridge of its own."""
+    return (f"pci0000:{switch:02x}", f"0000:{switch:02x}:01.0")
 
 
 def lanes_by_address(node: NodeShape) -> dict[tuple[str, str], int]:

@@ -96,7 +96,8 @@ class NodeShape(_Part):
     `islands` splits the GPUs in equal parts by number, or names the parts; no link joins two of
     them. `linked` are all linked pairs with their lanes, in place of a wiring. `lost` are pairs
     without their link, `narrow` pairs with other lanes than the rest. `numa` splits the GPUs in
-    equal parts by number, or names the NUMA node of each.
+    equal parts by number, or names the NUMA node of each. `switches` are the GPUs behind each PCIe
+    switch; without it nothing is known of them.
     """
 
     gpus: Size
@@ -107,6 +108,7 @@ class NodeShape(_Part):
     lost: list[PairText] = []
     narrow: dict[PairText, Lanes] = {}
     numa: Annotated[int | list[int], PlainValidator(_numa)] = 2
+    switches: list[list[Annotated[int, Field(ge=0, lt=MOST_GPUS)]]] = []
     count: Annotated[int, Field(ge=1, le=_MOST_NODES)] = 1
 
     @model_validator(mode="after")
@@ -118,6 +120,9 @@ class NodeShape(_Part):
                 raise ValueError(f"there are no GPUs {pair}")
         if isinstance(self.numa, list) and len(self.numa) != self.gpus:
             raise ValueError(f"numa must name {self.gpus} NUMA nodes, one for each GPU")
+        behind = [gpu for switch in self.switches for gpu in switch]
+        if len({*behind}) < len(behind) or any(gpu >= self.gpus for gpu in behind):
+            raise ValueError(f"switches must name some of {self.gpus} GPUs, each of them once")
         parts = self.parts
         if sorted(gpu for part in parts for gpu in part) != list(range(self.gpus)):
             raise ValueError(f"islands must share out {self.gpus} GPUs, each of them once")

@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             model=flags.model,
             numa_nodes=flags.numa_nodes,
             driver=flags.driver,
+            gpus_per_switch=flags.gpus_per_switch,
         )
     except ValueError as error:
         parser.error(str(error))
@@ -68,6 +69,13 @@ def _parser() -> argparse.ArgumentParser:
         "--numa-nodes", type=int, default=2, metavar="N", help="0: unknown (default 2)"
     )
     parser.add_argument("--driver", choices=DRIVERS, default="i915", help="default i915")
+    parser.add_argument(
+        "--gpus-per-switch",
+        type=int,
+        default=0,
+        metavar="N",
+        help="GPUs behind one PCIe switch (default 0: each on a host bridge of its own)",
+    )
     parser.add_argument(
         "--device-nodes",
         action="store_true",

@@ -42,7 +42,8 @@ _DISPLAY = SimulatedGpu(
 class Blueprint:
     """What a node is built from; every field is a flag of the command line.
 
-    `gpus` does not count the integrated one. One tile and the model left open make Max 1100 GPUs,
+    `gpus` does not count the integrated one. `gpus_per_switch` of them are behind one PCIe switch;
+    0 puts each on a host bridge of its own. One tile and the model left open make Max 1100 GPUs,
     else Max 1550. Raises `ValueError` for what no node can be.
     """
 
@@ -53,10 +54,11 @@ class Blueprint:
     model: str | None = None
     numa_nodes: int = 2
     driver: str = "i915"
+    gpus_per_switch: int = 0
 
     def __post_init__(self) -> None:
-        if self.gpus < 0 or self.tiles < 1 or self.numa_nodes < 0:
-            raise ValueError("gpus and NUMA nodes cannot be negative, nor tiles below 1")
+        if min(self.gpus, self.numa_nodes, self.gpus_per_switch) < 0 or self.tiles < 1:
+            raise ValueError("gpus, switches and NUMA nodes cannot be negative, nor tiles below 1")
         for what, value, known in (
             ("order of cards", self.cards, CARDS),
             ("model", self.made, MODELS),
@@ -93,7 +95,7 @@ class Blueprint:
             yield _DISPLAY
         for at, place in enumerate(CARDS[self.cards](self.gpus)):
             yield SimulatedGpu(
-                f"{at // len(_BUSES):04x}:{_BUSES[at % len(_BUSES)]}:00.0",
+                _address(at),
                 _FIRST_CARD + place,
                 driver=self.driver,
                 device_id=MODELS[self.made],
@@ -102,4 +104,25 @@ class Blueprint:
                 render=first_render + place,
                 mei=(place,),
                 totalvfs=_TOTAL_VFS,
+                bridges=self._bridges(at),
             )
+
+    def _bridges(self, at: int) -> tuple[str, ...]:
+        """Return root port, upstream port and downstream port above a GPU, if it has a switch.
+
+        The buses before that of the first GPU behind a switch are free.
+        """
+        if not self.gpus_per_switch:
+            return ()
+        number = at % self.gpus_per_switch
+        domain, bus, _ = _address(at - number).split(":")
+        first = int(bus, 16)
+        return (
+            f"{domain}:{first - 3:02x}:01.0",
+            f"{domain}:{first - 2:02x}:00.0",
+            f"{domain}:{first - 1:02x}:{number % 32:02x}.0",
+        )
+
+
+def _address(at: int) -> str:
+    return f"{at // len(_BUSES):04x}:{_BUSES[at % len(_BUSES)]}:00.0"

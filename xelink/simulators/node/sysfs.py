@@ -37,8 +37,10 @@ class SimulatedGpu:
 
     `number` is DRM's card, `render` the minor of its render node (None: it has none), both kept
     while it is bound to a driver that makes no card. `numa` None writes -1, as the kernel does.
-    `mei` are the numbers of its management engines. `physfn` is the PCI address of the GPU of which
-    it is a VF. `totalvfs` is how many VFs it could have, `numvfs` how many are on.
+    `mei` are the numbers of its management engines. `bridges` are the PCI addresses of the bridges
+    above it, the root port first; without any it is on a host bridge of its own bus. `physfn` is
+    the PCI address of the GPU of which it is a VF. `totalvfs` is how many VFs it could have,
+    `numvfs` how many are on.
     """
 
     bdf: str
@@ -54,10 +56,18 @@ class SimulatedGpu:
     physfn: str | None = None
     totalvfs: int = 0
     numvfs: int = 0
+    bridges: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not _BDF.fullmatch(self.bdf):
-            raise ValueError(f"not a PCI address: {self.bdf!r}")
+        for address in (self.bdf, *self.bridges):
+            if not _BDF.fullmatch(address):
+                raise ValueError(f"not a PCI address: {address!r}")
+
+    @property
+    def place(self) -> str:
+        """Its directory below `sys/devices`."""
+        above = (*self.bridges, self.bdf)
+        return "/".join((f"pci{above[0][:-5]}", *above))
 
     @property
     def card(self) -> str:
@@ -193,6 +203,7 @@ class Node:
                         _FIRST_RENDER,
                     ),
                     physfn=bdf,
+                    bridges=gpu.bridges,
                 )
             )
         for index, virtual in enumerate(self.vfs(bdf)):
@@ -233,7 +244,8 @@ class Node:
 
     def device(self, bdf: str) -> Path:
         """Give the directory of a PCI function, whether or not there is one."""
-        return self.root / "sys/devices" / f"pci{bdf[:-5]}" / bdf
+        gpu = self._gpus.get(bdf) or SimulatedGpu(bdf, 0)
+        return self.root / "sys/devices" / gpu.place
 
     @staticmethod
     def _free(taken: Iterator[int], first: int = 0) -> int:
@@ -290,7 +302,7 @@ class Node:
 
     def _erase(self, gpu: SimulatedGpu) -> None:
         for path in (
-            self.device(gpu.bdf),
+            self.root / "sys/devices" / gpu.place,
             self.root / "sys/bus/pci/devices" / gpu.bdf,
             *(self.root / "sys/bus/pci/drivers").glob(f"*/{gpu.bdf}"),
             *(self.root / "sys/class/drm" / minor for minor in gpu.minors),
