@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from xelink.preference.bitmask import mask_of, members, union
 from xelink.preference.fabric import Fabric, Free
 from xelink.preference.linked_groups import linked_groups
-from xelink.preference.pcie import closeness, most_closeness
+from xelink.preference.pcie import Levels, closeness, most_closeness
 
 PER_LANE = 1 << 12
 """Worth of one lane. A GPU's ports are worth at most 2: lanes come before, up to 2,047 GPUs."""
@@ -33,7 +34,8 @@ class SearchIndex:
     are worth as much) up to the widest, `widths` the lanes that pairs have, at least 0, `homes` the
     GPUs of each NUMA node's bit. Bit i * n + j stands for the pair of i and j, twice for each pair,
     in `linked`, the pairs with a link, and in `digits`, the pairs whose lanes have
-    each binary digit. `triangles` tells whether any three GPUs are all linked.
+    each binary digit. `triangles` is whether any three GPUs are all linked. `near` are the groups
+    of each criterion that has any.
     """
 
     fabric: Fabric
@@ -46,6 +48,7 @@ class SearchIndex:
     homes: tuple[tuple[int, int], ...]
     linked: int
     triangles: bool
+    near: tuple[Levels, ...]
     digits: tuple[tuple[int, int], ...]
 
     @classmethod
@@ -77,6 +80,7 @@ class SearchIndex:
             triangles=any(
                 links & fabric.links[j] for links in fabric.links for j in members(links)
             ),
+            near=tuple(levels for levels in fabric.near if levels),
             digits=tuple(
                 (
                     digit,
@@ -155,26 +159,28 @@ class SearchProblem:
         pairs = more * (more - 1) // 2 + more * sure.bit_count()
         yield self.lanes(sure) + self.index.widths[-1] * pairs
 
+    def after_numa(self, chosen: int) -> Iterator[int]:
+        """Measure what is asked for after NUMA nodes and before addresses."""
+        left = self.left(chosen, self.available)
+        near = self.index.near
+        return chain((closeness(levels, chosen) for levels in near), left) if near else left
+
     def most_after_numa(
         self, chosen: int, candidates: int, open_: int, known: Sequence[int]
     ) -> Iterator[int]:
         """Bound the measures of `after_numa` for a set and `open_` more of the candidates."""
-        for levels in self.index.fabric.near:
-            yield most_closeness(levels, chosen, candidates, open_) if levels else 0
-        yield from self.most_left(chosen, candidates, open_, known[-3:])
-
-    def after_numa(self, chosen: int) -> Iterator[int]:
-        """Measure what is asked for after NUMA nodes and before addresses."""
-        for levels in self.index.fabric.near:
-            yield closeness(levels, chosen) if levels else 0
-        yield from self.left(chosen, self.available)
+        near = self.index.near
+        left = self.most_left(chosen, candidates, open_, known[len(near) :])
+        if not near:
+            return left
+        return chain((most_closeness(levels, chosen, candidates, open_) for levels in near), left)
 
     @property
     def is_closeness_known(self) -> bool:
         """Whether available GPUs differ in how close they are to each other."""
         return any(
             1 < (group & self.available).bit_count() < self.available.bit_count()
-            for levels in self.index.fabric.near
+            for levels in self.index.near
             for level in levels
             for group in level
         )
