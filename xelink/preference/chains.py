@@ -29,9 +29,9 @@ class Chain(NamedTuple):
 def chain(links: Sequence[int], component: int) -> Chain | None:
     """Return the chain that a component is, None of any other."""
     inside = {i: links[i] & component for i in members(component)}
-    if any(seen.bit_count() > _TWO for seen in inside.values()):
+    if any(linked.bit_count() > _TWO for linked in inside.values()):
         return None
-    ends = [i for i, seen in inside.items() if seen.bit_count() < _TWO]
+    ends = [i for i, linked in inside.items() if linked.bit_count() < _TWO]
     order = ends[:1] or [next(iter(inside))]
     rest = component & ~(1 << order[0])
     while ahead := inside[order[-1]] & rest:

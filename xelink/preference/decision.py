@@ -42,7 +42,7 @@ class Decision(NamedTuple):
 
 
 class Decisions:
-    """Says of one node what decided, and remembers it: kubelet asks for the same again and again.
+    """Finds what decided on one node, and remembers it: kubelet asks for the same again and again.
 
     Takes up to two milliseconds for 16 GPUs, beyond that up to `TIMEOUT` seconds.
     """

@@ -14,7 +14,7 @@ from xelink.preference.search import Search, SearchResult
 from xelink.preference.subset_table import EXACT_LIMIT, Subsets
 
 DEFAULT_TIMEOUT = 0.05
-"""Seconds that one preference may take beyond 16 GPUs, where nobody says otherwise."""
+"""Seconds that one preference may take beyond 16 GPUs, unless set otherwise."""
 
 Clock = Callable[[], float]
 """Seconds from any fixed point, never going back: `time.monotonic`."""

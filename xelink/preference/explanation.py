@@ -1,6 +1,6 @@
 """Why these GPUs and not others: for people, never inside an RPC.
 
-It ranks the sets that lost, names the criterion on which each lost, and tells what the next Pod
+It ranks the sets that lost, names the criterion on which each lost, and shows what the next Pod
 finds.
 """
 
@@ -28,7 +28,7 @@ class Evaluation:
     """One set of GPUs measured by every criterion, and what it leaves.
 
     `left` are the cards that stay unused, `groups_left` how many sets of how many of them are all
-    linked, as (size, count) from the largest size down. `groups_open` says the same of the cards
+    linked, as (size, count) from the largest size down. `groups_open` is the same for the cards
     that keep a device to share; it is empty where no set takes a card's last one. Where the time
     was up before these were `counted`, they are empty and their measures are 0.
     """
@@ -60,7 +60,7 @@ class Alternative:
 class Explanation:
     """A choice with its runners-up, the best first.
 
-    `complete` tells that every possible set was ranked; otherwise the runners-up are the best of
+    `complete`: every possible set was ranked; otherwise the runners-up are the best of
     those that differ in one GPU, and `unweighed` is how many of these were not weighed in time:
     they are equal in all that is asked before what is left, and that was not counted.
     `decided` is the criterion that put the first runner-up behind, None when there was nothing to

@@ -107,11 +107,11 @@ class Fabric:
         links = self.links
         reached = edge = start
         while edge:
-            seen = 0
+            linked = 0
             while edge:
-                seen |= links[(edge & -edge).bit_length() - 1]
+                linked |= links[(edge & -edge).bit_length() - 1]
                 edge &= edge - 1
-            edge = seen & within & ~reached
+            edge = linked & within & ~reached
             reached |= edge
         return reached
 

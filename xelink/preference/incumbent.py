@@ -7,12 +7,12 @@ from xelink.preference.problem import SearchProblem
 
 
 class Incumbent:
-    """The best of the sets that were offered; each better one is appended to `found`.
+    """The best of the sets that were tried; each better one is appended to `found`.
 
     What lanes and ports are worth is counted twice, as bounds do: `least` is what a better set is
-    worth at least. Where sets are to be `connected` others are refused; `torn` is whether this has
+    worth at least. Where sets are to be `connected` others are rejected; `torn` is whether this has
     happened. `fewest_nodes` is for the search to say how many NUMA nodes any set has at least that
-    it has not offered yet.
+    it has not tried yet.
     """
 
     def __init__(

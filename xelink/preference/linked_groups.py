@@ -21,7 +21,7 @@ def linked_groups(
     """Count the linked groups of every size in `mask`: exact, as one number.
 
     A group is a set of GPUs that are all linked to each other, as in `xelink.topology.groups`.
-    With n GPUs on the node, the number of groups of k GPUs stands in the n bits from k * n on (no
+    With n GPUs on the node, the number of groups of k GPUs is in the n bits from k * n on (no
     count reaches 2**n), so that comparing two such numbers compares the counts from the largest
     size down. Size 0 counts 1, which keeps the recurrences short. `known` carries results from one
     call to the next on the same node; `tick` is called at each step and may raise to give up.
@@ -40,21 +40,21 @@ def linked_groups(
             if rest.bit_count() <= _FEW:
                 return _few_groups(links, rest, known)
             inside = {i: links[i] & rest for i in members(rest)}
-            ends = sum(seen.bit_count() for seen in inside.values())
+            ends = sum(linked.bit_count() for linked in inside.values())
             many = 2 * ends > len(inside) * (len(inside) - 1)
             known[rest] = count_many(rest, inside) if many else count_few(rest, inside)
         return known[rest]
 
     def count_few(rest: int, inside: Mapping[int, int]) -> int:
         total = 1
-        for i, seen in inside.items():
+        for i, linked in inside.items():
             rest ^= 1 << i
-            seen &= rest  # noqa: PLW2901 - only groups whose first GPU is i
-            total += (count(seen) if seen else 1) << step
+            linked &= rest  # noqa: PLW2901 - only groups whose first GPU is i
+            total += (count(linked) if linked else 1) << step
         return total
 
     def count_many(rest: int, inside: Mapping[int, int]) -> int:
-        everywhere = mask_of(i for i, seen in inside.items() if seen | 1 << i == rest)
+        everywhere = mask_of(i for i, linked in inside.items() if linked | 1 << i == rest)
         if everywhere:
             group = int((1 + (1 << step)) ** everywhere.bit_count())
             return group * count(rest ^ everywhere) if rest != everywhere else group

@@ -143,7 +143,7 @@ class Search:
                     branches.run(component)
 
     def _along(self, way: Chain, branches: BranchAndBound) -> None:
-        """Offer every connected part of a path or a ring."""
+        """Try every connected part of a path or a ring."""
         index, problem = self._problem.index, self._problem
         for path in way.paths(self._size):
             problem.tick(8 + self._size)

@@ -1,6 +1,6 @@
 """What the plugin would prefer on a node, and its account: the plugin's own parts, asked. Pure.
 
-The GPUs are those of the id map. What else the plugin sees on a node, a source does not tell:
+The GPUs are those of the id map. A source does not have what else the plugin sees on a node:
 drivers, virtual functions, health from XPU Manager 2.x.
 """
 
@@ -33,7 +33,7 @@ _SHARE = re.compile(r"(?P<gpu>.+?)(?:-(?P<share>[0-9]{1,6}))?", re.ASCII | re.DO
 
 _MOST_SETS = 500
 
-GUESSED = (
+INFERRED = (
     "ids are taken for places in PCI order and each link for one lane, as the plugin does where"
     " there is no id map; ports, NUMA nodes and GPUs without a link are not known"
 )
@@ -228,7 +228,7 @@ def _joined(node: NodeView) -> tuple[Topology, dict[int, str]]:
         links = tuple(Link(link.a, link.b, 1, 1) for link in topology.links)
         topology = replace(topology, gpus=gpus, links=links)
     taken = [gpu.card for gpu in topology.gpus]
-    # Two GPUs with one card cannot be: of such a map no card is believed.
+    # Two GPUs with one card cannot be: such a map is not used for cards.
     sure = {card for card in taken if card and taken.count(card) == 1}
     return topology, {
         gpu.id: gpu.card if gpu.card in sure and gpu.card else f"GPU{gpu.id}"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from rich.text import Text
 
-from xelink.cli.explain.choice import GUESSED, Choice
+from xelink.cli.explain.choice import INFERRED, Choice
 from xelink.cli.json_facts import gpu_facts
 from xelink.cli.tables import BAD, FAINT, GOOD, HEAD, Cell, aligned, head
 from xelink.inventory.gpus import Card
@@ -19,7 +19,7 @@ _MOST_OF_EACH = 2
 
 def describe(choice: Choice) -> list[Text]:
     """Return the explanation in lines."""
-    parts = [_chosen(choice), _pairs(choice), _why(choice), _left(choice), _doubts(choice)]
+    parts = [_chosen(choice), _pairs(choice), _why(choice), _left(choice), _warnings(choice)]
     lines: list[Text] = []
     for part in parts:
         block = list(part)
@@ -73,7 +73,7 @@ def choice_facts(choice: Choice) -> dict[str, object]:
             "largest_group": list(choice.largest_left()),
             "largest_group_proven": choice.largest_left_proven,
         },
-        "remarks": [line.plain for line in _doubts(choice)],
+        "remarks": [line.plain for line in _warnings(choice)],
     }
 
 
@@ -223,7 +223,7 @@ def _left(choice: Choice) -> Iterator[Text]:
         yield Text("No two of these are linked.")
 
 
-def _doubts(choice: Choice) -> Iterator[Text]:
+def _warnings(choice: Choice) -> Iterator[Text]:
     if not choice.preference.proven:
         yield Text("Not proven to be the best: the search ended at its time.", BAD)
     if not choice.explanation.evaluation.counted:
@@ -233,7 +233,7 @@ def _doubts(choice: Choice) -> Iterator[Text]:
         sentence = f"Not proven to be the best runners-up: the time was up with {what} not weighed."
         yield Text(sentence, BAD)
     if choice.node.labels_only:
-        yield Text(f"From labels alone: {GUESSED}.", BAD)
+        yield Text(f"From labels alone: {INFERRED}.", BAD)
     if choice.links.without_address:
         ids = " ".join(map(str, choice.links.without_address))
         yield Text(f"Linked, but without a PCI address, and so left out: GPU {ids}", BAD)

@@ -50,7 +50,7 @@ examples:
   one of them, and one of your own:
     xelink simulate islands
     xelink simulate my-node.yaml
-  a scenario by chance; a thousand of them in one report:
+  a random scenario; a thousand of them in one report:
     xelink simulate --random 1
     xelink simulate --random 1 --runs 1000
   a picture, and what was drawn as a scenario to go on with:
@@ -91,7 +91,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", summary
         help="a file, - for standard input, or the name of one that is there (see --list)",
     ).complete = FILE  # type: ignore[attr-defined]  # where shtab looks for it
     seed = partial(number, least=0, most=_MOST_SEEDS - 1)
-    what.add_argument("--random", type=seed, metavar="SEED", help="draw nodes and Pods by chance")
+    what.add_argument("--random", type=seed, metavar="SEED", help="draw random nodes and Pods")
     what.add_argument("--list", action="store_true", help="list the scenarios that are there")
     parser.add_argument(
         "--seed", type=seed, metavar="SEED", help="seed of SCENARIO, instead of the one in it"

@@ -26,7 +26,7 @@ class EarlierChoice(NamedTuple):
 
     `chosen` and `instead` are bitmasks of GPUs. `criterion` is the first on which they differ,
     `measure` and `other_measure` what they have of it: that of `chosen` is never less. `ended`
-    tells that the Pod that got `chosen` ran no longer, `paid` are Pods that would not have been
+    is whether the Pod that got `chosen` ran no longer, `paid` are Pods that would not have been
     linked instead.
     """
 

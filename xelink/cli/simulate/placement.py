@@ -58,7 +58,7 @@ class PodRequest(NamedTuple):
 
 
 Choose: TypeAlias = Callable[[PodRequest], Iterable[str]]
-"""Gives the ids of the devices that a Pod gets."""
+"""Returns the ids of the devices that a Pod gets."""
 
 
 @dataclass(frozen=True)
