@@ -98,7 +98,7 @@ def _flags(settings: type[DaemonSettings]) -> Iterator[str]:
 
 
 def _metrics(rows: Iterable[tuple[str, tuple[str, ...], str]]) -> Iterator[str]:
-    yield "| Metric | Labels | What it tells |"
+    yield "| Metric | Labels | Meaning |"
     yield "|---|---|---|"
     for name, labels, description in rows:
         yield f"| `{name}` | {', '.join(f'`{label}`' for label in labels)} | {description} |"
