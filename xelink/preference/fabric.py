@@ -124,12 +124,12 @@ class Fabric:
         found: dict[object, int] = {}
         groups = [group for levels in self.near for level in levels for group in level]
         for i, row in enumerate(self.lanes):
+            near = tuple([group for group in groups if group >> i & 1])
             # GPUs that are alike have the same lanes between any two of them: put in place of the
             # lanes of each to itself, these make their rows the same
             for width in set(row):
                 others = (*row[:i], width, *row[i + 1 :])
-                below = tuple(group for group in groups if group >> i & 1)
-                kind = (self.ports_cost[i], self.numa[i], width, others, below)
+                kind = (self.ports_cost[i], self.numa[i], near, width, others)
                 found[kind] = found.get(kind, 0) | 1 << i
         return tuple(alike for alike in found.values() if alike.bit_count() > 1)
 

@@ -63,7 +63,7 @@ class Subsets:
         lanes = _sums([[max(0, width) for width in row] for row in fabric.lanes])
         table = _levels(fabric) << _LEVEL_SHIFT
         table += (lanes << _LANES_SHIFT) + (_ports(fabric) << _NUMA_BITS) + _numa(fabric)
-        for levels in fabric.near:
+        for levels in filter(None, fabric.near):
             table = (table << _NEAR_BITS) + _near(levels, n)
         weights = _unpack(table, n)
         ranking = [sorted(masks, key=weights.__getitem__, reverse=True) for masks in _by_size(n)]
@@ -224,9 +224,7 @@ def _sums(pairs: Sequence[Sequence[int]]) -> int:
 
 
 def _near(levels: Levels, n: int) -> int:
-    """Sum up how close the pairs inside every subset are; on most nodes nothing is known."""
-    if not levels:
-        return 0
+    """Sum up how close the pairs inside every subset are."""
     return _sums([[closeness(levels, 1 << i | 1 << j) for j in range(n)] for i in range(n)])
 
 
