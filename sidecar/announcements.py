@@ -9,7 +9,7 @@ from structlog.typing import FilteringBoundLogger
 from sidecar.debounce import Confirmed, LossKind
 from xelink.daemon.logs import Changes
 from xelink.topology.model import Tile, Topology
-from xelink.topology.observation import NoFabricData, ObservedLinks, Unknown
+from xelink.topology.observation import NoFabricData, ObservedLinks, Source, Unknown
 from xelink.topology.publication import GROUP, Publication
 
 _MOST_NAMED = 8
@@ -19,10 +19,10 @@ _DIGITS = re.compile(r"[0-9]+")  # a detail that differs in numbers only is not 
 class Announcements:
     """The lines of the log; remembers what was logged last of each thing.
 
-    `source` is the name of the source, `verb` what becomes of labels: published, or only printed.
+    `source` says what it is called now, `verb` what becomes of labels: published, or only printed.
     """
 
-    def __init__(self, log: FilteringBoundLogger, source: str, verb: str) -> None:
+    def __init__(self, log: FilteringBoundLogger, source: Source, verb: str) -> None:
         self._log = log
         self._source = source
         self._verb = verb
@@ -73,7 +73,7 @@ class Announcements:
         else:
             event = "has no fabric data"
         self._log.warning(
-            f"{self._source} {event}: {becomes}",
+            f"{self._source.name} {event}: {becomes}",
             **facts,
             detail=observation.detail,
             **({"expires": expiry_text(until)} if published else {}),
@@ -84,9 +84,9 @@ class Announcements:
         """Log what is wrong with the source, although it observes, and when that has ended."""
         if self._changes.of("source warning", warning):
             if warning:
-                self._log.warning("source warning", source=self._source, reason=warning)
+                self._log.warning("source warning", source=self._source.name, reason=warning)
             else:
-                self._log.info("source warning resolved", source=self._source)
+                self._log.info("source warning resolved", source=self._source.name)
 
     def warnings(self, observed: ObservedLinks, confirmed: Confirmed) -> None:
         """Log what of a scrape needs a look, and what waits for confirmation."""

@@ -15,7 +15,7 @@ from structlog.typing import FilteringBoundLogger
 from sidecar.loop import Sidecar
 from sidecar.policy import Policy
 from sidecar.pulse import Pulse, ticks
-from sidecar.sources import xpu_manager
+from sidecar.sources import chosen
 from sidecar.status import body, status
 from sidecar.telemetry import Telemetry
 from xelink.daemon.command import OK
@@ -92,7 +92,7 @@ def run(loaded: "Loaded[SidecarSettings]") -> int:
         stop = Stop()
         stop.install()
         cleanup.callback(stop.close)
-        source = cleanup.enter_context(xpu_manager(settings, policy.rules, stop))
+        source = cleanup.enter_context(chosen(settings, policy.rules, stop, log))
         telemetry = Telemetry(source.reasons)
         file = settings.dst_file_path
         publisher = BoundedPublisher(Publisher(file, settings.tmp_dir_prefix), file)

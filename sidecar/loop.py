@@ -51,7 +51,7 @@ class Sidecar:
         self._source = source
         self._policy = policy
         self._telemetry = telemetry
-        self._announce = Announcements(log, source.name, target.verb)
+        self._announce = Announcements(log, source, target.verb)
         self._file = PublishedFile(target, policy, telemetry, self._announce)
         self._confirmed: Confirmed | None = None
         self._error: str | None = None

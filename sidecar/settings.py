@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from sidecar.source_choice import SourceChoice
 from xelink.daemon.flags import LISTEN_NAMES, Directory, HostNames, KlogSettings, listen_address
 from xelink.nfd.writer import OnExit
 from xelink.topology.nfd_format import namespace
@@ -39,9 +40,17 @@ class SidecarSettings(KlogSettings):
 
     PROGRAM: ClassVar[str] = "xelink-sidecar"
     SUMMARY: ClassVar[str] = (
-        "publishes the Xe Links that XPU Manager reports as node labels, through NFD"
+        "publishes the Xe Links that XPU Manager or the kernel driver reports as node labels,"
+        " through NFD"
     )
 
+    source: SourceChoice = Field(
+        SourceChoice.XPUM,
+        description="who reports the links: XPU Manager 1.2 or 1.3; the kernel driver, which needs"
+        " the host's network namespace (hostNetwork: true) and nothing else; or the driver if it"
+        " answers and XPU Manager if not, decided again when the chosen one has reported nothing"
+        " for -expiry",
+    )
     lane_count: int = Field(
         4,
         ge=0,
@@ -122,6 +131,12 @@ class SidecarSettings(KlogSettings):
         description="address of the page, /healthz, /readyz and /metrics; empty for none",
     )
     listen_names: HostNames = Field(frozenset(), description=LISTEN_NAMES)
+    prefix: Directory = Field(Path("/"), description="where the host's /sys is seen")
+    driver_socket: OptionalPath = Field(
+        None,
+        description="socket of a simulated driver, in place of the kernel's: for tests and demos;"
+        " refused where the real driver is",
+    )
     use_https: bool = Field(
         default=False, deprecated="-cert alone decides: with it HTTPS, without it HTTP"
     )
@@ -134,6 +149,8 @@ class SidecarSettings(KlogSettings):
             raise ValueError("-client-key needs -client-cert; see -h")
         if bool(self.username) != bool(self.password_file):
             raise ValueError("-username and -password-file need each other; see -h")
+        if self.driver_socket and self.source is SourceChoice.XPUM:
+            raise ValueError("-driver-socket needs -source driver or auto; see -h")
         return self
 
     @property

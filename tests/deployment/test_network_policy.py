@@ -11,7 +11,6 @@ from tests.deployment.rendering import (
     OVERLAYS,
     Document,
     Pod,
-    each_overlay,
     is_ours,
     kustomizations,
     needs_kustomize,
@@ -20,6 +19,13 @@ from tests.deployment.rendering import (
     words,
 )
 from xelink.daemon.setting_types import split_address
+
+QUIET = "standalone"
+"""The overlay that listens on loopback only, where a policy would have nothing to protect."""
+
+each_that_listens = pytest.mark.parametrize(
+    "overlay", [name for name in kustomizations("Kustomization") if name != QUIET]
+)
 
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
@@ -41,7 +47,7 @@ def hosts(pod: Pod) -> set[str]:
 
 
 @needs_kustomize
-@each_overlay
+@each_that_listens
 def test_each_overlay_that_listens_beyond_loopback_has_a_policy_for_its_pods(overlay: str) -> None:
     (pod,), found = pods(overlay), policies(overlay)
     assert hosts(pod) - LOOPBACK
@@ -55,7 +61,14 @@ def test_each_overlay_that_listens_beyond_loopback_has_a_policy_for_its_pods(ove
 
 
 @needs_kustomize
-@each_overlay
+def test_an_overlay_that_listens_on_loopback_only_has_no_policy() -> None:
+    (pod,) = pods(QUIET)
+    assert not hosts(pod) - LOOPBACK
+    assert policies(QUIET) == []
+
+
+@needs_kustomize
+@each_that_listens
 def test_a_policy_lets_in_pods_of_its_own_namespace_and_nobody_else(overlay: str) -> None:
     (policy,) = policies(overlay)
     assert policy["spec"]["policyTypes"] == ["Ingress"]
@@ -65,7 +78,7 @@ def test_a_policy_lets_in_pods_of_its_own_namespace_and_nobody_else(overlay: str
 @needs_kustomize
 def test_two_overlays_in_one_namespace_have_policies_of_different_names() -> None:
     named: dict[str, set[str]] = {}
-    for overlay in kustomizations("Kustomization"):
+    for overlay in kustomizations("Kustomization").keys() - {QUIET}:
         (policy,) = policies(overlay)
         named.setdefault(policy["metadata"]["name"], set()).add(overlay)
     assert named["xelink-device-plugin"] == {"plugin-only"}

@@ -20,7 +20,11 @@ from tests.deployment.rendering import (
 MOST_LINES = 12
 CLUSTER_WIDE = {"Namespace", "ClusterRole", "ClusterRoleBinding", "NodeFeatureRule"}
 ALL = kustomizations("Kustomization") | kustomizations("Component")
-XPUM = [name for name in kustomizations("Kustomization") if name not in {"demo", "plugin-only"}]
+XPUM = [
+    name
+    for name in kustomizations("Kustomization")
+    if name not in {"demo", "plugin-only", "standalone"}
+]
 
 each_of_xpum = pytest.mark.parametrize("overlay", XPUM)
 
@@ -216,7 +220,7 @@ def test_xpumd_waits_for_no_resource_that_its_own_pod_offers(overlay: str) -> No
 
 
 @needs_kustomize
-@pytest.mark.parametrize("overlay", [*XPUM, "plugin-only"])
+@pytest.mark.parametrize("overlay", [*XPUM, "plugin-only", "standalone"])
 def test_a_pod_is_made_for_nodes_with_intel_gpus_only(overlay: str) -> None:
     # A Pod that no node can take would keep a rollout from ever ending.
     (pod,) = pods(overlay)
@@ -224,7 +228,24 @@ def test_a_pod_is_made_for_nodes_with_intel_gpus_only(overlay: str) -> None:
 
 
 @needs_kustomize
-@pytest.mark.parametrize("overlay", [*XPUM, "plugin-only"])
+def test_a_node_without_xpu_manager_has_both_daemons_in_a_pod_without_any_privilege() -> None:
+    (pod,) = pods("standalone")
+    assert pod.spec["hostNetwork"] is True  # the driver answers nowhere else
+    assert {each["name"] for each in pod.containers} == {"xelink-sidecar", "xelink-device-plugin"}
+    for each in pod.containers:
+        context = each["securityContext"]
+        assert "privileged" not in context
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert context["readOnlyRootFilesystem"] is True
+    (sidecar,) = (each for each in pod.containers if each["name"] == "xelink-sidecar")
+    assert {"name": "XELINK_SIDECAR_SOURCE", "value": "driver"} in sidecar["env"]
+    assert [each["mountPath"] for each in sidecar["volumeMounts"]] == [
+        "/etc/kubernetes/node-feature-discovery/features.d/"
+    ]
+
+
+@needs_kustomize
+@pytest.mark.parametrize("overlay", [*XPUM, "plugin-only", "standalone"])
 def test_the_arguments_of_our_daemons_are_the_user_s(overlay: str) -> None:
     # A list is replaced as a whole: what an overlay needs would be gone with the first flag.
     (pod,) = pods(overlay)

@@ -15,8 +15,8 @@ from structlog.testing import LogCapture
 
 from sidecar.loop import Sidecar
 from sidecar.policy import Policy
-from sidecar.sources import OPTIONS
 from sidecar.telemetry import Telemetry
+from sidecar.xpu_manager_source import OPTIONS
 from tests.xpu_manager.bodies import body, both, read_body, row, self_rows
 from xelink.nfd.writer import HangingError, OnExit, Publisher, PublishError
 from xelink.topology import nfd_format

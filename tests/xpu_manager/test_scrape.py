@@ -13,7 +13,7 @@ from typing import Self
 
 import pytest
 
-from sidecar.sources import OPTIONS
+from sidecar.xpu_manager_source import OPTIONS
 from tests.patience import NEVER, PATIENCE, Clock
 from xelink.daemon.stopping import Stop, Stopped
 from xelink.simulators.xpu_manager import Blueprint, Simulator

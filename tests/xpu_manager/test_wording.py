@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.settings import SidecarSettings
-from sidecar.sources import OPTIONS as SIDECAR
+from sidecar.xpu_manager_source import OPTIONS as SIDECAR
 from xelink.cli.doctor.inspection import OPTIONS as DOCTOR
 from xelink.cli.live import OPTIONS as TOOL
 from xelink.xpu_manager.errors import ErrorCode, ScrapeError

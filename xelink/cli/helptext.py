@@ -84,12 +84,22 @@ def _grouped(
 
 
 def _filled(parts: Iterable[str], width: int) -> Iterator[str]:
-    """Return lines filled with parts; a part that is too long has its own line."""
+    """Return lines filled with parts; one that is too long is broken between its choices."""
     line = ""
-    for part in parts:
+    for part in (piece for whole in parts for piece in _pieces(whole, width)):
         if line and len(line) + 1 + len(part) > width:
             yield line
             line = ""
         line = f"{line} {part}".lstrip()
     if line:
         yield line
+
+
+def _pieces(part: str, width: int) -> Iterator[str]:
+    """Return a part, or the choices of one that is too long for a line."""
+    if len(part) <= width:
+        yield part
+        return
+    *choices, last = part.split(" | ")
+    yield from (f"{choice} |" for choice in choices)
+    yield last

@@ -22,6 +22,7 @@ COMMANDS: Mapping[str, str] = {
     "show": "see the topology of a node, or the nodes of a cluster",
     "explain": "see which GPUs a Pod would get, and why",
     "simulate": "see what each policy gets for Pods that come and go",
+    "fabric": "print what the kernel driver of Xe Links replies, frame by frame",
     "doctor": "check a node, and say what is wrong and what to do",
     "demo": "watch a simulated node's topology become labels, and Pods get linked GPUs",
     "completion": "print what bash, zsh or fish needs to complete xelink's command line",

@@ -3,13 +3,13 @@
 Every source is read with the daemons' own code, so that the tool shows what they see.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 
 from xelink.topology import labels, nfd_format, publication
 from xelink.topology.model import Link, excess
-from xelink.topology.observation import NoFabricData, ObservedLinks, Unknown
+from xelink.topology.observation import NoFabricData, Observation, ObservedLinks, Unknown
 from xelink.topology.rules import Rules
 from xelink.topology.text import printable
 from xelink.view.node_view import NodeState, NodeView
@@ -49,7 +49,7 @@ def of_rows(reading: Exposition, rules: Rules, source: str, *, live: bool = Fals
     if silent := {*node.devices} - {row.local.device for row in reading.rows}:
         ids = " ".join(f"GPU{device}" for device in sorted(silent))
         remarks.append(f"no rows of {ids} itself: one answer may lack some, get another one")
-    filtered = _filtered(reading, seen, rules)
+    filtered = _filtered(classify(reading, _loosest(rules)), seen, rules)
     return _of_a_node(replace(node, every_link=True, filtered=filtered, remarks=tuple(remarks)))
 
 
@@ -59,9 +59,24 @@ def _of_a_node(node: NodeView) -> NodeView:
     return NodeView(node.source, reason=problem) if problem else node
 
 
-def _filtered(reading: Exposition, seen: ObservedLinks, rules: Rules) -> dict[Link, str]:
-    every = classify(reading, Rules(min(1, rules.lane_count), allow_subdeviceless_links=True))
-    # Looser rules do not make a scrape worse.
+def of_observations(look: Callable[[Rules], Observation], rules: Rules, source: str) -> NodeView:
+    """Return the node of a source that is observed under some rules, with what these filter."""
+    seen = look(rules)
+    if isinstance(seen, NoFabricData):
+        return NodeView(source, reason=f"{seen.result.value}: {seen.detail}")
+    if isinstance(seen, Unknown):
+        return NodeView(source, reason=line(f"{seen.reason}: {seen.detail}"))
+    node = NodeView.of(seen.topology, source)
+    filtered = _filtered(look(_loosest(rules)), seen, rules)
+    return _of_a_node(replace(node, every_link=True, filtered=filtered))
+
+
+def _loosest(rules: Rules) -> Rules:
+    return Rules(min(1, rules.lane_count), allow_subdeviceless_links=True)
+
+
+def _filtered(every: Observation, seen: ObservedLinks, rules: Rules) -> dict[Link, str]:
+    # Looser rules do not make an observation worse.
     found = every.topology.links if isinstance(every, ObservedLinks) else ()
     published = seen.topology.by_ends
     return {

@@ -18,14 +18,17 @@ from typing import BinaryIO, NamedTuple, TypeVar
 
 from shtab import DIRECTORY, FILE
 
-from xelink.cli import live, readings
+from xelink.cli import driver, live, readings
 from xelink.cli.exit_codes import FailedError, WrongCallError
 from xelink.cli.host_paths import below
 from xelink.cli.timed_calls import TimedCalls
 from xelink.daemon.files import read_up_to
 from xelink.daemon.hanging_work import HungError
+from xelink.iaf.dump import SIZE_LIMIT, DumpError
+from xelink.iaf.dump import read as parse_dump
 from xelink.nfd.reader import DEFAULT_PATH
 from xelink.topology import nfd_format
+from xelink.topology.observation import Observation
 from xelink.topology.publication import DEFAULT_NAMESPACE
 from xelink.topology.rules import Rules
 from xelink.view.node_view import NodeView
@@ -62,13 +65,20 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help=f"a live XPU Manager: http://{live.HOST}:{live.PORT}, or https://",
     )
+    source.add_argument(
+        "--driver",
+        action="store_true",
+        default=None,
+        help="the kernel driver of Xe Links of this node, asked by generic netlink",
+    )
     for option, text in (
+        ("--frames", "a dump of xelink fabric dump; - for standard input"),
         ("--metrics", "a saved answer of XPU Manager's /metrics; - for standard input"),
         ("--features", "a feature file of xelink-sidecar; - for standard input"),
         ("--node-json", "the output of kubectl get node -o json; - for standard input"),
     ):
         _takes_file(source.add_argument(option, metavar="FILE", help=text))
-    group = parser.add_argument_group("without a source")
+    group = parser.add_argument_group("without a source, and with --driver")
     prefix = group.add_argument(
         "--prefix", type=Path, metavar="DIR", help="directory with the node's / (default /)"
     )
@@ -81,7 +91,10 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"namespace of the labels (default {DEFAULT_NAMESPACE})",
     )
-    group = parser.add_argument_group("with --url and --metrics, as for xelink-sidecar")
+    driver.add_options(parser.add_argument_group("with --driver"))
+    group = parser.add_argument_group(
+        "with --url, --metrics, --driver and --frames, as for xelink-sidecar"
+    )
     group.add_argument(
         "--lane-count",
         type=partial(number, least=0, most=10**9 - 1),
@@ -95,7 +108,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="links of one-tile GPUs (Max 1100) are published, too",
     )
-    group = parser.add_argument_group("with --url")
+    group = parser.add_argument_group("with --url, and --driver for the last one")
     for option, text in (
         ("--cert", "PEM file to verify https against: a CA, or XPU Manager's own certificate"),
         ("--client-cert", "PEM file with the certificate to show (mTLS)"),
@@ -106,9 +119,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--username", metavar="NAME", help="user for HTTP Basic")
     group.add_argument(
         "--timeout",
-        type=_seconds,
+        type=seconds,
         metavar="S",
-        help=f"seconds for the whole scrape (default {live.TIMEOUT:g})",
+        help=f"seconds for the whole scrape or look (default {live.TIMEOUT:g}, {driver.TIMEOUT:g})",
     )
 
 
@@ -157,14 +170,15 @@ def number(text: str, least: int, most: int) -> int:
     return int(text)
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """Parse seconds above 0, as the type of an option."""
     try:
-        seconds = float(text)
+        value = float(text)
     except ValueError:
-        seconds = 0
-    if not 0 < seconds <= _DAY:
+        value = 0
+    if not 0 < value <= _DAY:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
-    return seconds
+    return value
 
 
 # Readers: each returns its nodes
@@ -201,6 +215,27 @@ def _from_url(options: argparse.Namespace) -> tuple[NodeView, ...]:
     except live.NoAnswerError as error:
         return (NodeView(target.url, reason=readings.line(str(error))),)
     return (readings.of_rows(reading, _rules(options), target.url, live=True),)
+
+
+def _from_driver(options: argparse.Namespace) -> tuple[NodeView, ...]:
+    prefix = options.prefix or Path("/")
+
+    def look(rules: Rules) -> Observation:
+        return driver.live(prefix, options.driver_socket, options.timeout or driver.TIMEOUT, rules)
+
+    return (readings.of_observations(look, _rules(options), "the Xe Link driver"),)
+
+
+def _from_frames(options: argparse.Namespace) -> tuple[NodeView, ...]:
+    content = _with_file("frames", options.frames, lambda file: file.read(SIZE_LIMIT + 1))
+    _require_kind("frames", options.frames, content)
+    source = _named(options.frames)
+    try:
+        dump = parse_dump(content.decode("ascii", "replace"))
+    except DumpError as error:
+        raise FailedError(f"--frames {source}: no dump of xelink fabric: {error}") from error
+    look = partial(driver.replayed, dump)
+    return (readings.of_observations(look, _rules(options), source),)
 
 
 def _from_metrics(options: argparse.Namespace) -> tuple[NodeView, ...]:
@@ -321,6 +356,10 @@ def _require_kind(name: str, path: str, content: bytes) -> None:
 
 # How the kinds of files are recognized: XPU Manager's exposition, lines for NFD, a JSON object.
 _KINDS: Mapping[str, tuple[re.Pattern[bytes], str]] = {
+    "frames": (
+        re.compile(rb"\A# xelink fabric dump "),
+        "a dump of xelink fabric",
+    ),
     "metrics": (
         re.compile(rb"^(?:# (?:HELP|TYPE) |xpum_[a-z_]+\{)", re.MULTILINE),
         "an answer of /metrics",
@@ -352,13 +391,15 @@ def _named(path: str) -> str:
     return "standard input" if path == STDIN else path
 
 
-_EXPOSITION = frozenset({"lane_count", "allow_subdeviceless_links"})
+_RULES = frozenset({"lane_count", "allow_subdeviceless_links"})
 _ACCESS = frozenset({"cert", "client_cert", "client_key", "username", "password_file", "timeout"})
 
 _HERE = _Source(_from_here, frozenset({"prefix"}))
 _SOURCES: Mapping[str, _Source] = {
-    "url": _Source(_from_url, _EXPOSITION | _ACCESS),
-    "metrics": _Source(_from_metrics, _EXPOSITION),
+    "url": _Source(_from_url, _RULES | _ACCESS),
+    "driver": _Source(_from_driver, _RULES | {"prefix", "timeout", "driver_socket"}),
+    "frames": _Source(_from_frames, _RULES),
+    "metrics": _Source(_from_metrics, _RULES),
     "features": _Source(_from_features, frozenset({"label_namespace"})),
     "node_json": _Source(_from_node_json, frozenset({"label_namespace", "node"})),
 }

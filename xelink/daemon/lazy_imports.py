@@ -61,14 +61,15 @@ def no_task_names() -> None:
     vars(logging)["logAsyncioTasks"] = False
 
 
-def no_openssl() -> None:
+def no_openssl(*, with_asyncio: bool = True) -> None:
     """Block OpenSSL as in a Python that was built without it, which saves 5 MB without TLS.
 
     asyncio and http work without it, and so does hashlib if Python has its own hashes.
     prometheus_client uses names of `ssl` in annotations and defaults of functions that serve TLS.
     """
     block_imports("_ssl", "ssl", *_needless_hashes())
-    import asyncio.sslproto  # noqa: F401, PLC0415 - before the stub exists
+    if with_asyncio:
+        import asyncio.sslproto  # noqa: F401, PLC0415 - before the stub exists
 
     named = ModuleType("ssl")
     annotations = dict.fromkeys(("SSLContext", "TLSVersion"), object)

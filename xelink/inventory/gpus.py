@@ -188,6 +188,12 @@ class Inventory:
         hidden = (gpu.card for gpu in self.excluded if gpu.card)
         return tuple(sorted((*offered, *hidden), key=by_address))
 
+    @property
+    def counted(self) -> tuple["Card | ExcludedGpu", ...]:
+        """The GPUs that XPU Manager counts, by PCI address: all that the driver has."""
+        excluded = (gpu for gpu in self.excluded if gpu.name and gpu.driver in DRIVERS)
+        return tuple(sorted((*self.cards, *excluded), key=by_address))
+
     def keep_known(self, before: "Inventory") -> "Inventory":
         """Keep, as unhealthy, the cards of `before` that can no longer be read.
 

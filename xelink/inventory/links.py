@@ -6,12 +6,12 @@ PCI address and never by an index. Only where a file has no id map, as the refer
 it, PCI order is all there is: a guess, told as one, and none where the node allows more than one.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TypeAlias
 
-from xelink.inventory.gpus import DRIVERS, Card, ExcludedGpu, Inventory, by_address
+from xelink.inventory.gpus import Card, ExcludedGpu, Inventory
 from xelink.nfd.reader import FileState, Reading
 from xelink.topology.model import Link, PortState, Topology
 
@@ -152,7 +152,7 @@ def _by_order(topology: Topology, inventory: Inventory) -> dict[int, str]:
 
     XPU Manager counts every GPU that its driver has, offered or not, within one driver.
     """
-    gpus = sorted(_counted(inventory), key=by_address)
+    gpus = inventory.counted
     addresses = {gpu.bdf for gpu in gpus}
     unread = [problem.name for problem in inventory.problems if problem.bdf not in addresses]
     if unread:
@@ -166,13 +166,6 @@ def _by_order(topology: Topology, inventory: Inventory) -> dict[int, str]:
         if tiles is not None and tile.subdevice >= tiles:
             raise _AmbiguousError(f"links name tile {tile}, but the GPU in that place has {tiles}")
     return dict(enumerate(gpu.bdf for gpu in gpus))
-
-
-def _counted(inventory: Inventory) -> Iterator[Card | ExcludedGpu]:
-    yield from inventory.cards
-    for gpu in inventory.excluded:
-        if gpu.name and gpu.driver in DRIVERS:
-            yield gpu
 
 
 def _tiles(gpu: Card | ExcludedGpu) -> int | None:

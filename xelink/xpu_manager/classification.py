@@ -6,7 +6,8 @@ matrix is there, and only then does the lack of an Xe Link mean that there is no
 
 from dataclasses import replace
 
-from xelink.topology.model import Gpu, Link, Tile, Topology, excess
+from xelink.topology.admission import Admitted, Direction, admit
+from xelink.topology.model import Gpu, Tile, Topology, excess
 from xelink.topology.observation import NoFabricData, Observation, ObservedLinks, Unknown
 from xelink.topology.rules import Rules
 from xelink.xpu_manager.exposition import Exposition
@@ -93,30 +94,16 @@ def _contradicting(reading: Exposition) -> frozenset[tuple[Tile, Tile]]:
     )
 
 
-def _admit(reading: Exposition, rules: Rules) -> tuple[tuple[Link, ...], int, int]:
-    """Unite both directions; a pair passes when one direction does, as for the reference.
-
-    Return the links that pass, and how many are held back: by their lanes, and by their one tile.
-    """
-    lanes: dict[tuple[Tile, Tile], int] = {}
-    passing: set[tuple[Tile, Tile]] = set()
-    wide: set[tuple[Tile, Tile]] = set()
-    for row in reading.rows:
-        if row.connection is not TileConnection.XE_LINK:
-            continue
-        direction = row.local, row.remote
-        lanes[direction] = max(row.lanes, lanes.get(direction, 0))
-        ends = min(direction), max(direction)
-        if row.lanes >= rules.lane_count:
-            wide.add(ends)
-            if row.on_subdevice or rules.allow_subdeviceless_links:
-                passing.add(ends)
-    links = tuple(
-        Link(one, other, lanes.get((one, other), 0), lanes.get((other, one), 0))
-        for one, other in passing
+def _admit(reading: Exposition, rules: Rules) -> Admitted:
+    """Return the links that pass; a pair passes when one direction does, as in Intel's sidecar."""
+    return admit(
+        (
+            Direction(row.local, row.remote, row.lanes, row.on_subdevice)
+            for row in reading.rows
+            if row.connection is TileConnection.XE_LINK
+        ),
+        rules,
     )
-    every = {(min(direction), max(direction)) for direction in lanes}
-    return links, len(every - wide), len(wide - passing)
 
 
 def _id_map(reading: Exposition) -> tuple[tuple[Gpu, ...], frozenset[int]]:

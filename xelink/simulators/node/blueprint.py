@@ -105,6 +105,7 @@ class Blueprint:
                 mei=(place,),
                 totalvfs=_TOTAL_VFS,
                 bridges=self._bridges(at),
+                fabric=at if self.made.startswith("max-") else None,
             )
 
     def _bridges(self, at: int) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ class SimulatedGpu:
     `mei` are the numbers of its management engines. `bridges` are the PCI addresses of the bridges
     above it, the root port first; without any it is on a host bridge of its own bus. `physfn` is
     the PCI address of the GPU of which it is a VF. `totalvfs` is how many VFs it could have,
-    `numvfs` how many are on.
+    `numvfs` how many are on. `fabric` is the number of its Xe Link device, None: it has none.
     """
 
     bdf: str
@@ -57,6 +57,7 @@ class SimulatedGpu:
     totalvfs: int = 0
     numvfs: int = 0
     bridges: tuple[str, ...] = ()
+    fabric: int | None = None
 
     def __post_init__(self) -> None:
         for address in (self.bdf, *self.bridges):
@@ -140,6 +141,7 @@ class Node:
                     render=_FIRST_RENDER + index,
                     mei=(index,),
                     totalvfs=63,
+                    fabric=index,
                 )
             )
         return node
@@ -293,6 +295,9 @@ class Node:
             _write_file(engine / "uevent", f"DEVNAME=mei{number}\n")
             self._link(self.root / "sys/class/mei" / engine.name, engine)
             self._make_node(self.root / "dev" / engine.name)
+        if gpu.fabric is not None and gpu.driver == "i915":
+            fabric = device / f"i915.iaf.{gpu.fabric}"
+            _write_file(fabric / "iaf_fabric_id", f"{0x10000 + gpu.fabric:#x}\n")
         for minor in gpu.minors:
             self._make_node(self.root / "dev/dri" / minor)
         if self._by_path:

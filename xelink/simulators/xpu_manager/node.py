@@ -148,11 +148,11 @@ class SimulatedNode:
                     if tile == link.a
                     else (link.lanes_back, there.lanes_back)
                 )
-                failed = max(0, built - left) // _LANES_PER_PORT
                 names = [
                     f"Tile{tile.subdevice}-{number}"
                     for number in islice(numbers, max(1, -(-built // _LANES_PER_PORT)))
                 ]
+                failed = len(names) - -(-min(built, left) // _LANES_PER_PORT)
                 for at, name in enumerate(names):
                     state = PortState.FAILED if at < failed else PortState.HEALTHY
                     found.setdefault(gpu.ports or state, []).append(name)

@@ -1,0 +1,1 @@
+"""`xelink fabric`: what the kernel driver of Xe Links replies, frame by frame."""

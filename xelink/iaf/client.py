@@ -1,0 +1,93 @@
+"""Asks the driver: one query at a time, each within one deadline."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from xelink.iaf import replies, wire
+from xelink.iaf.channel import Channel, LostReplyError
+from xelink.iaf.fabric import Fabric, FabricDevice
+from xelink.iaf.replies import Generation, TileFabric
+from xelink.iaf.wire import Command, Reply
+
+T = TypeVar("T")
+
+_MOST_LOST = 8  # replies in a row: there is no room for any
+
+
+class SweepError(Exception):
+    """The routing changed while it was read, or was being changed: nothing of it counts."""
+
+
+class Client:
+    """Asks on one channel until `deadline`, by `monotonic`.
+
+    Every query raises `OSError` (`TimeoutError` when the time is up, `NetlinkError` for an error of
+    the generic layer), `MalformedFrameError`, and `replies.DriverError`.
+    """
+
+    def __init__(self, channel: Channel, monotonic: Callable[[], float], deadline: float) -> None:
+        self._channel = channel
+        self._monotonic = monotonic
+        self._deadline = deadline
+        self._sequence = 0
+        self._family = 0
+
+    def resolve(self) -> None:
+        """Find the number of the family; to be done first. With ENOENT there is none."""
+        self._family = wire.family_of(self._exchange(wire.family_request))
+
+    def generation(self) -> Generation:
+        """Return the routing generation."""
+        return replies.generation(self._ask(Command.ROUTING_GEN_QUERY))
+
+    def fabric(self) -> Fabric:
+        """Return the whole fabric. Raises `SweepError` where it was not one truth."""
+        before = self.generation()
+        if not before.settled:
+            raise SweepError("a routing sweep is under way")
+        devices = replies.devices(self._ask(Command.DEVICE_ENUM))
+        found = tuple(
+            FabricDevice(
+                device, tuple(self._tile(device.fabric_id, tile) for tile in range(device.tiles))
+            )
+            for device in devices
+        )
+        if self.generation() != before:
+            raise SweepError("the routing changed meanwhile")
+        return Fabric(found, before.end)
+
+    def _tile(self, fabric_id: int, tile: int) -> TileFabric:
+        guid = replies.guid(self._ask(Command.SUB_DEVICE_PROPERTIES_GET, fabric_id, tile))
+        return TileFabric(
+            guid,
+            replies.ports(
+                self._ask(Command.FPORT_PROPERTIES, fabric_id, tile),
+                self._ask(Command.FPORT_STATUS_QUERY, fabric_id, tile),
+                self._ask(Command.PORT_STATE_QUERY, fabric_id, tile),
+            ),
+        )
+
+    def _ask(
+        self, command: Command, fabric_id: int | None = None, tile: int | None = None
+    ) -> Reply:
+        frame = self._exchange(
+            lambda sequence: wire.request(self._family, sequence, command, fabric_id, tile)
+        )
+        return wire.parse(frame, self._family)
+
+    def _exchange(self, build: Callable[[int], bytes]) -> bytes:
+        """Send a frame and return the reply to it; late replies to earlier ones are dropped."""
+        for _ in range(_MOST_LOST):
+            self._sequence += 1
+            self._channel.send(build(self._sequence), self._left())
+            try:
+                while True:
+                    frame = self._channel.receive(self._left())
+                    if frame is not None and wire.sequence_of(frame) == self._sequence:
+                        return frame
+            except LostReplyError:
+                continue
+        raise TimeoutError(f"{_MOST_LOST} replies in a row were lost for lack of room")
+
+    def _left(self) -> float:
+        return self._deadline - self._monotonic()
