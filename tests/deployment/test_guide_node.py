@@ -73,7 +73,8 @@ def test_the_words_of_the_table_are_those_of_the_programs() -> None:
         for part in ("xelink", "sidecar", "device_plugin")
         for path in (ROOT / part).rglob("*.py")
     )
-    said = "".join(path.read_text() for path in ours)
+    # An error of the scrape has the names of the program's options.
+    said = "".join(path.read_text().replace("{cert}", "-cert") for path in ours)
     for words in (
         "labels not published",
         "the file of -cert does not contain its CA",
