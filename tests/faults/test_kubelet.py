@@ -194,7 +194,7 @@ def nonsense(scene: Scene, plugin: Running) -> None:
             expected = "UNIMPLEMENTED" if method == "Nothing" else "UNKNOWN"
             assert refusal(partial(call, b"\xff" * 9, timeout=LONG)) == expected
             if expected == "UNKNOWN":
-                assert f"rpc={method} code=UNKNOWN" in plugin.wait_for("event=refused")
+                assert f"rpc={method} code=UNKNOWN" in plugin.wait_for('event="request rejected"')
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(scene.kubelet.directory / SOCKET))
         with suppress(OSError):
