@@ -62,7 +62,7 @@ def started_as(arguments: Sequence[str], **env: str) -> Iterator[subprocess.Pope
 
 
 def wait_for(process: subprocess.Popen[str], text: str) -> str:
-    """Give what follows this text in the next line that has it."""
+    """Return what follows this text in the next line that has it."""
     for line in process.stdout or ():
         if text in line:
             return line.partition(text)[2].split()[0]
@@ -70,7 +70,7 @@ def wait_for(process: subprocess.Popen[str], text: str) -> str:
 
 
 def resident(process: subprocess.Popen[str]) -> float:
-    """Give the resident memory, in MB."""
+    """Return the resident memory, in MB."""
     found = _RESIDENT.search(Path(f"/proc/{process.pid}/status").read_text())
     return int(found[1]) * 1024 / 1e6 if found else 0.0
 
@@ -107,7 +107,7 @@ def sidecars() -> list[float]:
 
 
 def plugin(env: Mapping[str, str]) -> float:
-    """Give the memory of a plugin after the Pods."""
+    """Return the memory of a plugin after the Pods."""
     with tempfile.TemporaryDirectory(prefix="xl-") as name, Kubelet(Path(name) / "k") as kubelet:
         Node.eight_max_1550(Path(name) / "n")
         arguments = (

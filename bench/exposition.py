@@ -28,7 +28,7 @@ BODIES = (
 
 
 def best(work: Callable[[], object], runs: int) -> float:
-    """Give the shortest time of some runs, in seconds."""
+    """Return the shortest time of some runs, in seconds."""
     times = []
     for _ in range(runs):
         started = perf_counter()
@@ -55,7 +55,7 @@ def read(chunks: list[bytes], reader: ExpositionReader | None = None) -> object:
 
 
 def peak(chunks: list[bytes]) -> float:
-    """Give the most memory that reading took, in KB, beside the body itself."""
+    """Return the most memory that reading took, in KB, beside the body itself."""
     tracemalloc.start()
     read(chunks)
     _, most = tracemalloc.get_traced_memory()

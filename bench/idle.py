@@ -46,7 +46,7 @@ asyncio.run(main())
 
 
 def used(process: "Popen[str]") -> float:
-    """Give the processor seconds of a process."""
+    """Return the processor seconds of a process."""
     # Linux' number of the clock of another process, as clock_getcpuclockid(3) makes it.
     return time.clock_gettime(~process.pid << 3 | 2)
 
@@ -62,7 +62,7 @@ def woken(process: "Popen[str]") -> int:
 
 
 def memory(process: "Popen[str]") -> Iterator[float]:
-    """Give MB: resident, of it our share, of it anonymous."""
+    """Return MB: resident, of it our share, of it anonymous."""
     told = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
     for name in ("Rss", "Pss", "Anonymous"):
         found = re.search(rf"^{name}:\s+(\d+) kB", told, re.MULTILINE)

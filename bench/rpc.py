@@ -221,7 +221,7 @@ def plugin(directory: Path, wiring: str) -> Iterator[str]:
 
 
 def cells(took: list[float], floor: list[float]) -> Iterator[float]:
-    """Give p50, p99 and maximum in ms, and how often each is the floor's."""
+    """Return p50, p99 and maximum in ms, and how often each is the floor's."""
     for part in (0.5, 0.99, 1):
         ours, least = (sorted(times)[int((len(times) - 1) * part)] for times in (took, floor))
         yield ours * 1e3

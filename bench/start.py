@@ -61,14 +61,14 @@ def first_label(port: int, directory: Path) -> float:
 
 
 def python(program: str) -> float:
-    """Give the seconds that Python takes for a program."""
+    """Return the seconds that Python takes for a program."""
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", program], check=True)  # noqa: S603 - ours
     return time.perf_counter() - started
 
 
 def imports() -> dict[str, float]:
-    """Give the seconds that modules take to import, with what they import; the best of some."""
+    """Return the seconds that modules take to import, with what they import; the best of some."""
     best: dict[str, float] = {}
     for _ in range(5):
         told = subprocess.run(

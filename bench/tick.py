@@ -105,7 +105,7 @@ def simulator(*options: str) -> Iterator[int]:
 
 
 def processor_time(work: Callable[[], object]) -> float:
-    """Give the median processor time of a call, in seconds."""
+    """Return the median processor time of a call, in seconds."""
     for _ in range(10):
         work()
     times = []

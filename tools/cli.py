@@ -41,7 +41,7 @@ class CommandError(Exception):
 
 
 def pages(root: Path) -> Mapping[Path, bytes]:
-    """Give the pages with what their commands print, and the files that these write."""
+    """Return the pages with what their commands print, and the files that these write."""
     written: dict[Path, bytes] = {}
 
     def run(block: re.Match[str]) -> str:
@@ -103,7 +103,7 @@ def _rows(body: bytes) -> Iterator[bytes]:
 
 
 def _topology(node: SimulatedNode) -> Topology:
-    """Give what the sidecar would publish of a node."""
+    """Return what the sidecar would publish of a node."""
     reader = ExpositionReader()
     sieve = reader.sieve()
     sieve.feed(render(node))

@@ -77,7 +77,7 @@ def run(*command: str) -> str:
 def confined(
     *arguments: str, user: str, mounts: Sequence[Path] = (), tmp: bool = False
 ) -> list[str]:
-    """Give the command that runs the image as a Pod's container would be."""
+    """Return the command that runs the image as a Pod's container would be."""
     volumes = [f"--volume={path}:{path}" for path in mounts]
     scratch = ["--tmpfs=/tmp"] if tmp else []
     return [
@@ -105,7 +105,7 @@ def started(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
 
 
 def wait_for(lines: IO[str] | None, text: str) -> str:
-    """Give the next line with this text. Raises `ImageTestError` with the last line."""
+    """Return the next line with this text. Raises `ImageTestError` with the last line."""
     last = "nothing"
     for line in lines or ():
         last = line.strip()

@@ -59,7 +59,7 @@ def build(environment: Path) -> bool:
 def installation(
     environment: Path, lock: Path, *, editable: bool
 ) -> Iterator[tuple[str, list[str]]]:
-    """Give what is done to install a lock, and the command of each step."""
+    """Return what is done to install a lock, and the command of each step."""
     pip = [str(_python(environment)), "-m", "pip", "--disable-pip-version-check"]
     install = [*pip, "install", "--quiet", "--no-deps"]
     yield (

@@ -42,7 +42,7 @@ class Generator:
     owned: tuple[str, ...] = ()
 
     def stale(self, root: Path) -> dict[Path, bytes | None]:
-        """Give what differs from the tree: what should stand there, None for nothing at all."""
+        """Return what differs from the tree: what should stand there, None for nothing at all."""
         wanted = self.generate(root)
         found = {path.relative_to(root) for pattern in self.owned for path in root.glob(pattern)}
         leftovers: dict[Path, bytes | None] = dict.fromkeys(sorted(found - wanted.keys()))
@@ -90,7 +90,7 @@ GENERATORS: tuple[Generator, ...] = (
 
 
 def check(root: Path, generators: Iterable[Generator]) -> str | None:
-    """Say in one line what is stale, None when everything is current."""
+    """Return in one line what is stale, None when everything is current."""
     for generator in generators:
         for path in generator.stale(root):
             return f"{path} is stale: run tools/generate.py ({generator.name})"

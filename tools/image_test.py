@@ -109,7 +109,7 @@ def _apart(*arguments: str) -> int:
 
 
 def _base(mirror: str) -> Path:
-    """Give a tar file of Debian's minimal root file system, made once."""
+    """Return a tar file of Debian's minimal root file system, made once."""
     tar = CACHE / f"{SUITE}-{platform.machine()}.tar"
     if not tar.exists():
         CACHE.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ class BlockError(Exception):
 
 
 def tables(root: Path) -> Mapping[Path, bytes]:
-    """Give the pages of the daemons with their tables of flags and metrics. Raises `BlockError`."""
+    """Return the daemons' pages with their tables of flags and metrics. Raises `BlockError`."""
     plugin = Metrics("xelink_device_plugin")
     ServingTelemetry(plugin)
     NodeTelemetry(plugin)
@@ -44,7 +44,7 @@ def tables(root: Path) -> Mapping[Path, bytes]:
 
 
 def outputs(root: Path) -> Mapping[Path, bytes]:
-    """Give the pages with what the demo and the simulation print. Raises `BlockError`."""
+    """Return the pages with what the demo and the simulation print. Raises `BlockError`."""
     return _pages(
         root,
         {

@@ -29,7 +29,7 @@ class Fault(NamedTuple):
 
 
 def faults_of_the_sidecar(node: Node) -> list[Fault]:
-    """Give what goes wrong before XPU Manager, in the file system, with TLS and the clock."""
+    """Return what goes wrong before XPU Manager, in the file system, with TLS and the clock."""
     return [
         *_xpu_manager(),
         *_file_system(node),
@@ -40,7 +40,7 @@ def faults_of_the_sidecar(node: Node) -> list[Fault]:
 
 
 def faults_of_the_plugin() -> list[Fault]:
-    """Give what kubelet does wrong; each row waits until the plugin is known again."""
+    """Return what kubelet does wrong; each row waits until the plugin is known again."""
     rows = [Fault("kubelet", name, _row_of_kubelet(name)) for name in test_kubelet.TABLE]
     return [*rows, Fault("kill", "the plugin", _quietly(Node.kill_plugin))]
 

@@ -62,7 +62,7 @@ class Truth:
     """How many there were."""
 
     def allows(self, said: Topology) -> bool:
-        """Tell whether a file may say this: the truth, and for a while what was true before."""
+        """Return whether a file may say this: the truth, and for a while what was true before."""
         if said == self.now:
             return True
         known = (self.now, *self.also)
@@ -79,7 +79,7 @@ class Truth:
         self.ahead = timedelta(seconds=seconds)
 
     def clock(self) -> datetime:
-        """Tell the time as the daemons see it."""
+        """Return the time as the daemons see it."""
         return datetime.now(UTC) + self.ahead
 
 
@@ -136,7 +136,7 @@ class Node:
     # What is true
 
     def some_node(self) -> SimulatedNode:
-        """Give a node with some links: the best pair has the most lanes, more every time."""
+        """Return a node with some links: the best pair has the most lanes, more every time."""
         self.lanes += 1
         mesh = Blueprint(gpus=8, tiles=2).build()
         others = [str(link) for link in mesh.links if str(link) != _BEST]
@@ -189,7 +189,7 @@ class Node:
         raise ViolationError("the plugin comes back", f"after {fault}: {said}")
 
     def has_links(self, since: float = 0.0) -> bool:
-        """Tell whether the plugin is registered and uses links that were written since then."""
+        """Return whether the plugin is registered and uses links that were written since then."""
         said = json.loads(get(f"{self.plugin.url}/status.json")[1])
         if (said["ready"], said["readyz"]) != (True, "links in use"):
             return False
