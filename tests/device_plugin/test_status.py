@@ -300,7 +300,7 @@ def test_labels_alone_are_told_as_a_guess(eight: tuple[Scene, Inventory]) -> Non
     here, inventory = eight
     here.see(content(MESH, whole=False), inventory)
     told = here.told()
-    assert told["links"]["state"] == "guess"
+    assert told["links"]["state"] == "inferred"
     assert told["links"]["topology"]["gpus"][7]["card"] == "card8"
     texts = page_of(told).texts
     assert "a-node (a guess)" in texts
