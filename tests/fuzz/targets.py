@@ -24,12 +24,13 @@ from tests.patience import PATIENCE
 from xelink.api import deviceplugin_pb2 as pb
 from xelink.daemon.flags import DaemonSettings, HelpRequested, UsageError, load, print_config
 from xelink.inventory import xpumd
-from xelink.inventory.health import Health, Message, Threshold, evaluate, pci_address
+from xelink.inventory.health import Health, Message, Threshold, evaluate
 from xelink.nfd import reader as plugin_labels
 from xelink.preference.fabric import GpuFacts
 from xelink.preference.shares import prepare
 from xelink.topology import labels, nfd_format
 from xelink.topology.observation import ObservedLinks
+from xelink.topology.pci import PciAddress
 from xelink.topology.publication import Publication, UnusableError, UnwritableError, read, render
 from xelink.topology.rules import Rules
 from xelink.xpu_manager.classification import classify
@@ -143,7 +144,7 @@ def health(data: bytes) -> None:
     for threshold in Threshold:
         once = evaluate(Health(), message, threshold.severity, 1)
         for address, gpu in once.gpus.items():
-            assert pci_address(address) == address
+            assert PciAddress(address) == address
             assert bool(gpu.reason) is not gpu.healthy
             assert gpu.reason.isprintable()
             assert len(gpu.reason) <= 300

@@ -14,6 +14,7 @@ from xelink.inventory.links import UNREAD, NodeLinks, join, pair
 from xelink.nfd.reader import FileState, Look, Reading, read
 from xelink.simulators.node.sysfs import Damage, Node, SimulatedGpu
 from xelink.topology.model import Gpu, Link, PortState, Tile, Topology
+from xelink.topology.pci import PciAddress
 from xelink.topology.publication import DEFAULT_NAMESPACE, Publication, node_labels, render
 
 NS = DEFAULT_NAMESPACE
@@ -154,7 +155,7 @@ def test_pci_order_is_that_of_numbers() -> None:
     )
     assert guess(node, link(0, 1), link(1, 2)).linked == {
         (FIRST, "2000:01:00.0"),
-        ("10000:01:00.0", "2000:01:00.0"),
+        ("2000:01:00.0", "10000:01:00.0"),
     }
 
 
@@ -301,9 +302,21 @@ def test_every_pair_is_two_gpus_of_this_node(
         assert sum(found.lanes.values()) == len(pairs)
 
 
-@given(one=st.text(), other=st.text())
-def test_a_pair_has_no_order(one: str, other: str) -> None:
-    assert pair(one, other) == pair(other, one)
+@given(st.permutations(["0000:29:00.0", "00002000:01:00.0", "10000:01:00.0"]))
+def test_a_pair_is_in_the_order_of_the_bus_whatever_its_spelling(every: list[str]) -> None:
+    one, other, third = every
+    assert pair(one, other) == pair(other, one) == tuple(sorted(map(PciAddress, (one, other))))
+    assert len({pair(one, other), pair(other, third), pair(one, third)}) == 3
+
+
+def test_an_id_map_whose_domains_have_eight_digits_joins_the_bus() -> None:
+    published = reading(topology(link(0, 1)))
+    long = render(Publication(topology(link(0, 1)), EXPIRY), NS).replace(b"0000:", b"00000000:")
+    assert b"00000000:29:00.0" in long
+    found = join(read(Look((1,), long, NOW), NS, NOW), inventory(*ADDRESSES))
+    assert found == join(published, inventory(*ADDRESSES))
+    assert found.linked == {(FIRST, SECOND)}
+    assert found.not_on_bus == ()
 
 
 def test_a_damaged_card_makes_a_guess_impossible_until_it_is_mended(tmp_path: Path) -> None:

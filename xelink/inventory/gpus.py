@@ -18,7 +18,7 @@ from functools import lru_cache, partial
 from xelink.inventory import devfs, sysfs
 from xelink.inventory.devfs import DeviceNode, Mount, Roots
 from xelink.inventory.sysfs import BrokenError
-from xelink.topology.pci import BDF, place
+from xelink.topology.pci import PciAddress, address_or_none
 
 DRIVERS = ("i915", "xe")
 
@@ -65,6 +65,9 @@ class Card:
     mei: tuple[DeviceNode, ...] = ()
     physfn: str | None = None
     broken: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bdf", PciAddress(self.bdf))
 
     @property
     def number(self) -> int:
@@ -130,6 +133,9 @@ class ExcludedGpu:
     driver: str | None = None
     card: Card | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bdf", PciAddress(self.bdf))
+
     def __str__(self) -> str:
         who = f"{self.name} at {self.bdf}" if self.name else f"GPU at {self.bdf}"
         driver = f" ({self.driver})" if self.reason is Exclusion.OTHER_DRIVER else ""
@@ -186,13 +192,13 @@ class Inventory:
         """
         offered = (card for card in self.cards if not card.broken)
         hidden = (gpu.card for gpu in self.excluded if gpu.card)
-        return tuple(sorted((*offered, *hidden), key=by_address))
+        return tuple(sorted((*offered, *hidden), key=_address))
 
     @property
     def counted(self) -> tuple["Card | ExcludedGpu", ...]:
         """The GPUs that XPU Manager counts, by PCI address: all that the driver has."""
         excluded = (gpu for gpu in self.excluded if gpu.name and gpu.driver in DRIVERS)
-        return tuple(sorted((*self.cards, *excluded), key=by_address))
+        return tuple(sorted((*self.cards, *excluded), key=_address))
 
     def keep_known(self, before: "Inventory") -> "Inventory":
         """Keep, as unhealthy, the cards of `before` that can no longer be read.
@@ -213,7 +219,7 @@ class Inventory:
             and card.bdf not in told
             and broken[card.name] in {None, card.bdf}
         )
-        cards = sorted((*self.cards, *kept), key=by_address)
+        cards = sorted((*self.cards, *kept), key=_address)
         return replace(self, cards=tuple(cards))
 
 
@@ -234,8 +240,8 @@ def scan(
     told.extend(_without_card(roots, seen.keys()))
     _card_names(roots)  # a node that was taken away meanwhile was seen by half: that is no scan
     found = Inventory(
-        tuple(sorted((entry for entry in told if isinstance(entry, Card)), key=by_address)),
-        tuple(sorted((entry for entry in told if isinstance(entry, ExcludedGpu)), key=by_address)),
+        tuple(sorted((entry for entry in told if isinstance(entry, Card)), key=_address)),
+        tuple(sorted((entry for entry in told if isinstance(entry, ExcludedGpu)), key=_address)),
         tuple(entry for entry in told if isinstance(entry, Problem)),
         devfs.by_path_directory(roots),
     )
@@ -367,7 +373,7 @@ def _without_card(roots: Roots, seen: AbstractSet[str]) -> Iterator[ExcludedGpu]
     """Find the Intel GPUs that are no DRM card: given to vfio-pci, or left without a driver."""
     functions = f"{roots.sysfs}/bus/pci/devices"
     try:
-        addresses = [name for name in sysfs.listing(functions) if BDF.fullmatch(name)]
+        addresses = list(filter(None, map(address_or_none, sysfs.listing(functions))))
     except OSError:  # a courtesy to the operator, not what we are here for
         return
     for bdf in _displays(functions, tuple(addresses)):
@@ -379,7 +385,7 @@ def _without_card(roots: Roots, seen: AbstractSet[str]) -> Iterator[ExcludedGpu]
 
 
 @lru_cache(maxsize=1)
-def _displays(functions: str, addresses: tuple[str, ...]) -> tuple[str, ...]:
+def _displays(functions: str, addresses: tuple[PciAddress, ...]) -> tuple[PciAddress, ...]:
     """Pick the functions that are Intel GPUs, or cannot be told.
 
     A server has hundreds of functions, and what one is does not change while the same ones are
@@ -395,6 +401,5 @@ def _displays(functions: str, addresses: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def by_address(gpu: Card | ExcludedGpu) -> tuple[int, ...]:
-    """Order GPUs by PCI address."""
-    return place(gpu.bdf)
+def _address(gpu: Card | ExcludedGpu) -> str:
+    return gpu.bdf

@@ -9,23 +9,18 @@ XPU Manager 1.x reports no health of this kind: its port states and links are in
 and only lower a preference.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, IntEnum
 
 from xelink.inventory.gpus import Card
+from xelink.topology.pci import PciAddress
 from xelink.topology.text import printable
 
 SILENCE_SECONDS = 30.0
 """Seconds without a message after which health is unknown; one comes about every 5."""
 
 _TEXT_LIMIT = 300  # bytes of what xpumd says of one GPU
-
-# [ domain ":" ] bus ":" device "." function, in either case; some tools print an 8-digit domain
-_BDF = re.compile(
-    r"(?:([0-9a-f]{1,8}):)?([0-9a-f]{2}):([01][0-9a-f])\.([0-7])", re.ASCII | re.IGNORECASE
-)
 
 
 class Severity(IntEnum):
@@ -126,15 +121,6 @@ class Health:
         return {bdf: gpu.reason for bdf, gpu in self.gpus.items() if not gpu.healthy}
 
 
-def pci_address(text: str) -> str | None:
-    """Return a PCI address as sysfs writes it, in lower case, or None."""
-    match = _BDF.fullmatch(text.strip())
-    if not match:
-        return None
-    domain, bus, device, function = match.groups()
-    return f"{int(domain or '0', 16):04x}:{bus}:{device}.{function}".lower()
-
-
 def evaluate(before: Health, message: Message, severity: Severity, confirmations: int) -> Health:
     """Return the health of every GPU after one more message.
 
@@ -145,10 +131,12 @@ def evaluate(before: Health, message: Message, severity: Severity, confirmations
     reported: dict[str, tuple[HealthStatus, ...]] = {}
     bad_addresses = 0
     for report in message.reports:
-        if bdf := pci_address(report.bdf):
-            reported[bdf] = (*reported.get(bdf, ()), *report.statuses)
-        else:
+        try:
+            bdf = PciAddress.lenient(report.bdf)
+        except ValueError:
             bad_addresses += 1
+        else:
+            reported[bdf] = (*reported.get(bdf, ()), *report.statuses)
     statuses = [status for of_one in reported.values() for status in of_one]
     evaluated = {
         bdf: _evaluate_gpu(before.gpus.get(bdf, GpuHealth()), known, severity, confirmations)

@@ -14,9 +14,10 @@ from typing import TypeAlias
 from xelink.inventory.gpus import Card, ExcludedGpu, Inventory
 from xelink.nfd.reader import FileState, Reading
 from xelink.topology.model import Link, PortState, Topology
+from xelink.topology.pci import PciAddress
 
 Pair: TypeAlias = tuple[str, str]
-"""PCI addresses of two GPUs, sorted as text: see `pair`."""
+"""PCI addresses of two GPUs, the lower one first: see `pair`."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,9 @@ class _AmbiguousError(Exception):
 
 
 def pair(one: str, other: str) -> Pair:
-    """Make the key of two GPUs, in whichever order they come."""
-    return (one, other) if one <= other else (other, one)
+    """Return the key of two PCI addresses, in whichever order they come."""
+    a, b = PciAddress(one), PciAddress(other)
+    return (a, b) if a <= b else (b, a)
 
 
 def join(reading: Reading, inventory: Inventory) -> NodeLinks:

@@ -12,7 +12,7 @@ import re
 import stat
 from contextlib import suppress
 
-from xelink.topology.pci import BDF
+from xelink.topology.pci import PciAddress, address_or_none
 
 _INTEL = 0x8086
 _DISPLAY_CLASS = 0x03  # PCI base class of every display controller, 3D-only GPUs included
@@ -48,7 +48,7 @@ def is_intel(device: str) -> bool:
     return number(f"{device}/vendor", 16) == _INTEL
 
 
-def address(device: str) -> str:
+def address(device: str) -> PciAddress:
     """Give the PCI address: the name of the directory that `device` leads to, or of its uevent.
 
     Raises `BrokenError`.
@@ -56,17 +56,18 @@ def address(device: str) -> str:
     name = ""
     with suppress(BrokenError):  # no link at all
         name = link_name(device) or ""
-    if not BDF.fullmatch(name):
-        try:
-            name = os.path.basename(os.path.realpath(device, strict=True))
-        except OSError as error:
-            raise BrokenError("it leads to no device") from error
-    if BDF.fullmatch(name):
-        return name
+    if found := address_or_none(name):
+        return found
+    try:
+        name = os.path.basename(os.path.realpath(device, strict=True))
+    except OSError as error:
+        raise BrokenError("it leads to no device") from error
+    if found := address_or_none(name):
+        return found
     for line in (read(f"{device}/uevent") or "").splitlines():
         key, _, value = line.partition("=")
-        if key == "PCI_SLOT_NAME" and BDF.fullmatch(value):
-            return value
+        if key == "PCI_SLOT_NAME" and (found := address_or_none(value)):
+            return found
     raise BrokenError("it has no PCI address")
 
 
@@ -148,7 +149,7 @@ def bridges(device: str) -> tuple[str, ...]:
         found.append(name)
         if _HOST_BRIDGE.fullmatch(name):
             return tuple(reversed(found))
-        if not BDF.fullmatch(name):
+        if address_or_none(name) is None:
             break
         place = os.path.dirname(place)
     return ()

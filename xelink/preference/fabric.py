@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from xelink.preference.bitmask import members
 from xelink.preference.pcie import Levels, pcie_groups
-from xelink.topology.pci import place
+from xelink.topology.pci import PciAddress
 
 LANES_LIMIT = 0xFFFF
 """Lanes that one pair counts at most; a pair of Xe Link GPUs has less than a hundred."""
@@ -33,6 +33,9 @@ class GpuFacts:
     ports_healthy: bool | None = None
     physfn: str | None = None
     bridges: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bdf", PciAddress(self.bdf))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +61,12 @@ class Fabric:
 
         A pair in `lanes` is linked, 0 lanes means an unknown width. When both directions
         are given the weaker counts. Pairs that name no GPU of this node, or one twice, are
-        ignored. Raises `ValueError` when two GPUs share a card or a PCI address, or a GPU's address
-        is none.
+        ignored. Raises `ValueError` when two GPUs share a card or a PCI address.
         """
-        ordered = tuple(sorted(gpus, key=lambda gpu: place(gpu.bdf)))
-        places = {place(gpu.bdf) for gpu in ordered}
-        if len(places) < len(ordered) or len({gpu.card for gpu in ordered}) < len(ordered):
-            raise ValueError("two GPUs of one node share a card or a PCI address")
+        ordered = tuple(sorted(gpus, key=lambda gpu: gpu.bdf))
         index = {gpu.bdf: i for i, gpu in enumerate(ordered)}
+        if len(index) < len(ordered) or len({gpu.card for gpu in ordered}) < len(ordered):
+            raise ValueError("two GPUs of one node share a card or a PCI address")
         links = [0] * len(ordered)
         matrix = [[-1] * len(ordered) for _ in ordered]
         for (one, other), width in lanes.items():

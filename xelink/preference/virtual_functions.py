@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from xelink.preference.fabric import GpuFacts
-from xelink.topology.pci import BDF, place
+from xelink.topology.pci import address_or_none
 
 Lanes = Mapping[tuple[str, str], int]
 
@@ -36,13 +36,13 @@ def physical(gpus: Iterable[GpuFacts], lanes: Lanes) -> tuple[tuple[Physical, ..
     found: dict[str, list[GpuFacts]] = {}
     for gpu in gpus:
         # What a link of sysfs leads to need not be an address
-        is_vf = gpu.physfn and BDF.fullmatch(gpu.physfn) and gpu.bdf not in linked
-        found.setdefault(gpu.physfn if gpu.physfn and is_vf else gpu.bdf, []).append(gpu)
+        home = address_or_none(gpu.physfn or "") if gpu.bdf not in linked else None
+        found.setdefault(home or gpu.bdf, []).append(gpu)
     return tuple(_united(home, some) for home, some in found.items()), between
 
 
 def _united(bdf: str, functions: list[GpuFacts]) -> Physical:
-    functions.sort(key=lambda gpu: place(gpu.bdf))
+    functions.sort(key=lambda gpu: gpu.bdf)
     first = functions[0]
     facts = first if first.bdf == bdf else replace(first, card=bdf, bdf=bdf, physfn=None)
     return Physical(facts, tuple(gpu.card for gpu in functions))

@@ -11,7 +11,7 @@ from enum import Enum
 from functools import cached_property
 from typing import NamedTuple
 
-from xelink.topology.pci import BDF
+from xelink.topology.pci import PciAddress
 
 GPU_LIMIT = 64
 """GPUs of one node: four times as many as the largest node has."""
@@ -91,8 +91,7 @@ class Gpu:
     ports: PortState | None = None
 
     def __post_init__(self) -> None:
-        if not BDF.fullmatch(self.bdf):
-            raise ValueError(f"not a PCI address: {self.bdf!r}")
+        object.__setattr__(self, "bdf", PciAddress(self.bdf))
         if self.card is not None and not _CARD.fullmatch(self.card):
             raise ValueError(f"not a DRM card: {self.card!r}")
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from xelink.topology.model import PortState
+from xelink.topology.pci import PciAddress
 from xelink.xpu_manager.line_filter import LineFilter
 from xelink.xpu_manager.rows import Matrix, TopologyRow
 from xelink.xpu_manager.samples import integer, is_sample, parse
@@ -100,7 +101,7 @@ def read(
         if is_sample(line, _PORTS):
             try:
                 labels, value = parse(line, _PORTS)
-                bdf = labels[b",pci_bdf="].decode().lower()
+                bdf = PciAddress.lenient(labels[b",pci_bdf="].decode())
                 if state := _PORT_STATES.get(integer(value)):
                     states[bdf] = max(state, states.get(bdf, state), key=_SEVERITY.__getitem__)
             except (ValueError, KeyError):

@@ -6,6 +6,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from xelink.topology.model import Gpu, Tile
+from xelink.topology.pci import PciAddress
 from xelink.xpu_manager.samples import MalformedSampleError, integer, is_sample, natural, parse
 
 _LINK = b"xpum_topology_link"
@@ -196,7 +197,7 @@ def _gpu(device: int, bdf: bytes, card: bytes, uuid: bytes, numa: bytes) -> Gpu 
     try:
         return Gpu(
             id=device,
-            bdf=bdf.decode().lower(),
+            bdf=PciAddress.lenient(bdf.decode()),
             card=card.decode() if _CARD.fullmatch(card) else None,
             uuid=uuid.decode() if _UUID.fullmatch(uuid) else None,
             numa=_numa(numa),

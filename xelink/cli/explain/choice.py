@@ -25,6 +25,7 @@ from xelink.preference.policies import AllocationPolicy
 from xelink.preference.shares import Preference, Preferences, prepare
 from xelink.topology.groups import STEPS, Largest, largest_group
 from xelink.topology.model import Gpu, Link, Topology
+from xelink.topology.pci import PciAddress
 from xelink.topology.publication import Publication
 from xelink.view.node_view import NodeView
 
@@ -244,10 +245,8 @@ class _Index:
         self._cards: dict[str, str] = {}
         for gpu in topology.gpus:
             name = names[gpu.id]
-            # As lspci prints it: without the domain, where that is 0000.
-            short = gpu.bdf.removeprefix("0000:")
-            for called in (name, gpu.bdf, short, str(gpu.id), f"GPU{gpu.id}"):
-                self._cards.setdefault(called.lower(), name)
+            for called in (name, gpu.bdf, str(gpu.id), f"GPU{gpu.id}"):
+                self._cards.setdefault(_key(called), name)
         self.every = tuple(f"{names[gpu.id]}-{i}" for gpu in topology.gpus for i in range(shares))
 
     def devices(self, words: Iterable[str], option: str) -> frozenset[str]:
@@ -273,7 +272,7 @@ class _Index:
 
     def _read(self, word: str, option: str) -> tuple[str, int | None]:
         parts = _SHARE.fullmatch(word)
-        card = self._cards.get((parts["gpu"] if parts else word).lower())
+        card = self._cards.get(_key(parts["gpu"] if parts else word))
         if not card or not parts:
             some = " ".join(sorted(set(self._cards.values()), key=_natural)[:8])
             raise WrongCallError(f"{option} {word}: no such GPU here; there are {some}")
@@ -283,6 +282,14 @@ class _Index:
         if share >= self._shares:
             raise WrongCallError(f"{option} {word}: with --share {self._shares} there is no such")
         return card, share
+
+
+def _key(called: str) -> str:
+    """Return what the names of one GPU have in common; lspci prints addresses as `3A:00.0`."""
+    try:
+        return PciAddress.lenient(called)
+    except ValueError:
+        return called.lower()
 
 
 def _natural(name: str) -> tuple[int, str]:

@@ -13,7 +13,6 @@ half of it, as it may on a real node.
 """
 
 import os
-import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -22,13 +21,14 @@ from enum import Enum
 from itertools import count
 from pathlib import Path
 
+from xelink.topology.pci import PciAddress
+
 INTEL = 0x8086
 MAX_1550 = 0x0BD5
 NULL_DEVICE = (1, 3)  # /dev/null: a character device that anyone may open without harm
 
 _DRM_DRIVERS = ("i915", "xe", "ast")  # of these a card comes; vfio-pci and none make no card
 _FIRST_RENDER = 128
-_BDF = re.compile(r"([0-9a-f]{4,8}):([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +60,8 @@ class SimulatedGpu:
     fabric: int | None = None
 
     def __post_init__(self) -> None:
-        for address in (self.bdf, *self.bridges):
-            if not _BDF.fullmatch(address):
-                raise ValueError(f"not a PCI address: {address!r}")
+        object.__setattr__(self, "bdf", PciAddress(self.bdf))
+        object.__setattr__(self, "bridges", tuple(map(PciAddress, self.bridges)))
 
     @property
     def place(self) -> str:
@@ -194,7 +193,7 @@ class Node:
         for index in range(1, number + 1):
             self.add(
                 SimulatedGpu(
-                    _neighbour(bdf, index),
+                    _neighbor(bdf, index),
                     number=self._free(other.number for other in self.gpus),
                     driver=driver,
                     device_id=gpu.device_id,
@@ -349,14 +348,11 @@ def _attributes(gpu: SimulatedGpu) -> Iterator[tuple[str, str]]:
         yield "sriov_numvfs", str(gpu.numvfs)
 
 
-def _neighbour(bdf: str, offset: int) -> str:
-    """Give the PCI address `offset` functions further: VFs fill devices, then buses (ARI)."""
-    match = _BDF.fullmatch(bdf)
-    if match is None:
-        raise ValueError(f"not a PCI address: {bdf!r}")
-    domain, bus, device, function = match.groups()
-    routing = (int(bus, 16) << 8 | int(device, 16) << 3 | int(function, 16)) + offset
-    return f"{domain}:{routing >> 8:02x}:{routing >> 3 & 0x1F:02x}.{routing & 7}"
+def _neighbor(bdf: str, offset: int) -> PciAddress:
+    """Return the PCI address `offset` functions further: VFs fill devices, then buses (ARI)."""
+    domain, bus, device, function = PciAddress(bdf).numbers
+    routing = (bus << 8 | device << 3 | function) + offset
+    return PciAddress.of(domain, routing >> 8, routing >> 3 & 0x1F, routing & 7)
 
 
 def _write_file(path: Path, text: str) -> None:

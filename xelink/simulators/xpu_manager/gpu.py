@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from xelink.topology.model import Gpu, Link, PortState, Tile
+from xelink.topology.pci import PciAddress
 
 _BUSES = (0x29, 0x3A, 0x4D, 0x5C, 0x9A, 0xAB, 0xCA, 0xDA)
 
@@ -99,13 +100,15 @@ class SimulatedGpu:
     ports: PortState | None = None
     pod: GpuPod | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bdf", PciAddress(self.bdf))
+
     @property
     def uuid(self) -> str:
         """Level Zero's UUID, made of the PCI ids and the address."""
-        domain, bus, slot = self.bdf.split(":")
-        device, function = slot.split(".")
+        domain, bus, device, function = PciAddress(self.bdf).numbers
         return (
-            f"00000000-00{int(function, 16):02x}-{device}{bus}-{domain[-4:]}-"
+            f"00000000-00{function:02x}-{device:02x}{bus:02x}-{domain & 0xFFFF:04x}-"
             f"{self.model.revision:04x}{self.model.device:04x}8086"
         )
 
