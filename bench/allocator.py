@@ -19,7 +19,7 @@ from time import sleep
 from report import Table
 
 from xelink.simulators.kubelet.kubelet import Kubelet
-from xelink.simulators.node.sysfs import Node
+from xelink.simulators.node.sysfs import NodeTree
 
 SETTINGS: Mapping[str, Mapping[str, str]] = {
     "glibc's own": {},
@@ -109,7 +109,7 @@ def sidecars() -> list[float]:
 def plugin(env: Mapping[str, str]) -> float:
     """Return the memory of a plugin after the Pods."""
     with tempfile.TemporaryDirectory(prefix="xl-") as name, Kubelet(Path(name) / "k") as kubelet:
-        Node.eight_max_1550(Path(name) / "n")
+        NodeTree.eight_max_1550(Path(name) / "n")
         arguments = (
             *(f"-prefix={name}/n", f"-plugin-dir={kubelet.directory}", f"-label-file={name}/none"),
             *(f"-cdi-dir={name}/c", "-listen=127.0.0.1:0"),

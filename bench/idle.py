@@ -22,7 +22,7 @@ from allocator import RESOURCE, started, started_as, wait_for
 from report import Table
 
 from xelink.simulators.kubelet.kubelet import Kubelet
-from xelink.simulators.node.sysfs import Node
+from xelink.simulators.node.sysfs import NodeTree
 from xelink.simulators.xpu_manager import Blueprint
 from xelink.topology.publication import DEFAULT_NAMESPACE, Publication, render
 
@@ -72,7 +72,7 @@ def memory(process: "Popen[str]") -> Iterator[float]:
 @contextmanager
 def plugin(place: Path) -> Iterator["Popen[str]"]:
     """Run a plugin with an open stream of kubelet."""
-    Node.eight_max_1550(place / "n")
+    NodeTree.eight_max_1550(place / "n")
     links = Blueprint(gpus=8, tiles=2, wiring="mesh").build().topology
     published = Publication(links, datetime.now(UTC) + timedelta(hours=1))
     (place / "labels").write_bytes(render(published, DEFAULT_NAMESPACE))

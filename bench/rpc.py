@@ -32,7 +32,7 @@ import grpc
 from report import Table
 
 from xelink.api import deviceplugin_pb2 as pb
-from xelink.simulators.node.sysfs import Node
+from xelink.simulators.node.sysfs import NodeTree
 from xelink.simulators.xpu_manager import Blueprint
 from xelink.topology.publication import DEFAULT_NAMESPACE, Publication, render
 
@@ -190,7 +190,7 @@ def go_server(program: Path, directory: Path) -> Iterator[str]:
 def plugin(directory: Path, wiring: str) -> Iterator[str]:
     """Run a plugin on a node of eight GPUs that are linked like this; give its address."""
     root = directory / wiring
-    Node.eight_max_1550(root)
+    NodeTree.eight_max_1550(root)
     links = Blueprint(gpus=GPUS, tiles=2, wiring=wiring).build().topology
     expiry = datetime.now(UTC) + timedelta(hours=1)
     (root / "labels").write_bytes(render(Publication(links, expiry), DEFAULT_NAMESPACE))

@@ -45,7 +45,7 @@ from container import (
 )
 
 from xelink.simulators.kubelet.kubelet import Kubelet
-from xelink.simulators.node.sysfs import Node
+from xelink.simulators.node.sysfs import NodeTree
 from xelink.topology.nfd_format import parse
 
 CACHE = ROOT / ".cache" / "image"
@@ -213,7 +213,7 @@ def _daemons() -> None:
         features, node, cdi = (directory / part for part in ("f", "n", "c"))
         features.mkdir()
         cdi.mkdir()
-        Node.eight_max_1550(node)
+        NodeTree.eight_max_1550(node)
         sidecar = _sidecar(
             port, features, "-startup-delay=0", "-interval=1", "-listen=127.0.0.1:0", user=ROOT_USER
         )

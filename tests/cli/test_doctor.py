@@ -56,7 +56,7 @@ class Scene:
         served, ca = trustme_pair(end=90 * DAY)
         self.cert = self.write("ca.crt", ca)
         self.xpum = cleanup.enter_context(simulator(self.write("served.pem", served)))
-        blueprint.Blueprint(gpus=GPUS, cards="shuffled").build(root)
+        blueprint.TreeBlueprint(gpus=GPUS, cards="shuffled").build(root)
         self.features = directory(root / "etc/kubernetes/node-feature-discovery/features.d")
         self.sockets = root / "var/lib/kubelet/device-plugins"
         self.kubelet = cleanup.enter_context(Kubelet(self.sockets))
@@ -506,22 +506,22 @@ def stale(path: Path) -> None:
 
 @fault("id-map", "fail", r"does not match sysfs: GPU0 0000:29:00\.0 is card4, not card2, GPU1 ")
 def cards_of_another_order(scene: Scene) -> Iterator[list[str]]:
-    yield on_hardware(scene, blueprint.Blueprint(gpus=GPUS, cards="reversed"))
+    yield on_hardware(scene, blueprint.TreeBlueprint(gpus=GPUS, cards="reversed"))
 
 
 @fault("id-map", "fail", r"GPU3 0000:5c:00\.0 is not on the bus: restart XPU Manager's Pod")
 def gpu_lost(scene: Scene) -> Iterator[list[str]]:
     tree = scene.new()
-    blueprint.Blueprint(gpus=GPUS, cards="shuffled").build(tree).remove("0000:5c:00.0")
+    blueprint.TreeBlueprint(gpus=GPUS, cards="shuffled").build(tree).remove("0000:5c:00.0")
     yield in_tree(scene, tree)
 
 
 @fault("id-map", "warn", r"the id map of the feature file lacks card0 0000:00:02\.0: restart")
 def gpu_that_xpum_does_not_count(scene: Scene) -> Iterator[list[str]]:
-    yield on_hardware(scene, blueprint.Blueprint(gpus=GPUS, cards="shuffled", igpu=True))
+    yield on_hardware(scene, blueprint.TreeBlueprint(gpus=GPUS, cards="shuffled", igpu=True))
 
 
-def on_hardware(scene: Scene, node: blueprint.Blueprint) -> list[str]:
+def on_hardware(scene: Scene, node: blueprint.TreeBlueprint) -> list[str]:
     tree = scene.new()
     node.build(tree)
     return in_tree(scene, tree)
@@ -792,7 +792,7 @@ def test_of_the_version_no_more_is_said_than_is_known(
 
 def test_gpus_that_have_no_fabric_need_no_host_network(xelink: Xelink, scene: Scene) -> None:
     flex = Blueprint(gpus=GPUS, model="flex-170", tiles=1).build()
-    tree = on_hardware(scene, blueprint.Blueprint(gpus=GPUS, model="flex-170", tiles=1))
+    tree = on_hardware(scene, blueprint.TreeBlueprint(gpus=GPUS, model="flex-170", tiles=1))
     with of_node(scene, flex) as options:
         _, found = called(xelink, scene, *options, *tree, "--only=hostNetwork")
     assert found["hostNetwork"]["status"] == "ok"

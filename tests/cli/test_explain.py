@@ -32,7 +32,7 @@ from xelink.nfd.reader import DEFAULT_PATH, Look
 from xelink.nfd.reader import read as read_labels
 from xelink.preference.criteria import CRITERIA
 from xelink.preference.policies import POLICIES, AllocationPolicy
-from xelink.simulators.node.blueprint import Blueprint as NodeBlueprint
+from xelink.simulators.node.blueprint import TreeBlueprint
 from xelink.simulators.xpu_manager import Blueprint, SimulatedNode
 from xelink.topology.labels import parse_links
 from xelink.topology.model import Gpu, Link, PortState, Tile, Topology
@@ -199,7 +199,7 @@ def test_gpus_behind_one_pcie_switch_come_first_where_sysfs_is_named(
 ) -> None:
     source = ("--metrics", xelink.body(Blueprint(8).build()))
     arguments = ("--want", "2", "--used", "card1,card5,card7", *source)
-    NodeBlueprint(8, gpus_per_switch=2).build(tmp_path)
+    TreeBlueprint(8, gpus_per_switch=2).build(tmp_path)
     assert _explained(xelink, *arguments)["cards"] == ["card2", "card3"]
     said = xelink("explain", *arguments, "--sysfs", str(tmp_path / "sys"))
     assert "A Pod that asks for 2 GPUs gets card3 card4 (" in said.out
@@ -208,7 +208,7 @@ def test_gpus_behind_one_pcie_switch_come_first_where_sysfs_is_named(
 
 
 def test_the_switches_of_this_node_are_known_without_a_word(xelink: Xelink, tmp_path: Path) -> None:
-    NodeBlueprint(8, gpus_per_switch=4, numa_nodes=1).build(tmp_path)
+    TreeBlueprint(8, gpus_per_switch=4, numa_nodes=1).build(tmp_path)
     node = topology(Blueprint(gpus=8, numa_nodes=1).build())
     file = tmp_path / DEFAULT_PATH.relative_to("/")
     file.parent.mkdir(parents=True)

@@ -7,7 +7,7 @@ import pytest
 
 from xelink.cli.main import main
 from xelink.simulators.iaf import Behavior, SimulatedDriver
-from xelink.simulators.node import Blueprint as Tree
+from xelink.simulators.node import TreeBlueprint as Tree
 from xelink.simulators.xpu_manager import Blueprint
 
 NODE = Blueprint(gpus=4).build()

@@ -98,7 +98,7 @@ def host(tmp_path: Path) -> Path:
         (real / "features.d" / FILE).write_bytes(features(gpus))
         (real / "kubelet/device-plugins").mkdir(parents=True)
         (real / "sys/class/drm").mkdir(parents=True)
-    blueprint.Blueprint(gpus=4).build(prefix / elsewhere.relative_to("/"))
+    blueprint.TreeBlueprint(gpus=4).build(prefix / elsewhere.relative_to("/"))
     (prefix / FEATURES_D).parent.mkdir(parents=True)
     (prefix / FEATURES_D).symlink_to(elsewhere / "features.d")
     (prefix / "var/lib").mkdir(parents=True)

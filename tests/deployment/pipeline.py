@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.processes import Running, running
 from xelink.simulators.kubelet.kubelet import Kubelet
 from xelink.simulators.node import tree
-from xelink.simulators.node.blueprint import Blueprint as Cards
+from xelink.simulators.node.blueprint import TreeBlueprint as Cards
 from xelink.simulators.xpu_manager import Blueprint, Simulator
 
 I915 = "gpu.intel.com/i915"

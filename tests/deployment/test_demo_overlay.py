@@ -30,7 +30,7 @@ from tests.deployment.rendering import OVERLAYS, Pod, needs_kustomize, pods, ren
 from tests.patience import PATIENCE
 from tests.processes import Running, address, get
 from xelink.daemon.flags import DaemonSettings, load
-from xelink.simulators.kubelet.admission import Pod as Admitted
+from xelink.simulators.kubelet.admission import AdmittedPod as Admitted
 from xelink.simulators.kubelet.kubelet import Kubelet
 from xelink.simulators.node.sysfs import NULL_DEVICE
 from xelink.simulators.xpu_manager import Blueprint

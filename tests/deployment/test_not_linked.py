@@ -17,10 +17,10 @@ from tests.processes import get, running
 from xelink.inventory.workload_facts import Linked
 from xelink.nfd.reader import FileState
 from xelink.preference.decision import FALLBACK, NOTHING, POLICY
-from xelink.simulators.kubelet.admission import Pod
+from xelink.simulators.kubelet.admission import AdmittedPod
 from xelink.simulators.kubelet.kubelet import Kubelet
 from xelink.simulators.node import tree
-from xelink.simulators.node.blueprint import Blueprint as Cards
+from xelink.simulators.node.blueprint import TreeBlueprint as Cards
 
 PAGE = (ROOT / "docs" / "not-linked.md").read_text()
 EXAMPLE = ROOT / "xelink" / "examples" / "eight.txt"
@@ -39,7 +39,7 @@ def shown(beginning: str) -> tuple[str, str]:
 class Story(NamedTuple):
     """What the Pod was given, the plugin's log, and what its /readyz said."""
 
-    pod: Pod
+    pod: AdmittedPod
     log: str
     readyz: str
 

@@ -20,7 +20,7 @@ from tests.deployment.rendering import ROOT, is_ours, needs, pods, run
 from tests.processes import Running, address, get
 from xelink.daemon.flags import DaemonSettings, load
 from xelink.simulators.kubelet.kubelet import Kubelet
-from xelink.simulators.node.sysfs import Node
+from xelink.simulators.node.sysfs import NodeTree
 from xelink.simulators.xpu_manager import Blueprint, Simulator
 
 UNITS = sorted((ROOT / "systemd").glob("*.service"))
@@ -178,7 +178,7 @@ def test_the_device_plugin_lives_with_what_the_unit_leaves_it() -> None:
     # Not pytest's directory: a unix socket's path has 107 bytes at most.
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        Node.eight_max_1550(directory / "n")
+        NodeTree.eight_max_1550(directory / "n")
         (directory / "k").mkdir()
         with (
             Kubelet(directory / "k") as kubelet,

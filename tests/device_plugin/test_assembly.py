@@ -21,7 +21,7 @@ from xelink.inventory.links import UNREAD, NodeLinks, Pair
 from xelink.inventory.observation import Observation
 from xelink.nfd.reader import FileState
 from xelink.preference.shares import Preferences
-from xelink.simulators.node.blueprint import Blueprint
+from xelink.simulators.node.blueprint import TreeBlueprint
 from xelink.topology.model import PortState
 
 XE = "gpu.intel.com/xe"
@@ -287,7 +287,7 @@ def test_a_snapshot_is_not_changed_by_what_comes_after_it() -> None:
 
 
 def test_gpus_behind_one_switch_of_the_node_are_preferred(tmp_path: Path) -> None:
-    Blueprint(gpus_per_switch=2, cards="shuffled").build(tmp_path)
+    TreeBlueprint(gpus_per_switch=2, cards="shuffled").build(tmp_path)
     seen = Observation(inventory=scan(Roots.under(tmp_path)))
     snapshot = assembler().assemble(seen)
     by_address = [card.name for card in seen.inventory.cards]

@@ -27,7 +27,7 @@ from xelink.api.deviceplugin_pb2_grpc import DevicePluginStub
 from xelink.daemon.flags import load
 from xelink.inventory.cdi import FILE_NAME
 from xelink.simulators.kubelet.kubelet import Kubelet
-from xelink.simulators.node.sysfs import Node
+from xelink.simulators.node.sysfs import NodeTree
 from xelink.simulators.xpu_manager import Blueprint
 from xelink.topology.publication import Publication, render
 
@@ -44,7 +44,7 @@ class Scene:
         self.directory = directory
         self.kubelets = directory / "k"
         self.kubelets.mkdir()
-        self.node = Node.eight_max_1550(directory / "n")
+        self.node = NodeTree.eight_max_1550(directory / "n")
 
     def publish(self) -> None:
         expiry = datetime.now(UTC) + timedelta(minutes=5)

@@ -150,7 +150,7 @@ def test_a_kubelet_that_is_missed_again_is_told_of_again(path: Path) -> None:
 def test_a_refused_registration_is_tried_again_until_accepted(path: Path) -> None:
     async def story() -> None:
         with Kubelet(path) as kubelet:
-            kubelet.behavior.refuse("not now", times=5)
+            kubelet.faults.refuse("not now", times=5)
             async with running(path) as plugin:
                 await settled(plugin, kubelet)
                 assert [one.accepted for one in kubelet.registrations] == [False] * 5 + [True]
@@ -207,7 +207,7 @@ def test_a_registration_that_was_not_answered_before_a_socket_moved_is_none(
 def test_the_end_does_not_wait_for_a_backoff(path: Path) -> None:
     async def story() -> None:
         with Kubelet(path) as kubelet:
-            kubelet.behavior.refuse("never")
+            kubelet.faults.refuse("never")
             async with running(path, timings=Timings()) as plugin:
                 await until(lambda: plugin.count("registrations_total", outcome="failed") >= 1)
                 await plugin.ended()  # attempts alone would go on for ever
@@ -218,7 +218,7 @@ def test_the_end_does_not_wait_for_a_backoff(path: Path) -> None:
 def test_the_end_does_not_wait_for_an_answer_of_kubelet(path: Path) -> None:
     async def story() -> None:
         with Kubelet(path) as kubelet:
-            kubelet.behavior.delay(NEVER)
+            kubelet.faults.delay(NEVER)
             async with running(path, timings=replace(FAST, rpc_timeout=NEVER)) as plugin:
                 await until(lambda: plugin.events("serving"))
                 await plugin.ended()
@@ -258,14 +258,14 @@ def test_nothing_is_registered_twice_while_nothing_happens(path: Path) -> None:
 def test_a_resource_is_ready_when_kubelet_knows_it_and_listens(path: Path) -> None:
     async def story() -> None:
         with Kubelet(path) as kubelet:
-            kubelet.behavior.ignore()
+            kubelet.faults.ignore()
             async with running(path) as plugin:
                 await until(lambda: plugin.events("registered"))
                 assert plugin.endpoints.not_ready() == f"no ListAndWatch stream: {I915}"
-            kubelet.behavior.heal()
+            kubelet.faults.clear()
             async with running(path) as plugin:
                 await settled(plugin, kubelet)
-                kubelet.behavior.ignore()
+                kubelet.faults.ignore()
                 kubelet.lose_streams()
                 await until(lambda: len(plugin.events("registered")) >= 2)
                 assert plugin.endpoints.not_ready() == f"no ListAndWatch stream: {I915}"
@@ -370,7 +370,7 @@ def test_who_dials_a_socket_that_is_held_reaches_that_one_or_none(path: Path) ->
         with Kubelet(path) as kubelet, holding(kubelet.socket) as held:
             assert held
             assert held.identity == identity(kubelet.socket)
-            kubelet.behavior.ignore()
+            kubelet.faults.ignore()
             await register(held.path, registration, PATIENCE)
             await off(kubelet.listen_anew)
             assert held.identity != identity(kubelet.socket)
@@ -425,7 +425,7 @@ def test_a_wiped_socket_is_served_and_registered_anew(path: Path) -> None:
 def test_a_socket_that_is_wiped_while_kubelet_takes_its_time_is_served_anew(path: Path) -> None:
     async def story() -> None:
         with Kubelet(path) as kubelet:
-            kubelet.behavior.delay(NEVER)
+            kubelet.faults.delay(NEVER)
             async with running(path, timings=replace(FAST, rpc_timeout=NEVER)) as plugin:
                 for times in range(1, 4):
                     await said(plugin, "serving", times)
@@ -575,10 +575,10 @@ def test_a_kubelet_that_was_killed_is_waited_for(path: Path) -> None:
 def test_a_kubelet_that_accepts_and_does_not_listen_is_asked_again(path: Path) -> None:
     async def story() -> None:
         with Kubelet(path) as kubelet:
-            kubelet.behavior.ignore()
+            kubelet.faults.ignore()
             async with running(path, timings=replace(FAST, stream_timeout=0.1)):
                 await off(kubelet.wait_for_registrations, 2)
-                kubelet.behavior.heal()
+                kubelet.faults.clear()
                 await off(kubelet.wait_for_allocatable, I915, 4)
 
     asyncio.run(story())
@@ -589,12 +589,12 @@ def test_a_slow_kubelet_finds_the_latest_devices_and_holds_up_nobody(path: Path)
         with Kubelet(path) as kubelet:
             async with running(path) as plugin:
                 await settled(plugin, kubelet)
-                kubelet.behavior.stop_reading()
+                kubelet.faults.stop_reading()
                 for round_ in range(200):
                     plugin.watch.replace(node(3 + round_ % 2))
                     await asyncio.sleep(0)
                 plugin.watch.replace(node(2))
-                kubelet.behavior.heal()
+                kubelet.faults.clear()
                 await off(kubelet.wait_for_allocatable, I915, 2)
 
     asyncio.run(story())
@@ -653,11 +653,11 @@ def test_a_bad_card_is_counted_and_not_allocated(
         with Kubelet(path) as kubelet:
             async with running(path, node(2)) as plugin:
                 await settled(plugin, kubelet, 2)
-                kubelet.behavior.stop_reading()
+                kubelet.faults.stop_reading()
                 plugin.watch.replace(node([replace(card(1), **bad), card(2)]))
                 with pytest.raises(AdmissionError, match=reason):
                     await off(kubelet.run_pod, "train", I915, 2)
-                kubelet.behavior.heal()
+                kubelet.faults.clear()
                 await off(kubelet.wait_for_allocatable, I915, 1)
                 assert kubelet.capacity(I915) == 2
 
@@ -1067,7 +1067,7 @@ def test_a_pod_without_a_plugin_or_with_a_refusal_is_not_admitted(path: Path) ->
                 with pytest.raises(ValueError, match="there is a Pod train already"):
                     await off(kubelet.run_pod, "train", I915, 1)
                 kubelet.delete_pod("train")
-                kubelet.behavior.stop_reading()
+                kubelet.faults.stop_reading()
                 plugin.watch.replace(node(1, unhealthy={bdf(1): "its memory is worn"}))
                 with pytest.raises(AdmissionError, match="its memory is worn"):
                     await off(kubelet.run_pod, "late", I915, 1)

@@ -47,8 +47,8 @@ from xelink.inventory.workload_facts import Linked
 from xelink.nfd import reader as labels
 from xelink.preference.decision import Decision
 from xelink.simulators.kubelet.kubelet import Kubelet
-from xelink.simulators.node.sysfs import Node as Tree
-from xelink.simulators.node.sysfs import SimulatedGpu
+from xelink.simulators.node.sysfs import NodeTree as Tree
+from xelink.simulators.node.sysfs import PciGpu
 from xelink.simulators.xpu_manager import Blueprint, SimulatedNode
 from xelink.topology.publication import Publication, render
 
@@ -218,13 +218,13 @@ def test_devices_health_allocations_and_preferences_are_told() -> None:
 def test_why_a_resource_is_not_registered_is_told() -> None:
     async def story(path: Path) -> None:
         with Kubelet(path) as kubelet:
-            kubelet.behavior.refuse("no room here")
+            kubelet.faults.refuse("no room here")
             async with serving(path, snapshot_of(2)) as run:
                 await until(lambda: run.events("cannot register"))
                 (resource,) = scene(path, run).told()["resources"]
                 assert (resource["registered"], resource["since"]) == (False, None)
                 assert "no room here" in resource["error"]
-                kubelet.behavior.heal()
+                kubelet.faults.clear()
                 await until(lambda: run.events("registered"))
                 (resource,) = scene(path, run).told()["resources"]
                 assert (resource["registered"], resource["error"]) == (True, None)
@@ -369,7 +369,7 @@ def test_what_is_not_ready_stands_out(eight: tuple[Scene, Inventory]) -> None:
 
 def test_gpus_that_are_not_offered_are_told_whatever_sysfs_says(tmp_path: Path) -> None:
     tree = Tree.eight_max_1550(tmp_path / "n")
-    tree.add(SimulatedGpu("0000:f0:00.0", 20, driver="<b>&"))
+    tree.add(PciGpu("0000:f0:00.0", 20, driver="<b>&"))
     here = scene(tmp_path)
     here.see(None, scan(Roots.under(tmp_path / "n")))
     told = here.told()

@@ -12,7 +12,7 @@ import pytest
 from tests.browser import Browser, Page, needs_browser
 from tests.processes import address, running
 from xelink.simulators.kubelet.kubelet import Kubelet
-from xelink.simulators.node.blueprint import Blueprint as Hardware
+from xelink.simulators.node.blueprint import TreeBlueprint as Hardware
 from xelink.simulators.xpu_manager import Blueprint, SimulatedNode
 from xelink.topology.publication import Publication, render
 

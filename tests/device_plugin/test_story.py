@@ -14,7 +14,7 @@ from tests.processes import Running, address, get, running
 from xelink.inventory import cdi
 from xelink.simulators.kubelet.admission import AdmissionError
 from xelink.simulators.kubelet.kubelet import Kubelet
-from xelink.simulators.node.sysfs import Node
+from xelink.simulators.node.sysfs import NodeTree
 from xelink.simulators.xpu_manager import Blueprint, SimulatedNode
 from xelink.topology.publication import Publication, render
 
@@ -31,7 +31,7 @@ class Scene:
     def __init__(self, directory: Path, kubelet: Kubelet) -> None:
         self.directory = directory
         self.kubelet = kubelet
-        self.node = Node.eight_max_1550(directory / "n")
+        self.node = NodeTree.eight_max_1550(directory / "n")
         self.gpus = [gpu for gpu in self.node.gpus if gpu.driver == "i915"]
         self.labels = directory / "labels.txt"
 
@@ -237,7 +237,7 @@ def test_gpus_come_go_break_and_change_their_driver(scene: Scene) -> None:
         scene.kubelet.wait_for_capacity(I915, 8)
         scene.node.lose_node(other.bdf)
         scene.kubelet.wait_for_allocatable(I915, 7)
-        scene.node.mend(other.bdf)
+        scene.node.repair(other.bdf)
         scene.kubelet.wait_for_allocatable(I915, 8)
         scene.node.remove(gone.bdf)
         scene.kubelet.wait_for_allocatable(I915, 7)

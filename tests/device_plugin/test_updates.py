@@ -34,8 +34,8 @@ from xelink.inventory.links import Pair
 from xelink.inventory.observation import Observation
 from xelink.inventory.watcher import Watcher, WatcherConfig
 from xelink.preference.shares import Preference
-from xelink.simulators.node.sysfs import Damage, SimulatedGpu
-from xelink.simulators.node.sysfs import Node as Tree
+from xelink.simulators.node.sysfs import Damage, PciGpu
+from xelink.simulators.node.sysfs import NodeTree as Tree
 from xelink.simulators.xpu_manager import Blueprint
 from xelink.simulators.xpumd import Xpumd
 from xelink.topology.publication import Publication, render
@@ -337,7 +337,7 @@ def test_a_card_that_comes_is_seen_before_the_next_scan_is_due() -> None:
         async with following(scene):
             await scene.until(lambda snapshot: len(snapshot.resource(I915).devices) == 2)
             await hold_a_look()
-            scene.tree.add(SimulatedGpu("0000:9a:00.0", 5, numa=1, render=140))
+            scene.tree.add(PciGpu("0000:9a:00.0", 5, numa=1, render=140))
             SlowSysfs.go_on.set()
             await scene.until(lambda snapshot: len(snapshot.resource(I915).devices) == 3)
             assert [entry["cards"].count("=") for entry in scene.said("GPUs of this node")][-1] == 3
@@ -370,7 +370,7 @@ def test_a_card_that_breaks_stays_as_unhealthy() -> None:
                 )
             )
             assert [device.healthy for device in broken.resource(I915).devices] == [False, True]
-            scene.tree.mend(FIRST)
+            scene.tree.repair(FIRST)
             await scene.until(
                 lambda snapshot: (
                     [one.healthy for one in snapshot.resource(I915).devices] == [True, True]
@@ -416,7 +416,7 @@ def test_health_that_arrives_during_a_slow_scan_is_not_lost() -> None:
             await until(lambda: scene.said("health is known"))
             await hold_a_scan()
             scene.tree.remove("0000:da:00.0")
-            health.say(SECOND, "core", Severity.CRITICAL, "hot")
+            health.report(SECOND, "core", Severity.CRITICAL, "hot")
             health.push()
             held = await scene.until(complaints)
             assert len(held.resource(I915).devices) == 8
@@ -427,7 +427,7 @@ def test_health_that_arrives_during_a_slow_scan_is_not_lost() -> None:
             assert complaints(scene.watch.current) == complaints(held)
             (entry,) = scene.said("GPU is unhealthy")
             assert (entry["gpu"], entry["reason"]) == (SECOND, "core is critical (hot)")
-            health.heal(SECOND)
+            health.recover(SECOND)
             health.push()
             await scene.until(lambda snapshot: not complaints(snapshot))
             assert len(scene.said("GPU is healthy again")) == 1
@@ -516,7 +516,7 @@ def test_doubts_are_said_once() -> None:
     async def story(scene: Scene) -> None:
         scene.publish()
         scene.tree.remove("0000:da:00.0")
-        scene.tree.add(SimulatedGpu("0000:db:00.0", 8, numa=1, render=135))
+        scene.tree.add(PciGpu("0000:db:00.0", 8, numa=1, render=135))
         scene.tree.damage(FIRST, "numa_node", Damage.NONSENSE)
         async with following(scene):
             await scene.until(lanes)
@@ -576,8 +576,8 @@ def test_each_gpu_that_cannot_be_given_is_said_once_with_the_reason() -> None:
                 "every GPU is unhealthy: /dev/dri/renderD128 is not there and 1 more"
             )
             async with between_scans():
-                scene.tree.mend(FIRST)
-                scene.tree.mend(SECOND)
+                scene.tree.repair(FIRST)
+                scene.tree.repair(SECOND)
             await until(lambda: len(scene.said("resolved")) == 2)
             await until(lambda: scene.updates.device_error == "")
 
@@ -590,7 +590,7 @@ def test_a_node_whose_every_gpu_xpu_manager_calls_unhealthy_says_so() -> None:
         scene.config = replace(scene.config, endpoint=str(socket))
         async with Xpumd(socket, [FIRST], every=None) as health, following(scene):
             await until(lambda: scene.said("health is known"))
-            health.say(FIRST, "core", Severity.CRITICAL, "hot")
+            health.report(FIRST, "core", Severity.CRITICAL, "hot")
             health.push()
             await until(lambda: scene.updates.device_error != "")
             assert scene.updates.device_error == "every GPU is unhealthy: core is critical (hot)"

@@ -14,7 +14,7 @@ from tests.e2e.programs import Program, run, until
 from tests.processes import get
 from xelink.inventory.devfs import Roots
 from xelink.inventory.gpus import Inventory, scan
-from xelink.simulators.node.blueprint import Blueprint as Tree
+from xelink.simulators.node.blueprint import TreeBlueprint as Tree
 from xelink.simulators.node.tree import put
 from xelink.simulators.xpu_manager import Blueprint, Simulator
 from xelink.topology import nfd_format

@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults.shim import LackingError, Shim
 from xelink.inventory import cdi
-from xelink.simulators.node.sysfs import Node
+from xelink.simulators.node.sysfs import NodeTree
 
 REFRESH = """
 import sys
@@ -33,7 +33,7 @@ class Place:
         self.root = folder / "node"
         self.directory = folder / "cdi"
         self.shim = Shim(folder / "wrong", self.directory)
-        Node.eight_max_1550(self.root)
+        NodeTree.eight_max_1550(self.root)
 
     @property
     def file(self) -> Path:

@@ -50,7 +50,7 @@ def restarting(scene: Scene, _: Running) -> None:
 def refusing(scene: Scene, plugin: Running) -> None:
     """kubelet refuses registrations."""
     scene.kubelet.stop()
-    scene.kubelet.behavior.refuse("not today", times=3)
+    scene.kubelet.faults.refuse("not today", times=3)
     scene.kubelet.start()
     assert "not today" in plugin.wait_for("cannot register")
 
@@ -116,18 +116,18 @@ def unread(scene: Scene, _: Running) -> None:
             clients.callback(DevicePluginStub(channel).ListAndWatch(pb.Empty()).cancel)
         for gpu in scene.gpus[2:5]:  # not those that are linked
             scene.node.lose_node(gpu.bdf)
-            scene.node.mend(gpu.bdf)
+            scene.node.repair(gpu.bdf)
         admits(scene)
 
 
 def slow(scene: Scene, _: Running) -> None:
     """kubelet reads no stream while devices come and go."""
-    scene.kubelet.behavior.stop_reading()
+    scene.kubelet.faults.stop_reading()
     for gpu in scene.gpus[2:5]:  # not those that are linked
         scene.node.lose_node(gpu.bdf)
-        scene.node.mend(gpu.bdf)
+        scene.node.repair(gpu.bdf)
     admits(scene)
-    scene.kubelet.behavior.heal()
+    scene.kubelet.faults.clear()
 
 
 def hanging_up(scene: Scene, plugin: Running) -> None:

@@ -17,7 +17,7 @@ from xelink.inventory.cdi import KIND
 from xelink.inventory.cdi_rivals import defined
 from xelink.inventory.devfs import DeviceNode, Mount, Roots
 from xelink.inventory.gpus import Card, Inventory, scan
-from xelink.simulators.node.sysfs import Node
+from xelink.simulators.node.sysfs import NodeTree
 
 FIRST = "0000:29:00.0"
 EVERY = frozenset(f"card{number}" for number in range(1, 9))
@@ -25,12 +25,12 @@ HOST = "/var/lib/tree"  # where the host has the simulated tree
 
 
 @pytest.fixture
-def node(tmp_path: Path) -> Node:
-    return Node.eight_max_1550(tmp_path / "node")
+def node(tmp_path: Path) -> NodeTree:
+    return NodeTree.eight_max_1550(tmp_path / "node")
 
 
 @pytest.fixture
-def inventory(node: Node) -> Inventory:
+def inventory(node: NodeTree) -> Inventory:
     return scan(Roots.under(node.root, HOST))
 
 
@@ -196,7 +196,7 @@ def test_cards_that_change_their_numbers_are_told_anew(
 
 
 def test_health_that_comes_and_goes_rewrites_nothing(
-    directory: Path, node: Node, inventory: Inventory
+    directory: Path, node: NodeTree, inventory: Inventory
 ) -> None:
     cdi.refresh(directory, inventory, ByPath.NONE)
     node.lose_node(FIRST)

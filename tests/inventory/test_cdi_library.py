@@ -13,7 +13,7 @@ from xelink.inventory import cdi
 from xelink.inventory.by_path import ByPath
 from xelink.inventory.devfs import Roots
 from xelink.inventory.gpus import Card, Inventory, scan
-from xelink.simulators.node.sysfs import Node
+from xelink.simulators.node.sysfs import NodeTree
 
 PROGRAM = "cdi-resolve"
 CARD1, CARD2 = (f"{cdi.KIND}=card{number}" for number in (1, 2))
@@ -23,7 +23,7 @@ pytestmark = needs(PROGRAM)
 
 @pytest.fixture
 def inventory(tmp_path: Path) -> Inventory:
-    found = scan(Roots.under(Node.eight_max_1550(tmp_path / "node").root))
+    found = scan(Roots.under(NodeTree.eight_max_1550(tmp_path / "node").root))
     return replace(found, cards=tuple(map(_on_null, found.cards)))
 
 

@@ -24,19 +24,19 @@ from xelink.inventory.gpus import (
     fingerprint,
     scan,
 )
-from xelink.simulators.node.sysfs import Damage, Node, SimulatedGpu
+from xelink.simulators.node.sysfs import Damage, NodeTree, PciGpu
 
 FIRST = "0000:29:00.0"
 SECOND = "0000:3a:00.0"
 
 
 @pytest.fixture
-def node(tmp_path: Path) -> Node:
-    return Node.eight_max_1550(tmp_path)
+def node(tmp_path: Path) -> NodeTree:
+    return NodeTree.eight_max_1550(tmp_path)
 
 
 def look(
-    node: Node, allow: frozenset[int] = frozenset(), deny: frozenset[int] = frozenset()
+    node: NodeTree, allow: frozenset[int] = frozenset(), deny: frozenset[int] = frozenset()
 ) -> Inventory:
     return scan(Roots.under(node.root, node.root), allow, deny)
 
@@ -48,7 +48,7 @@ def cards(inventory: Inventory) -> list[str]:
 # The scan
 
 
-def test_a_max_node_is_told_in_full(node: Node) -> None:
+def test_a_max_node_is_told_in_full(node: NodeTree) -> None:
     inventory = look(node)
     dri = f"{node.root}/dev/dri"
     assert inventory.cards[4] == Card(
@@ -80,27 +80,27 @@ def test_a_max_node_is_told_in_full(node: Node) -> None:
     assert not inventory.problems
 
 
-def test_equal_nodes_are_equal_values(node: Node) -> None:
+def test_equal_nodes_are_equal_values(node: NodeTree) -> None:
     assert look(node) == look(node)
     assert hash(look(node)) == hash(look(node))
 
 
 def test_cards_are_in_the_order_of_pci_addresses_read_as_numbers(tmp_path: Path) -> None:
-    node = Node(tmp_path)
+    node = NodeTree(tmp_path)
     for number, bdf in enumerate(
         ("10000:01:00.0", "2000:01:00.0", "0000:ab:00.0", "0000:0c:01.0", "0000:0c:00.1")
     ):
-        node.add(SimulatedGpu(bdf, number))
+        node.add(PciGpu(bdf, number))
     assert cards(look(node)) == ["card4", "card3", "card2", "card1", "card0"]
 
 
 def test_no_driver_loaded_is_a_node_without_gpus(tmp_path: Path) -> None:
-    assert look(Node(tmp_path)) == Inventory()
+    assert look(NodeTree(tmp_path)) == Inventory()
 
 
 def test_cards_of_others_are_none_of_ours(tmp_path: Path) -> None:
-    node = Node(tmp_path)
-    node.add(SimulatedGpu("0000:03:00.0", 0, driver="ast", vendor=0x1A03))
+    node = NodeTree(tmp_path)
+    node.add(PciGpu("0000:03:00.0", 0, driver="ast", vendor=0x1A03))
     virtual = tmp_path / "sys/devices/virtual/drm/card1"
     virtual.mkdir(parents=True)
     (tmp_path / "sys/class/drm/card1").symlink_to(virtual)
@@ -133,7 +133,7 @@ def test_cards_of_others_are_none_of_ours(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_node_that_cannot_be_looked_at_is_an_error(node: Node, spoil: object) -> None:
+def test_a_node_that_cannot_be_looked_at_is_an_error(node: NodeTree, spoil: object) -> None:
     assert callable(spoil)
     spoil(node.root)
     with pytest.raises(ScanError, match="sys"):
@@ -141,7 +141,7 @@ def test_a_node_that_cannot_be_looked_at_is_an_error(node: Node, spoil: object) 
 
 
 def test_a_node_that_is_taken_away_during_a_scan_is_no_node_without_gpus(
-    node: Node, monkeypatch: pytest.MonkeyPatch
+    node: NodeTree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def last_part(*_: object) -> tuple[ExcludedGpu, ...]:
         (node.root / "sys").rename(node.root / "gone")
@@ -153,8 +153,8 @@ def test_a_node_that_is_taken_away_during_a_scan_is_no_node_without_gpus(
 
 
 def test_control_nodes_are_skipped(tmp_path: Path) -> None:
-    node = Node(tmp_path)
-    node.add(SimulatedGpu(FIRST, 1, render=128, control=64))
+    node = NodeTree(tmp_path)
+    node.add(PciGpu(FIRST, 1, render=128, control=64))
     (tmp_path / "dev/dri/controlD64").touch()
     [card] = look(node).cards
     assert [entry.container_path for entry in card.nodes] == [
@@ -177,8 +177,8 @@ def test_control_nodes_are_skipped(tmp_path: Path) -> None:
 def test_tiles_are_told_only_for_certain(
     tmp_path: Path, driver: str, device_id: int, tiles: int, expected: int | None
 ) -> None:
-    node = Node(tmp_path)
-    node.add(SimulatedGpu(FIRST, 1, driver=driver, device_id=device_id, tiles=tiles))
+    node = NodeTree(tmp_path)
+    node.add(PciGpu(FIRST, 1, driver=driver, device_id=device_id, tiles=tiles))
     [card] = look(node).cards
     assert card.tiles == expected
 
@@ -195,7 +195,7 @@ def test_tiles_are_told_only_for_certain(
     ],
 )
 def test_an_unknown_numa_node_never_keeps_a_card_back(
-    node: Node, text: str | None, numa: int | None, problems: int
+    node: NodeTree, text: str | None, numa: int | None, problems: int
 ) -> None:
     path = node.damage(FIRST, "numa_node", Damage.MISSING)
     if text is not None:
@@ -220,9 +220,9 @@ def test_an_unknown_numa_node_never_keeps_a_card_back(
 def test_device_ids_are_allowed_and_denied(
     tmp_path: Path, allow: set[int], deny: set[int], offered: list[str], reason: Exclusion
 ) -> None:
-    node = Node(tmp_path)
-    node.add(SimulatedGpu(FIRST, 1))
-    node.add(SimulatedGpu(SECOND, 2, device_id=0x56C0))
+    node = NodeTree(tmp_path)
+    node.add(PciGpu(FIRST, 1))
+    node.add(PciGpu(SECOND, 2, device_id=0x56C0))
     inventory = look(node, frozenset(allow), frozenset(deny))
     assert cards(inventory) == offered
     assert [withheld.reason for withheld in inventory.excluded] == [reason]
@@ -234,7 +234,7 @@ def test_device_ids_are_allowed_and_denied(
     [("vfio-pci", Exclusion.OTHER_DRIVER), (None, Exclusion.NO_DRIVER)],
 )
 def test_a_gpu_without_our_driver_is_told_and_is_no_problem(
-    node: Node, driver: str | None, reason: Exclusion
+    node: NodeTree, driver: str | None, reason: Exclusion
 ) -> None:
     node.rebind(FIRST, driver)
     inventory = look(node)
@@ -244,7 +244,7 @@ def test_a_gpu_without_our_driver_is_told_and_is_no_problem(
     assert str(inventory.excluded[0]).startswith(f"GPU at {FIRST} is not advertised: ")
 
 
-def test_a_card_of_another_driver_is_told_by_name(node: Node) -> None:
+def test_a_card_of_another_driver_is_told_by_name(node: NodeTree) -> None:
     path = node.damage(FIRST, "driver", Damage.MISSING)
     path.symlink_to("../../../bus/pci/drivers/nouveau")
     [withheld] = look(node).excluded
@@ -252,13 +252,13 @@ def test_a_card_of_another_driver_is_told_by_name(node: Node) -> None:
     assert str(withheld) == expected
 
 
-def test_a_driver_that_made_no_card_is_told(node: Node) -> None:
+def test_a_driver_that_made_no_card_is_told(node: NodeTree) -> None:
     (node.root / "sys/class/drm/card1").unlink()
     [withheld] = look(node).excluded
     assert (withheld.bdf, withheld.reason) == (FIRST, Exclusion.NO_CARD)
 
 
-def test_a_function_that_could_not_be_told_is_asked_again(node: Node) -> None:
+def test_a_function_that_could_not_be_told_is_asked_again(node: NodeTree) -> None:
     node.rebind(FIRST, None)
     path = node.damage(FIRST, "class", Damage.NONSENSE)
     assert look(node).excluded == ()
@@ -266,7 +266,7 @@ def test_a_function_that_could_not_be_told_is_asked_again(node: Node) -> None:
     assert [withheld.bdf for withheld in look(node).excluded] == [FIRST]
 
 
-def test_what_a_function_is_is_asked_once_while_the_same_ones_are_there(node: Node) -> None:
+def test_what_a_function_is_is_asked_once_while_the_same_ones_are_there(node: NodeTree) -> None:
     functions = node.root / "sys/bus/pci/devices"
     (functions / "0000:fe:00.0").mkdir()
     (functions / "0000:fe:00.0/class").write_text("0x020000\n")
@@ -279,7 +279,7 @@ def test_what_a_function_is_is_asked_once_while_the_same_ones_are_there(node: No
     assert [withheld.bdf for withheld in look(node).excluded] == ["0000:fe:00.0"]
 
 
-def test_functions_that_come_and_go_are_asked(node: Node) -> None:
+def test_functions_that_come_and_go_are_asked(node: NodeTree) -> None:
     functions = node.root / "sys/bus/pci/devices"
     assert look(node).excluded == ()
     (functions / "0000:fe:00.0").mkdir()
@@ -290,7 +290,7 @@ def test_functions_that_come_and_go_are_asked(node: Node) -> None:
     assert [withheld.bdf for withheld in look(node).excluded] == ["0000:ff:00.0"]
 
 
-def test_pci_functions_that_are_no_intel_gpus_are_not_mentioned(node: Node) -> None:
+def test_pci_functions_that_are_no_intel_gpus_are_not_mentioned(node: NodeTree) -> None:
     for bdf, vendor, kind in (
         ("0000:01:00.0", "0x8086", "0x020000"),
         ("0000:02:00.0", "0x10de", "0x030200"),
@@ -306,7 +306,7 @@ def test_pci_functions_that_are_no_intel_gpus_are_not_mentioned(node: Node) -> N
     assert not inventory.problems
 
 
-def test_vfs_stand_in_for_their_physical_function(node: Node) -> None:
+def test_vfs_stand_in_for_their_physical_function(node: NodeTree) -> None:
     node.enable_vfs(FIRST, 2)
     inventory = look(node)
     assert [card.bdf for card in inventory.cards][:3] == ["0000:29:00.1", "0000:29:00.2", SECOND]
@@ -319,7 +319,7 @@ def test_vfs_stand_in_for_their_physical_function(node: Node) -> None:
     assert cards(look(node)) == [f"card{number}" for number in range(1, 9)]
 
 
-def test_vfs_that_are_passed_through_are_not_offered(node: Node) -> None:
+def test_vfs_that_are_passed_through_are_not_offered(node: NodeTree) -> None:
     node.enable_vfs(FIRST, 2, driver="vfio-pci")
     inventory = look(node)
     assert cards(inventory) == [f"card{number}" for number in range(2, 9)]
@@ -353,7 +353,7 @@ HARMLESS = {
 @pytest.mark.parametrize("damage", Damage, ids=lambda damage: damage.value)
 @pytest.mark.parametrize("name", ESSENTIAL)
 def test_a_broken_card_is_a_problem_and_hides_no_other(
-    node: Node, name: str, damage: Damage
+    node: NodeTree, name: str, damage: Damage
 ) -> None:
     before = look(node)
     node.damage(FIRST, name, damage)
@@ -363,7 +363,7 @@ def test_a_broken_card_is_a_problem_and_hides_no_other(
         assert [problem.name for problem in inventory.problems] == ["card1"]
         assert cards(inventory) == [f"card{number}" for number in range(2, 9)]
         assert str(inventory.problems[0]).startswith("card1")
-    node.mend(FIRST)
+    node.repair(FIRST)
     assert look(node) == before
 
 
@@ -385,19 +385,21 @@ def test_a_broken_card_is_a_problem_and_hides_no_other(
         pytest.param("drm/card1/device", Damage.DANGLING, "it leads to no device", id="no device"),
     ],
 )
-def test_a_problem_says_what_is_wrong(node: Node, name: str, damage: Damage, message: str) -> None:
+def test_a_problem_says_what_is_wrong(
+    node: NodeTree, name: str, damage: Damage, message: str
+) -> None:
     node.damage(FIRST, name, damage)
     assert [problem.message for problem in look(node).problems] == [message]
 
 
-def test_a_card_whose_link_leads_nowhere_is_a_problem(node: Node) -> None:
+def test_a_card_whose_link_leads_nowhere_is_a_problem(node: NodeTree) -> None:
     link = node.root / "sys/class/drm/card1"
     link.unlink()
     link.symlink_to("../../devices/gone")
     assert look(node).problems == (Problem("card1", "it leads to no device"),)
 
 
-def test_two_cards_are_never_one_gpu(node: Node) -> None:
+def test_two_cards_are_never_one_gpu(node: NodeTree) -> None:
     link = node.damage(SECOND, "drm/card2/device", Damage.MISSING)
     link.symlink_to(node.device(FIRST))
     inventory = look(node)
@@ -432,10 +434,10 @@ SWITCH = ("0000:26:01.0", "0000:27:00.0")
 
 
 def test_the_bridges_above_a_gpu_are_those_of_the_kernel_s_tree(tmp_path: Path) -> None:
-    node = Node(tmp_path)
+    node = NodeTree(tmp_path)
     for number, above in enumerate(((*SWITCH, "0000:28:00.0"), (*SWITCH, "0000:28:01.0"), ())):
         bdf = f"0000:{0x29 + number:02x}:00.0"
-        node.add(SimulatedGpu(bdf, number, render=128 + number, totalvfs=4, bridges=above))
+        node.add(PciGpu(bdf, number, render=128 + number, totalvfs=4, bridges=above))
     host = ("pci0000:26", *SWITCH)
     assert [card.bridges for card in look(node).cards] == [
         (*host, "0000:28:00.0"),
@@ -467,10 +469,10 @@ def test_bridges_that_are_not_as_the_kernel_has_them_are_unknown(
 
 
 def test_the_numa_node_of_a_bridge_counts_where_the_gpu_has_none(tmp_path: Path) -> None:
-    node = Node(tmp_path)
+    node = NodeTree(tmp_path)
     bridge = tmp_path / "sys/devices/pci0000:29/0000:29:01.0"
     for number, numa in enumerate((None, 1)):
-        node.add(SimulatedGpu(f"0000:{number:02x}:00.0", number, numa=numa, render=128 + number))
+        node.add(PciGpu(f"0000:{number:02x}:00.0", number, numa=numa, render=128 + number))
         below = bridge / f"0000:{number:02x}:00.0"
         below.parent.mkdir(parents=True, exist_ok=True)
         node.device(below.name).rename(below)
@@ -534,7 +536,7 @@ TWO_SOCKETS = {0: "0-27,56-83", 1: "28-55,84-111", 2: ""}  # the third is memory
     ],
 )
 def test_the_cpus_near_a_gpu_tell_its_node_where_nothing_else_does(
-    node: Node,
+    node: NodeTree,
     homes: dict[int, str],
     own: str | None,
     above: str | None,
@@ -563,7 +565,7 @@ def test_the_cpus_near_a_gpu_tell_its_node_where_nothing_else_does(
     ids=["nonsense", "nothing"],
 )
 def test_a_bridge_that_tells_nothing_keeps_no_card_back(
-    node: Node, numa: str, complaint: str | None
+    node: NodeTree, numa: str, complaint: str | None
 ) -> None:
     (node.device(FIRST) / "numa_node").write_text("-1\n")
     (node.device(FIRST).parent / "numa_node").write_text(f"{numa}\n")
@@ -585,7 +587,7 @@ def test_a_bridge_that_tells_nothing_keeps_no_card_back(
     ],
 )
 def test_a_card_says_which_device_node_is_not_there(
-    node: Node, lose: list[str], complaint: str | None
+    node: NodeTree, lose: list[str], complaint: str | None
 ) -> None:
     for minor in lose:
         node.lose_node(FIRST, minor)
@@ -595,15 +597,15 @@ def test_a_card_says_which_device_node_is_not_there(
 
 
 def test_a_card_without_a_render_node_is_unhealthy(tmp_path: Path) -> None:
-    node = Node(tmp_path)
-    node.add(SimulatedGpu(FIRST, 1))
+    node = NodeTree(tmp_path)
+    node.add(PciGpu(FIRST, 1))
     (card,) = look(node).cards
     assert not card.healthy
     assert card.complaint == "it has no render node, which is what computes"
 
 
 @contextmanager
-def mounted(node: Node, prefix: Path) -> Iterator[Roots]:
+def mounted(node: NodeTree, prefix: Path) -> Iterator[Roots]:
     """See the node's `/dev/dri` of now for ever, as a mount of it does."""
     dri = os.open(node.root / "dev/dri", os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -615,7 +617,7 @@ def mounted(node: Node, prefix: Path) -> Iterator[Roots]:
 
 
 def test_a_directory_of_before_a_reload_of_the_driver_is_told_from_an_empty_one(
-    node: Node, tmp_path: Path
+    node: NodeTree, tmp_path: Path
 ) -> None:
     with mounted(node, tmp_path / "mounted") as roots:
         assert scan(roots).dri is DriState.FINE
@@ -630,7 +632,7 @@ def test_a_directory_of_before_a_reload_of_the_driver_is_told_from_an_empty_one(
 
 
 def test_a_node_without_a_driver_sees_nothing_amiss_in_a_directory_that_is_gone(
-    node: Node, tmp_path: Path
+    node: NodeTree, tmp_path: Path
 ) -> None:
     with mounted(node, tmp_path / "mounted") as roots:
         node.reload_driver()
@@ -640,7 +642,7 @@ def test_a_node_without_a_driver_sees_nothing_amiss_in_a_directory_that_is_gone(
 
 
 @pytest.mark.parametrize("minor", ["card1", "renderD128"])
-def test_a_card_whose_device_node_is_gone_is_unhealthy(node: Node, minor: str) -> None:
+def test_a_card_whose_device_node_is_gone_is_unhealthy(node: NodeTree, minor: str) -> None:
     node.lose_node(FIRST, minor)
     first, *others = look(node).cards
     assert not first.healthy
@@ -648,11 +650,11 @@ def test_a_card_whose_device_node_is_gone_is_unhealthy(node: Node, minor: str) -
     assert len(first.nodes) == 2
     assert len(first.present_nodes) == 1
     assert all(card.healthy for card in others)
-    node.mend(FIRST)
+    node.repair(FIRST)
     assert look(node).cards[0].healthy
 
 
-def test_a_directory_in_the_place_of_a_device_node_is_none(node: Node) -> None:
+def test_a_directory_in_the_place_of_a_device_node_is_none(node: NodeTree) -> None:
     """A container runtime makes one where a mount's source is missing."""
     path = node.root / "dev/dri" / look(node).cards[0].name
     path.unlink()
@@ -660,7 +662,7 @@ def test_a_directory_in_the_place_of_a_device_node_is_none(node: Node) -> None:
     assert look(node).cards[0].missing == (f"/dev/dri/{path.name}",)
 
 
-def test_a_card_that_breaks_stays_known_as_unhealthy(node: Node) -> None:
+def test_a_card_that_breaks_stays_known_as_unhealthy(node: NodeTree) -> None:
     before = look(node)
     node.damage(FIRST, "device", Damage.UNREADABLE)
     kept = look(node).keep_known(before)
@@ -670,7 +672,7 @@ def test_a_card_that_breaks_stays_known_as_unhealthy(node: Node) -> None:
     assert kept.monitored == before.monitored[1:]
     again = look(node).keep_known(kept)
     assert again == kept
-    node.mend(FIRST)
+    node.repair(FIRST)
     assert look(node).keep_known(kept) == before
 
 
@@ -684,7 +686,7 @@ def test_a_card_that_breaks_stays_known_as_unhealthy(node: Node) -> None:
         pytest.param(lambda node: node.damage(FIRST, "numa_node", Damage.HUGE), id="still there"),
     ],
 )
-def test_only_a_card_that_cannot_be_read_is_remembered(node: Node, change: object) -> None:
+def test_only_a_card_that_cannot_be_read_is_remembered(node: NodeTree, change: object) -> None:
     before = look(node)
     assert callable(change)
     change(node)
@@ -692,15 +694,17 @@ def test_only_a_card_that_cannot_be_read_is_remembered(node: Node, change: objec
     assert now.keep_known(before) == now
 
 
-def test_another_gpu_under_the_name_of_a_broken_one_is_not_taken_for_it(node: Node) -> None:
+def test_another_gpu_under_the_name_of_a_broken_one_is_not_taken_for_it(node: NodeTree) -> None:
     before = look(node)
     node.remove(FIRST)
-    node.add(SimulatedGpu("0000:2b:00.0", 1, render=128))
+    node.add(PciGpu("0000:2b:00.0", 1, render=128))
     node.damage("0000:2b:00.0", "device", Damage.EMPTY)
     assert cards(look(node).keep_known(before)) == [f"card{number}" for number in range(2, 9)]
 
 
-def test_a_gpu_that_has_another_name_by_now_is_not_remembered_by_its_old_one(node: Node) -> None:
+def test_a_gpu_that_has_another_name_by_now_is_not_remembered_by_its_old_one(
+    node: NodeTree,
+) -> None:
     before = look(node)
     first, *others = before.cards
     renamed = replace(first, name="card9")
@@ -713,7 +717,7 @@ def test_a_gpu_that_has_another_name_by_now_is_not_remembered_by_its_old_one(nod
 # By-path and MEI
 
 
-def test_only_a_cards_own_two_links_are_mounted(node: Node) -> None:
+def test_only_a_cards_own_two_links_are_mounted(node: NodeTree) -> None:
     by_path = node.root / "dev/dri/by-path"
     (by_path / f"pci-{FIRST}-platform-simple-framebuffer.0-card").symlink_to("../card1")
     (by_path / f"pci-{SECOND}-render").unlink()
@@ -726,7 +730,7 @@ def test_only_a_cards_own_two_links_are_mounted(node: Node) -> None:
     ]
 
 
-def test_by_path_mounts_follow_the_mode(node: Node) -> None:
+def test_by_path_mounts_follow_the_mode(node: NodeTree) -> None:
     inventory = look(node)
     card = inventory.cards[0]
     assert mounts(card, inventory, ByPath.SINGLE) == card.by_path
@@ -738,13 +742,13 @@ def test_by_path_mounts_follow_the_mode(node: Node) -> None:
 
 @pytest.mark.parametrize("mode", ByPath)
 def test_a_node_without_by_path_mounts_nothing(tmp_path: Path, mode: ByPath) -> None:
-    node = Node(tmp_path, by_path=False)
-    node.add(SimulatedGpu(FIRST, 1))
+    node = NodeTree(tmp_path, by_path=False)
+    node.add(PciGpu(FIRST, 1))
     inventory = look(node)
     assert mounts(inventory.cards[0], inventory, mode) == ()
 
 
-def test_mei_devices_are_those_of_the_gpu(node: Node) -> None:
+def test_mei_devices_are_those_of_the_gpu(node: NodeTree) -> None:
     (node.root / "dev/mei77").touch()
     (node.device(FIRST) / "i915.mei-gsc.77/mei/mei77").mkdir(parents=True)
     (node.device(FIRST) / "i915.mei-gsc.78/mei/mei78").mkdir(parents=True)
@@ -758,7 +762,7 @@ def test_mei_devices_are_those_of_the_gpu(node: Node) -> None:
 
 
 def test_management_engines_are_named_by_sysfs_where_the_hosts_dev_is_not_seen(
-    node: Node, tmp_path: Path
+    node: NodeTree, tmp_path: Path
 ) -> None:
     """A container has `/dev/dri` of the host and the rest of its own, as in every overlay."""
     prefix = tmp_path / "container"
@@ -775,7 +779,7 @@ def test_management_engines_are_named_by_sysfs_where_the_hosts_dev_is_not_seen(
     }
 
 
-def test_engines_without_any_gpu_are_nothing_to_monitor(node: Node, tmp_path: Path) -> None:
+def test_engines_without_any_gpu_are_nothing_to_monitor(node: NodeTree, tmp_path: Path) -> None:
     inventory = scan(Roots(node.root / "sys", tmp_path / "nothing"))
     (monitor,) = devices(inventory, ResourceOptions(monitoring=Monitoring.SINGLE))[
         "gpu.intel.com/monitoring"
@@ -784,7 +788,7 @@ def test_engines_without_any_gpu_are_nothing_to_monitor(node: Node, tmp_path: Pa
     assert not monitor.healthy
 
 
-def test_a_gpu_is_one_device_by_default(node: Node) -> None:
+def test_a_gpu_is_one_device_by_default(node: NodeTree) -> None:
     inventory = look(node)
     found = devices(inventory, ResourceOptions())
     assert list(found) == ["gpu.intel.com/i915"]
@@ -797,7 +801,7 @@ def test_a_gpu_is_one_device_by_default(node: Node) -> None:
     ]
 
 
-def test_shares_of_a_gpu_are_devices_with_the_same_nodes(node: Node) -> None:
+def test_shares_of_a_gpu_are_devices_with_the_same_nodes(node: NodeTree) -> None:
     node.lose_node(SECOND)
     found = devices(look(node), ResourceOptions(shared=3))["gpu.intel.com/i915"]
     assert [device.id for device in found][:4] == ["card1-0", "card1-1", "card1-2", "card2-0"]
@@ -810,7 +814,7 @@ def test_shares_of_a_gpu_are_devices_with_the_same_nodes(node: Node) -> None:
     ]
 
 
-def test_each_driver_has_its_resource(node: Node) -> None:
+def test_each_driver_has_its_resource(node: NodeTree) -> None:
     node.rebind(FIRST, "xe")
     found = devices(look(node), ResourceOptions())
     assert [device.id for device in found["gpu.intel.com/xe"]] == ["card1-0"]
@@ -824,10 +828,10 @@ def test_a_gpu_is_shared_by_one_at_least() -> None:
 
 @pytest.mark.parametrize("mode", [None, *Monitoring])
 def test_no_gpus_are_no_resources(tmp_path: Path, mode: Monitoring | None) -> None:
-    assert devices(look(Node(tmp_path)), ResourceOptions(monitoring=mode)) == {}
+    assert devices(look(NodeTree(tmp_path)), ResourceOptions(monitoring=mode)) == {}
 
 
-def test_monitoring_is_one_device_with_every_node_and_mei(node: Node) -> None:
+def test_monitoring_is_one_device_with_every_node_and_mei(node: NodeTree) -> None:
     node.rebind(FIRST, "xe")
     found = devices(look(node), ResourceOptions(shared=5, monitoring=Monitoring.SINGLE))
     [device] = found["gpu.intel.com/monitoring"]
@@ -840,7 +844,7 @@ def test_monitoring_is_one_device_with_every_node_and_mei(node: Node) -> None:
     assert device.mounts == ()
 
 
-def test_split_monitoring_is_one_device_for_each_driver(node: Node) -> None:
+def test_split_monitoring_is_one_device_for_each_driver(node: NodeTree) -> None:
     node.rebind(FIRST, "xe")
     found = devices(look(node), ResourceOptions(monitoring=Monitoring.SPLIT))
     assert set(found) == {
@@ -857,7 +861,7 @@ def test_split_monitoring_is_one_device_for_each_driver(node: Node) -> None:
     ]
 
 
-def test_monitoring_sees_the_physical_function_that_is_not_offered(node: Node) -> None:
+def test_monitoring_sees_the_physical_function_that_is_not_offered(node: NodeTree) -> None:
     node.enable_vfs(FIRST, 1)
     [device] = devices(look(node), ResourceOptions(monitoring=Monitoring.SINGLE))[
         "gpu.intel.com/monitoring"
@@ -865,7 +869,7 @@ def test_monitoring_sees_the_physical_function_that_is_not_offered(node: Node) -
     assert {"/dev/dri/card1", "/dev/mei0"} <= {entry.container_path for entry in device.nodes}
 
 
-def test_a_lost_node_is_not_handed_to_the_monitor(node: Node) -> None:
+def test_a_lost_node_is_not_handed_to_the_monitor(node: NodeTree) -> None:
     node.lose_node(FIRST)
     [device] = devices(look(node), ResourceOptions(monitoring=Monitoring.SPLIT))[
         "gpu.intel.com/i915_monitoring"
@@ -895,7 +899,7 @@ def test_a_prefix_is_put_before_what_is_read_and_not_before_what_the_host_calls_
     [("/", "/dev"), ("/var/lib/tree", "/var/lib/tree/dev"), ("/var/tree/", "/var/tree/dev")],
 )
 def test_the_host_has_devices_below_the_device_root_and_the_container_where_they_belong(
-    node: Node, root: str, dev: str
+    node: NodeTree, root: str, dev: str
 ) -> None:
     found = scan(Roots.under(node.root, root))
     card = found.cards[0]
@@ -910,7 +914,7 @@ def test_the_host_has_devices_below_the_device_root_and_the_container_where_they
     "change",
     [
         pytest.param(lambda node: node.remove(FIRST), id="a card goes"),
-        pytest.param(lambda node: node.add(SimulatedGpu("0001:01:00.0", 9)), id="a card comes"),
+        pytest.param(lambda node: node.add(PciGpu("0001:01:00.0", 9)), id="a card comes"),
         pytest.param(lambda node: node.rebind(FIRST, "xe"), id="another driver"),
         pytest.param(lambda node: node.rebind(FIRST, None), id="no driver"),
         pytest.param(lambda node: node.enable_vfs(FIRST, 1, "vfio-pci"), id="VFs"),
@@ -919,7 +923,7 @@ def test_the_host_has_devices_below_the_device_root_and_the_container_where_they
         pytest.param(lambda node: node.damage(FIRST, "driver", Damage.FILE), id="damage"),
     ],
 )
-def test_the_fingerprint_changes_with_what_matters(node: Node, change: object) -> None:
+def test_the_fingerprint_changes_with_what_matters(node: NodeTree, change: object) -> None:
     roots = Roots.under(node.root)
     before = fingerprint(roots)
     assert fingerprint(roots) == before
@@ -936,7 +940,7 @@ def test_nothing_has_a_fingerprint_too(tmp_path: Path) -> None:
 
 
 @st.composite
-def gpus(draw: st.DrawFn) -> list[SimulatedGpu]:
+def gpus(draw: st.DrawFn) -> list[PciGpu]:
     addresses = draw(
         st.lists(
             st.builds(
@@ -952,7 +956,7 @@ def gpus(draw: st.DrawFn) -> list[SimulatedGpu]:
     )
     numbers = draw(st.permutations(range(len(addresses))))
     return [
-        SimulatedGpu(
+        PciGpu(
             bdf,
             number,
             driver=draw(st.sampled_from(["i915", "xe", "vfio-pci", None])),
@@ -990,11 +994,11 @@ ANY_NODE = settings(max_examples=60, deadline=None, suppress_health_check=[Healt
 @ANY_NODE
 @given(built=gpus(), by_path=st.booleans())
 def test_what_the_simulator_built_is_what_the_scan_finds(
-    built: list[SimulatedGpu],
+    built: list[PciGpu],
     by_path: bool,  # noqa: FBT001  # hypothesis gives it by name
 ) -> None:
     with tempfile.TemporaryDirectory() as root:
-        node = Node(Path(root), by_path=by_path)
+        node = NodeTree(Path(root), by_path=by_path)
         for gpu in built:
             node.add(gpu)
         inventory = look(node)
@@ -1027,10 +1031,10 @@ def test_what_the_simulator_built_is_what_the_scan_finds(
 @pytest.mark.parametrize("damage", Damage, ids=lambda damage: damage.value)
 def test_each_damage_can_be_done_to_a_gpu_that_is_whole(tmp_path: Path, damage: Damage) -> None:
     """Else the next test would pass over it."""
-    node = Node(tmp_path)
+    node = NodeTree(tmp_path)
     for number, name in enumerate(DAMAGED):
         bdf = f"0000:{number:02x}:00.0"
-        node.add(SimulatedGpu(bdf, number, render=128 + number))
+        node.add(PciGpu(bdf, number, render=128 + number))
         assert os.path.lexists(node.damage(bdf, name, damage)) is (damage is not Damage.MISSING)
 
 
@@ -1044,10 +1048,10 @@ def test_each_damage_can_be_done_to_a_gpu_that_is_whole(tmp_path: Path, damage: 
     spoiled=st.none() | st.sampled_from(["dev", "dev/dri", "dev/dri/by-path", "sys/bus/pci"]),
 )
 def test_no_node_is_too_broken_to_be_looked_at(
-    built: list[SimulatedGpu], damages: list[tuple[int, str, Damage]], spoiled: str | None
+    built: list[PciGpu], damages: list[tuple[int, str, Damage]], spoiled: str | None
 ) -> None:
     with tempfile.TemporaryDirectory() as root:
-        node = Node(Path(root))
+        node = NodeTree(Path(root))
         for gpu in built:
             node.add(gpu)
         before = {card.bdf: card for card in look(node).cards}

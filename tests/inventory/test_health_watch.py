@@ -91,14 +91,14 @@ def test_a_gpu_is_unhealthy_after_two_messages_and_healthy_after_two_more(socket
                 FIRST: True,
                 SECOND_BDF: True,
             }
-            xpumd.say(SECOND, "memory", Severity.CRITICAL, "ECC", "uncorrectable errors")
+            xpumd.report(SECOND, "memory", Severity.CRITICAL, "ECC", "uncorrectable errors")
             xpumd.push()
             assert not (await watcher.until(after(2))).unhealthy
             xpumd.push()
             assert (await watcher.until(after(3))).unhealthy == {
                 SECOND_BDF: "memory is critical (ECC, uncorrectable errors)"
             }
-            xpumd.heal(SECOND)
+            xpumd.recover(SECOND)
             xpumd.push()
             assert (await watcher.until(after(4))).unhealthy
             xpumd.push()
@@ -115,7 +115,7 @@ def test_the_rule_is_the_users(socket: Path) -> None:
             watching(socket, rule) as watcher,
         ):
             await watcher.until(after(1))
-            xpumd.say(FIRST, "power", Severity.WARNING)
+            xpumd.report(FIRST, "power", Severity.WARNING)
             xpumd.push()
             await watcher.until(lambda health: health.unhealthy == {FIRST: "power is warning"})
 
@@ -145,7 +145,7 @@ def test_it_waits_for_an_xpumd_that_comes_later(socket: Path) -> None:
 def test_it_comes_back_after_every_restart_and_forgets_no_verdict(socket: Path) -> None:
     async def story() -> None:
         xpumd = Xpumd(socket, [FIRST], every=None)
-        xpumd.say(FIRST, "memory", Severity.FAILED)
+        xpumd.report(FIRST, "memory", Severity.FAILED)
         async with watching(socket, Rule(confirmations=3)) as watcher:
             for restart in range(1, 4):
                 async with xpumd:
@@ -244,7 +244,7 @@ def test_a_server_that_knows_no_health_is_asked_again(socket: Path) -> None:
 def test_silence_is_unknown_and_no_verdict(socket: Path) -> None:
     async def story() -> None:
         async with Xpumd(socket, [FIRST, SECOND], every=None) as xpumd:
-            xpumd.say(FIRST, "memory", Severity.FAILED)
+            xpumd.report(FIRST, "memory", Severity.FAILED)
             async with watching(socket, Rule(confirmations=1)) as watcher:
                 before = await watcher.until(after(1))
                 watcher.clock = NEVER + 0.5
@@ -301,7 +301,7 @@ def test_what_is_no_message_is_counted_and_survived(
             xpumd.send(b"\x0a\x00" * 10_000)  # more GPUs than there are
             xpumd.send(b"\x0a\x04\x12\x00\x12\x00" * 5_000)  # more checks
             xpumd.add("rubbish")
-            xpumd.say(FIRST, "memory", 99)
+            xpumd.report(FIRST, "memory", 99)
             xpumd.push()
             health = await watcher.until(after(2))
             assert health.bad_messages == 4

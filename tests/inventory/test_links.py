@@ -12,7 +12,7 @@ from xelink.inventory.devfs import Roots
 from xelink.inventory.gpus import Card, ExcludedGpu, Exclusion, Inventory, Problem, scan
 from xelink.inventory.links import UNREAD, NodeLinks, join, pair
 from xelink.nfd.reader import FileState, Look, Reading, read
-from xelink.simulators.node.sysfs import Damage, Node, SimulatedGpu
+from xelink.simulators.node.sysfs import Damage, NodeTree, PciGpu
 from xelink.topology.model import Gpu, Link, PortState, Tile, Topology
 from xelink.topology.pci import PciAddress
 from xelink.topology.publication import DEFAULT_NAMESPACE, Publication, node_labels, render
@@ -122,7 +122,7 @@ def test_port_states_go_by_pci_address(
 
 
 def test_a_real_node_is_joined_as_it_is_built(tmp_path: Path) -> None:
-    node = Node.eight_max_1550(tmp_path)
+    node = NodeTree.eight_max_1550(tmp_path)
     found = scan(Roots.under(node.root))
     addresses = tuple(card.bdf for card in found.cards)
     mesh = [link(one, other, 8, 8) for one, other in combinations(range(8), 2)]
@@ -319,13 +319,13 @@ def test_an_id_map_whose_domains_have_eight_digits_joins_the_bus() -> None:
     assert found.not_on_bus == ()
 
 
-def test_a_damaged_card_makes_a_guess_impossible_until_it_is_mended(tmp_path: Path) -> None:
-    node = Node(tmp_path)
+def test_a_damaged_card_makes_a_guess_impossible_until_it_is_repaired(tmp_path: Path) -> None:
+    node = NodeTree(tmp_path)
     for number, bdf in enumerate(ADDRESSES):
-        node.add(SimulatedGpu(bdf, number))
+        node.add(PciGpu(bdf, number))
     roots = Roots.under(node.root)
     assert guess(scan(roots), link(0, 1)).state is FileState.GUESS
     node.damage(FIRST, "vendor", Damage.NONSENSE)
     assert guess(scan(roots), link(0, 1)).state is FileState.AMBIGUOUS
-    node.mend(FIRST)
+    node.repair(FIRST)
     assert guess(scan(roots), link(0, 1)).state is FileState.GUESS

@@ -14,7 +14,7 @@ from tests.patience import Clock
 from tests.processes import address, get, mapped, running
 from xelink.iaf.reasons import DriverReason
 from xelink.simulators.iaf import Behavior, SimulatedDriver
-from xelink.simulators.node import Blueprint as Tree
+from xelink.simulators.node import TreeBlueprint as Tree
 from xelink.simulators.xpu_manager import Blueprint, Simulator
 from xelink.topology.model import Link, Tile, Topology
 from xelink.topology.observation import (

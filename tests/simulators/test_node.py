@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from xelink.simulators.node.sysfs import Damage, Node, SimulatedGpu
+from xelink.simulators.node.sysfs import Damage, NodeTree, PciGpu
 
 
 def paths(root: Path) -> dict[str, str]:
@@ -23,8 +23,8 @@ def paths(root: Path) -> dict[str, str]:
 
 
 def test_a_gpu_stands_where_the_kernel_puts_it(tmp_path: Path) -> None:
-    node = Node(tmp_path)
-    node.add(SimulatedGpu("0000:29:00.0", 1, numa=1, render=128, control=64, mei=(0,)))
+    node = NodeTree(tmp_path)
+    node.add(PciGpu("0000:29:00.0", 1, numa=1, render=128, control=64, mei=(0,)))
     found = paths(tmp_path)
     device = "sys/devices/pci0000:29/0000:29:00.0"
     expected = {
@@ -52,16 +52,16 @@ def test_a_gpu_stands_where_the_kernel_puts_it(tmp_path: Path) -> None:
 
 
 def test_every_link_of_a_node_leads_somewhere(tmp_path: Path) -> None:
-    node = Node.eight_max_1550(tmp_path)
+    node = NodeTree.eight_max_1550(tmp_path)
     node.enable_vfs("0000:29:00.0", 12)
     dangling = [path for path in tmp_path.rglob("*") if path.is_symlink() and not path.exists()]
     assert not dangling
 
 
 def test_taking_a_gpu_out_leaves_nothing_of_it(tmp_path: Path) -> None:
-    node = Node.eight_max_1550(tmp_path)
+    node = NodeTree.eight_max_1550(tmp_path)
     before = paths(tmp_path)
-    node.add(SimulatedGpu("0001:01:00.0", 9, driver="xe", render=140, mei=(9,), totalvfs=4))
+    node.add(PciGpu("0001:01:00.0", 9, driver="xe", render=140, mei=(9,), totalvfs=4))
     node.enable_vfs("0001:01:00.0", 4, driver="xe")
     node.remove("0001:01:00.0")
     left = {name for name, what in paths(tmp_path).items() if what != "/"}
@@ -72,7 +72,7 @@ def test_taking_a_gpu_out_leaves_nothing_of_it(tmp_path: Path) -> None:
 def test_a_driver_without_drm_takes_the_card_away_and_back(
     tmp_path: Path, driver: str | None
 ) -> None:
-    node = Node.eight_max_1550(tmp_path)
+    node = NodeTree.eight_max_1550(tmp_path)
     before = paths(tmp_path)
     node.rebind("0000:29:00.0", driver)
     assert not (tmp_path / "sys/class/drm/card1").is_symlink()
@@ -84,7 +84,7 @@ def test_a_driver_without_drm_takes_the_card_away_and_back(
 
 
 def test_rebinding_to_xe_tells_tiles_as_xe_does(tmp_path: Path) -> None:
-    node = Node.eight_max_1550(tmp_path)
+    node = NodeTree.eight_max_1550(tmp_path)
     node.rebind("0000:29:00.0", "xe")
     device = node.device("0000:29:00.0")
     assert (device / "driver").readlink().name == "xe"
@@ -93,7 +93,7 @@ def test_rebinding_to_xe_tells_tiles_as_xe_does(tmp_path: Path) -> None:
 
 
 def test_vfs_fill_functions_then_devices(tmp_path: Path) -> None:
-    node = Node.eight_max_1550(tmp_path)
+    node = NodeTree.eight_max_1550(tmp_path)
     node.enable_vfs("0000:29:00.0", 9)
     device = node.device("0000:29:00.0")
     assert [gpu.bdf for gpu in node.vfs("0000:29:00.0")] == [
@@ -110,13 +110,13 @@ def test_vfs_fill_functions_then_devices(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
-    node = Node.eight_max_1550(tmp_path)
+    node = NodeTree.eight_max_1550(tmp_path)
     with pytest.raises(ValueError, match="already"):
-        node.add(SimulatedGpu("0000:29:00.0", 30))
+        node.add(PciGpu("0000:29:00.0", 30))
     with pytest.raises(ValueError, match="card1"):
-        node.add(SimulatedGpu("0000:30:00.0", 1))
+        node.add(PciGpu("0000:30:00.0", 1))
     with pytest.raises(ValueError, match="PCI address"):
-        SimulatedGpu("29:00.0", 1)
+        PciGpu("29:00.0", 1)
     with pytest.raises(ValueError, match="63"):
         node.enable_vfs("0000:29:00.0", 64)
     with pytest.raises(KeyError):
@@ -125,20 +125,20 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", Damage, ids=lambda damage: damage.value)
 def test_all_damage_can_be_mended(tmp_path: Path, damage: Damage) -> None:
-    node = Node.eight_max_1550(tmp_path)
+    node = NodeTree.eight_max_1550(tmp_path)
     before = paths(tmp_path)
     for name in ("vendor", "driver", "drm/card1/device", "drm"):
         node.damage("0000:29:00.0", name, damage)
-    node.mend("0000:29:00.0")
+    node.repair("0000:29:00.0")
     assert paths(tmp_path) == before
 
 
 def test_device_nodes_are_lost_and_come_back(tmp_path: Path) -> None:
-    node = Node.eight_max_1550(tmp_path)
+    node = NodeTree.eight_max_1550(tmp_path)
     node.lose_node("0000:29:00.0")
     node.lose_node("0000:29:00.0", "renderD128")
     assert not (tmp_path / "dev/dri/card1").exists()
-    node.mend("0000:29:00.0")
+    node.repair("0000:29:00.0")
     assert (tmp_path / "dev/dri/card1").exists()
     assert (tmp_path / "dev/dri/renderD128").exists()
 
@@ -154,7 +154,7 @@ def can_make_devices() -> bool:
 
 @pytest.mark.skipif(not can_make_devices(), reason="takes CAP_MKNOD")
 def test_device_nodes_can_be_real_ones_that_open(tmp_path: Path) -> None:
-    Node.eight_max_1550(tmp_path, character_devices=True)
+    NodeTree.eight_max_1550(tmp_path, character_devices=True)
     for name in ("dri/card1", "dri/renderD128", "mei0"):
         path = tmp_path / "dev" / name
         assert stat.S_ISCHR(path.stat().st_mode)
@@ -162,5 +162,5 @@ def test_device_nodes_can_be_real_ones_that_open(tmp_path: Path) -> None:
 
 
 def test_a_node_without_udev_has_no_by_path(tmp_path: Path) -> None:
-    Node(tmp_path, by_path=False).add(SimulatedGpu("0000:29:00.0", 1))
+    NodeTree(tmp_path, by_path=False).add(PciGpu("0000:29:00.0", 1))
     assert not (tmp_path / "dev/dri/by-path").exists()

@@ -17,9 +17,9 @@ from xelink.inventory.gpus import scan
 from xelink.nfd import reader as labels
 from xelink.nfd.reader import FileState
 from xelink.simulators.node.__main__ import main
-from xelink.simulators.node.blueprint import CARDS, MODELS, Blueprint
-from xelink.simulators.node.sysfs import Node
-from xelink.simulators.xpu_manager import Blueprint as XpumBlueprint
+from xelink.simulators.node.blueprint import CARDS, MODELS, TreeBlueprint
+from xelink.simulators.node.sysfs import NodeTree
+from xelink.simulators.xpu_manager import Blueprint
 from xelink.simulators.xpu_manager.blueprint import CARDS as XPUM_CARDS
 from xelink.simulators.xpu_manager.gpu import MODELS as XPUM_MODELS
 from xelink.topology.publication import Publication, render
@@ -52,7 +52,7 @@ def open_root() -> Iterator[Path]:
 
 def test_without_more_flags_it_is_the_node_of_eight_max_1550(tmp_path: Path) -> None:
     assert put(tmp_path / "made") == 0
-    Node.eight_max_1550(tmp_path / "known")
+    NodeTree.eight_max_1550(tmp_path / "known")
     made = {k: v for k, v in paths(tmp_path / "made").items() if not k.startswith(".")}
     assert made == paths(tmp_path / "known")
 
@@ -70,7 +70,7 @@ def test_cards_addresses_and_numa_are_those_that_xpu_manager_tells(
 ) -> None:
     flags = [f"--gpus={gpus}", f"--numa-nodes={numa}", f"--cards={cards}"]
     assert put(tmp_path, *flags, *["--igpu"] * igpu) == 0
-    told = XpumBlueprint(gpus=gpus, numa_nodes=numa, igpu=igpu, cards=cards).build().gpus
+    told = Blueprint(gpus=gpus, numa_nodes=numa, igpu=igpu, cards=cards).build().gpus
     found = scan(Roots.under(tmp_path))
     assert found.problems == ()
     assert {(card.bdf, card.name, card.numa) for card in found.cards} == {
@@ -113,7 +113,7 @@ def test_model_tiles_and_driver_are_seen(
 @pytest.mark.parametrize("cards", CARDS)
 def test_links_of_the_simulated_xpu_manager_join_to_its_cards(tmp_path: Path, cards: str) -> None:
     assert put(tmp_path / "node", "--gpus=4", f"--cards={cards}") == 0
-    told = XpumBlueprint(gpus=4, cards=cards, wiring="ring").build()
+    told = Blueprint(gpus=4, cards=cards, wiring="ring").build()
     now = datetime.now(UTC)
     file = tmp_path / "labels"
     file.write_bytes(
@@ -212,7 +212,7 @@ def test_what_no_node_can_be_is_a_wrong_call(
 )
 def test_a_blueprint_says_what_there_is(wrong: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=f"unknown .* '{next(iter(wrong.values()))}'; there are: "):
-        Blueprint(**wrong)  # type: ignore[arg-type]  # one text
+        TreeBlueprint(**wrong)  # type: ignore[arg-type]  # one text
 
 
 # Device nodes

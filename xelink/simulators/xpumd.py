@@ -1,7 +1,7 @@
-"""An xpumd of XPU Manager 2.x, as far as a watcher of device health can tell.
+"""The xpumd of XPU Manager 2.x, as far as its device health goes.
 
     async with Xpumd(path, ["0000:29:00.0"]) as xpumd:
-        xpumd.say("0000:29:00.0", "memory", CRITICAL, message="uncorrectable errors")
+        xpumd.report("0000:29:00.0", "memory", CRITICAL, message="uncorrectable errors")
 
 serves `deviceinfo.DeviceInfo/WatchDeviceHealth` on a unix socket: a full snapshot at once, then one
 every few seconds and at each `push`. It can also fall silent, hang up, send what is no message, and
@@ -81,22 +81,24 @@ class Xpumd:
         return len(self._queues)
 
     def add(self, bdf: str, *checks: str) -> None:
-        """Plug a GPU in, spelled as given; `checks` are what is looked after, all well."""
+        """Add a GPU under an address in any form; `checks` are what is monitored, all OK."""
         self._gpus[bdf] = {
             check: HealthStatus(name=check, severity=OK) for check in checks or CHECKS
         }
 
     def remove(self, bdf: str) -> None:
-        """Take a GPU out: no further message tells of it."""
+        """Remove a GPU: no further message mentions it."""
         del self._gpus[bdf]
 
-    def say(self, bdf: str, check: str, severity: int, reason: str = "", message: str = "") -> None:
-        """Give one check of a GPU a severity, any number, from the next message on."""
+    def report(
+        self, bdf: str, check: str, severity: int, reason: str = "", message: str = ""
+    ) -> None:
+        """Set the severity of one check of a GPU, to any number, from the next message on."""
         status = HealthStatus(name=check, reason=reason, message=message)
         status.severity = severity  # type: ignore[assignment]  # also numbers that have no name
         self._gpus[bdf][check] = status
 
-    def heal(self, bdf: str) -> None:
+    def recover(self, bdf: str) -> None:
         """Make all checks of a GPU OK, from the next message on."""
         self.add(bdf, *self._gpus[bdf])
 
@@ -114,7 +116,7 @@ class Xpumd:
         self._put(code)
 
     def snapshot(self) -> DeviceHealthResponse:
-        """Make the message that tells of every GPU as it is now."""
+        """Return the message that reports every GPU as it is now."""
         return DeviceHealthResponse(
             devices=[
                 DeviceHealth(

@@ -18,7 +18,7 @@ from xelink.cli.exit_codes import OK
 from xelink.cli.helptext import HelpFormatter
 from xelink.cli.show.matrix import lanes_between, matrix
 from xelink.simulators.kubelet.kubelet import Kubelet
-from xelink.simulators.node.sysfs import Node
+from xelink.simulators.node.sysfs import NodeTree
 from xelink.topology.model import Topology
 from xelink.topology.nfd_format import parse
 from xelink.topology.publication import DEFAULT_NAMESPACE, read
@@ -145,7 +145,7 @@ def _given(labels: Path, topology: Topology, policy: str) -> dict[str, tuple[int
     ids = {gpu.bdf: gpu.id for gpu in topology.gpus}
     directory = labels.parent.parent / policy[:1]
     node = directory / "node"
-    Node.eight_max_1550(node)
+    NodeTree.eight_max_1550(node)
     with (
         Kubelet(directory / "k") as kubelet,
         processes.device_plugin(node, directory / "k", labels, policy) as plugin,

@@ -14,7 +14,7 @@ from xelink.api import deviceplugin_pb2 as pb
 HEALTHY = "Healthy"
 
 Shuffle: TypeAlias = Callable[[Iterable[str]], list[str]]
-Prefer: TypeAlias = Callable[[AbstractSet[str], AbstractSet[str], int], AbstractSet[str]]
+AskPlugin: TypeAlias = Callable[[AbstractSet[str], AbstractSet[str], int], AbstractSet[str]]
 """Asks the plugin: available ids, those that must be included, how many in all."""
 
 
@@ -23,7 +23,7 @@ class AdmissionError(Exception):
 
 
 @dataclass(frozen=True)
-class Pod:
+class AdmittedPod:
     """A Pod that was admitted: the ids of its container as Allocate was sent them, and the answer.
 
     `held` are all of its devices, those of its init container included.
@@ -43,43 +43,43 @@ class Pod:
 
 @dataclass(frozen=True)
 class Devices:
-    """The devices of one resource, as a plugin told them last.
+    """The devices of one resource, as a plugin advertised them last.
 
     While no plugin is `connected` none is healthy; kubelet goes on counting them.
     """
 
-    told: tuple[pb.Device, ...] = ()
+    advertised: tuple[pb.Device, ...] = ()
     connected: bool = False
 
     @property
     def healthy(self) -> frozenset[str]:
         """Ids that may be allocated."""
-        usable = (device.ID for device in self.told if device.health == HEALTHY)
+        usable = (device.ID for device in self.advertised if device.health == HEALTHY)
         return frozenset(usable if self.connected else ())
 
     @property
     def capacity(self) -> int:
         """How many there are, healthy or not."""
-        return len({device.ID for device in self.told})
+        return len({device.ID for device in self.advertised})
 
     def on(self, numa: AbstractSet[int], ids: Iterable[str]) -> frozenset[str]:
-        """Give those of these ids that are on one of these NUMA nodes."""
+        """Return those of these ids that are on one of these NUMA nodes."""
         near = {
             device.ID
-            for device in self.told
+            for device in self.advertised
             if any(node.ID in numa for node in device.topology.nodes)
         }
         return frozenset(near.intersection(ids))
 
     def require_topology(self, ids: Iterable[str]) -> None:
         """Raise `AdmissionError` when one of these ids came with an empty `TopologyInfo`."""
-        for device in self.told:
+        for device in self.advertised:
             if device.HasField("topology") and not device.topology.nodes and device.ID in {*ids}:
                 raise AdmissionError(f"{device.ID} has TopologyInfo without a NUMA node")
 
 
 @dataclass(frozen=True)
-class Request:
+class ContainerRequest:
     """What a container asks for: `required` devices, `reusable` those of its init container.
 
     `numa` are the nodes that the topology manager chose, None when there is none.
@@ -91,7 +91,11 @@ class Request:
 
 
 def choose(
-    devices: Devices, in_use: AbstractSet[str], request: Request, prefer: Prefer, shuffle: Shuffle
+    devices: Devices,
+    in_use: AbstractSet[str],
+    request: ContainerRequest,
+    prefer: AskPlugin,
+    shuffle: Shuffle,
 ) -> list[str]:
     """Choose the devices of a container, in no order. Raises `AdmissionError`.
 

@@ -1,4 +1,4 @@
-"""A kubelet as its device plugins see it: registration, device accounting and admission of Pods.
+"""kubelet's side of the device plugin API: registration, device accounting, admission of Pods.
 
 In a test, a demo, or anywhere in Python::
 
@@ -7,7 +7,7 @@ In a test, a demo, or anywhere in Python::
         pod = kubelet.run_pod("train", "gpu.intel.com/i915", 4)
         pod.ids, pod.response                # what it got
         kubelet.restart()                    # forgets every plugin, keeps its Pods
-        kubelet.behavior.refuse("no")        # misbehaves until behavior.heal()
+        kubelet.faults.refuse("no")          # until faults.clear()
 
 Everything blocks and may be called from any thread; from asyncio, through `asyncio.to_thread`.
 How it calls a plugin is what the real one does:
@@ -34,10 +34,16 @@ from xelink.api.deviceplugin_pb2_grpc import (
     add_RegistrationServicer_to_server,
 )
 from xelink.simulators.bounds import BOUNDS, MOST_CALLS
-from xelink.simulators.kubelet.admission import AdmissionError, Devices, Pod, Request, choose
-from xelink.simulators.kubelet.faults import Behavior
-from xelink.simulators.kubelet.plugin_client import Dialed, DialError, Ears
-from xelink.simulators.kubelet.state import Ledger, Registered
+from xelink.simulators.kubelet.admission import (
+    AdmissionError,
+    AdmittedPod,
+    ContainerRequest,
+    Devices,
+    choose,
+)
+from xelink.simulators.kubelet.faults import KubeletFaults
+from xelink.simulators.kubelet.plugin_client import DialError, PluginClient, StreamHandlers
+from xelink.simulators.kubelet.state import KubeletState, Registered
 
 VERSION = "v1beta1"
 SOCKET = "kubelet.sock"
@@ -50,11 +56,11 @@ if TYPE_CHECKING:
     from xelink.api.deviceplugin_pb2_grpc import _ServicerContext as _Context
 
 
-class Kubelet(Ledger, RegistrationServicer):
+class Kubelet(KubeletState, RegistrationServicer):
     """A kubelet on a directory of sockets.
 
-    `keyed_by_name` makes it tell the instances of a plugin apart by nothing but their resource, as
-    1.36 does: when an old instance leaves, the new one is disconnected
+    `keyed_by_name` makes it identify an instance of a plugin by its resource alone, as 1.36 does:
+    when an old instance leaves, the new one is disconnected
     (https://github.com/kubernetes/kubernetes/pull/135437). `seed` decides every order that means
     nothing to the real one.
     """
@@ -63,7 +69,7 @@ class Kubelet(Ledger, RegistrationServicer):
         super().__init__()
         self.directory = directory
         self.socket = directory / SOCKET
-        self.behavior = Behavior()
+        self.faults = KubeletFaults()
         self._keyed_by_name = keyed_by_name
         self._random = random.Random(seed)  # noqa: S311 - no secret, a shuffle
         self._admission = threading.Lock()
@@ -73,14 +79,14 @@ class Kubelet(Ledger, RegistrationServicer):
     # Life
 
     def start(self) -> Self:
-        """Delete every socket in the directory, as a kubelet does that starts, and listen."""
+        """Delete every socket in the directory, as a starting kubelet does, and listen."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self.wipe_sockets()
         self._listen()
         return self
 
     def stop(self) -> None:
-        """Listen no longer and end every stream; the socket stays behind, as after a kill.
+        """Stop listening and end every stream; the socket file is left, as after a kill.
 
         In this order: the real one ends both with its process, and never answers a registration
         that the end of a stream has brought about.
@@ -126,7 +132,7 @@ class Kubelet(Ledger, RegistrationServicer):
         server, self._server = self._server, None
         workers, self._workers = self._workers, None
         if server and workers:
-            self.behavior.heal()
+            self.faults.clear()
             server.stop(None).wait()
             workers.shutdown()
 
@@ -151,7 +157,7 @@ class Kubelet(Ledger, RegistrationServicer):
                     path.unlink()
 
     def lose_streams(self) -> None:
-        """Hang up on every plugin, and go on to listen for registrations."""
+        """Close the connection to every plugin, and accept registrations as before."""
         with self._changed:
             clients = [client for clients in self._clients.values() for client in clients]
         for client in clients:
@@ -167,7 +173,7 @@ class Kubelet(Ledger, RegistrationServicer):
         *,
         init: int = 0,
         numa: Iterable[int] | None = None,
-    ) -> Pod:
+    ) -> AdmittedPod:
         """Admit a Pod with one container that asks for so many devices.
 
         `init` gives it an init container before, whose devices the container takes over. `numa` are
@@ -179,10 +185,10 @@ class Kubelet(Ledger, RegistrationServicer):
             if name in self.pods:
                 raise ValueError(f"there is a Pod {name} already")
             if init:
-                first = self._admit(name, Request(init, numa=affinity), resource)
-                pod = self._admit(name, Request(devices, first.held, affinity), resource)
+                first = self._admit(name, ContainerRequest(init, numa=affinity), resource)
+                pod = self._admit(name, ContainerRequest(devices, first.held, affinity), resource)
             else:
-                pod = self._admit(name, Request(devices, numa=affinity), resource)
+                pod = self._admit(name, ContainerRequest(devices, numa=affinity), resource)
             with self._changed:
                 self._pods[name] = pod
             return pod
@@ -192,7 +198,7 @@ class Kubelet(Ledger, RegistrationServicer):
         with self._changed:
             del self._pods[name]
 
-    def _admit(self, name: str, request: Request, resource: str) -> Pod:
+    def _admit(self, name: str, request: ContainerRequest, resource: str) -> AdmittedPod:
         with self._changed:
             devices = self._of(resource)
             held = (pod.held for pod in self._pods.values() if pod.resource == resource)
@@ -207,13 +213,13 @@ class Kubelet(Ledger, RegistrationServicer):
         ids = choose(devices, in_use, request, prefer, self._shuffled)
         devices.require_topology(ids)
         response = client.allocate(ids)
-        return Pod(name, resource, tuple(ids), response, request.reusable.union(ids))
+        return AdmittedPod(name, resource, tuple(ids), response, request.reusable.union(ids))
 
     # Registration
 
     def Register(self, request: pb.RegisterRequest, context: "_Context") -> pb.Empty:  # noqa: N802 - as in the API
-        """Dial the plugin, and answer it when that has worked."""
-        problem = self.behavior.refusal() or self._problem(request)
+        """Connect to the plugin, and accept its registration where that succeeds."""
+        problem = self.faults.refusal() or self._problem(request)
         with self._changed:
             self._registered.append(
                 Registered(
@@ -223,7 +229,7 @@ class Kubelet(Ledger, RegistrationServicer):
             self._changed.notify_all()
         if problem:
             context.abort(grpc.StatusCode.UNKNOWN, problem)
-        if not self.behavior.ignores:
+        if not self.faults.ignores:
             try:
                 self._connect(request)
             except DialError as error:
@@ -246,20 +252,20 @@ class Kubelet(Ledger, RegistrationServicer):
 
     def _connect(self, request: pb.RegisterRequest) -> None:
         path = self.directory / request.endpoint
-        ears = Ears(self._receive, self._end, self.behavior.reading)
-        client = Dialed(request.resource_name, path, ears)
+        handlers = StreamHandlers(self._receive, self._end, self.faults.reading)
+        client = PluginClient(request.resource_name, path, handlers)
         with self._changed:
             self._clients.setdefault(client.resource, []).append(client)
             self._changed.notify_all()
         client.listen()
 
-    def _receive(self, client: Dialed, response: pb.ListAndWatchResponse) -> None:
+    def _receive(self, client: PluginClient, response: pb.ListAndWatchResponse) -> None:
         with self._changed:
             if self._clients.get(client.resource, [])[-1:] == [client]:
                 self._devices[client.resource] = Devices(tuple(response.devices), connected=True)
                 self._note(client.resource)
 
-    def _end(self, client: Dialed) -> None:
+    def _end(self, client: PluginClient) -> None:
         """Forget a plugin whose stream has ended."""
         with self._changed:
             clients = self._clients.get(client.resource, [])

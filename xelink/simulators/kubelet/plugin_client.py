@@ -21,21 +21,21 @@ class DialError(Exception):
 
 
 @dataclass(frozen=True)
-class Ears:
-    """Whom a stream tells of each message and of its end; it reads while `reading` is set."""
+class StreamHandlers:
+    """Callbacks of a stream for each message and for its end; it reads while `reading` is set."""
 
-    receive: Callable[["Dialed", pb.ListAndWatchResponse], None]
-    end: Callable[["Dialed"], None]
+    receive: Callable[["PluginClient", pb.ListAndWatchResponse], None]
+    end: Callable[["PluginClient"], None]
     reading: threading.Event
 
 
-class Dialed:
-    """A plugin that was dialed: its options are known, its stream is read by a thread."""
+class PluginClient:
+    """The connection to one plugin: its options are known, a thread reads its stream."""
 
-    def __init__(self, resource: str, path: Path, ears: Ears) -> None:
+    def __init__(self, resource: str, path: Path, handlers: StreamHandlers) -> None:
         self.resource = resource
         self.path = path
-        self._ears = ears
+        self._handlers = handlers
         self._channel = grpc.insecure_channel(f"unix:{path}", options=_OPTIONS)
         self._stub = DevicePluginStub(self._channel)
         self._closed = threading.Event()
@@ -54,7 +54,7 @@ class Dialed:
         self._thread.start()
 
     def close(self) -> None:
-        """Hang up, and wait until the thread has ended."""
+        """Close the connection, and wait until the thread has ended."""
         self._closed.set()
         self._call.cancel()  # type: ignore[no-untyped-call]  # as grpc-stubs has it
         if self._thread.is_alive() and self._thread is not threading.current_thread():
@@ -98,13 +98,13 @@ class Dialed:
     def _read(self) -> None:
         try:
             for response in self._call:
-                while not (self._ears.reading.wait(_GLANCE) or self._closed.is_set()):
+                while not (self._handlers.reading.wait(_GLANCE) or self._closed.is_set()):
                     pass
                 if self._closed.is_set():
                     break
-                self._ears.receive(self, response)
+                self._handlers.receive(self, response)
         except grpc.RpcError:
-            pass  # the plugin is gone, or we hung up
+            pass  # the plugin is gone, or we closed the connection
         finally:
             self._call.cancel()  # type: ignore[no-untyped-call]  # as grpc-stubs has it
-            self._ears.end(self)
+            self._handlers.end(self)

@@ -1,4 +1,4 @@
-"""What a kubelet has written down: devices, Pods and registrations, and waiting for them."""
+"""The state of a kubelet: devices, Pods and registrations, and waiting for changes of it."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from xelink.api import deviceplugin_pb2 as pb
-from xelink.simulators.kubelet.admission import Devices, Pod
+from xelink.simulators.kubelet.admission import AdmittedPod, Devices
 
 if TYPE_CHECKING:
-    from xelink.simulators.kubelet.plugin_client import Dialed
+    from xelink.simulators.kubelet.plugin_client import PluginClient
 
-PATIENCE = 120.0  # seconds: what takes longer never comes, however busy a machine is
+TIMEOUT = 120.0  # seconds, long enough for a busy machine
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class Registered:
     accepted: bool
 
 
-class Ledger:
-    """The books of one kubelet; safe to ask from any thread."""
+class KubeletState:
+    """Devices, Pods and registrations of one kubelet; may be read from any thread."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._devices: dict[str, Devices] = {}
-        self._clients: dict[str, list[Dialed]] = {}
-        self._pods: dict[str, Pod] = {}
+        self._clients: dict[str, list[PluginClient]] = {}
+        self._pods: dict[str, AdmittedPod] = {}
         self._registered: list[Registered] = []
         self._history: dict[str, list[int]] = {}
 
@@ -46,12 +46,12 @@ class Ledger:
             return len(self._of(resource).healthy)
 
     def devices(self, resource: str) -> tuple[pb.Device, ...]:
-        """Give the devices of a resource as they were told last, in their order."""
+        """Return the devices of a resource as they were advertised last, in their order."""
         with self._changed:
-            return self._of(resource).told
+            return self._of(resource).advertised
 
     def history(self, resource: str) -> tuple[int, ...]:
-        """Give every number of allocatable devices that there was, in order, without repetition."""
+        """Return each number of allocatable devices so far, in order, without repetition."""
         with self._changed:
             return tuple(self._history.get(resource, ()))
 
@@ -68,28 +68,28 @@ class Ledger:
             return self._open_streams()
 
     @property
-    def pods(self) -> Mapping[str, Pod]:
+    def pods(self) -> Mapping[str, AdmittedPod]:
         """The Pods that run, by name."""
         with self._changed:
             return dict(self._pods)
 
     # Waiting
 
-    def wait_for_capacity(self, resource: str, devices: int, timeout: float = PATIENCE) -> None:
+    def wait_for_capacity(self, resource: str, devices: int, timeout: float = TIMEOUT) -> None:
         """Wait until a resource has so many devices. Raises `TimeoutError`."""
         self._wait(lambda: self._of(resource).capacity, devices, f"devices of {resource}", timeout)
 
-    def wait_for_allocatable(self, resource: str, devices: int, timeout: float = PATIENCE) -> None:
+    def wait_for_allocatable(self, resource: str, devices: int, timeout: float = TIMEOUT) -> None:
         """Wait until so many devices of a resource are healthy. Raises `TimeoutError`."""
         self._wait(
             lambda: len(self._of(resource).healthy), devices, f"healthy ones of {resource}", timeout
         )
 
-    def wait_for_streams(self, streams: int, timeout: float = PATIENCE) -> None:
+    def wait_for_streams(self, streams: int, timeout: float = TIMEOUT) -> None:
         """Wait until so many streams are open. Raises `TimeoutError`."""
         self._wait(self._open_streams, streams, "streams", timeout)
 
-    def wait_for_registrations(self, total: int, timeout: float = PATIENCE) -> None:
+    def wait_for_registrations(self, total: int, timeout: float = TIMEOUT) -> None:
         """Wait until so many registrations have come, accepted or not. Raises `TimeoutError`."""
         self._wait(lambda: min(len(self._registered), total), total, "registrations", timeout)
 

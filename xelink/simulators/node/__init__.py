@@ -1,6 +1,6 @@
-"""The sysfs and devfs of a node that is not there."""
+"""The sysfs and devfs of a simulated node."""
 
-from xelink.simulators.node.blueprint import Blueprint
-from xelink.simulators.node.sysfs import Damage, Node, SimulatedGpu
+from xelink.simulators.node.blueprint import TreeBlueprint
+from xelink.simulators.node.sysfs import Damage, NodeTree, PciGpu
 
-__all__ = ["Blueprint", "Damage", "Node", "SimulatedGpu"]
+__all__ = ["Damage", "NodeTree", "PciGpu", "TreeBlueprint"]

@@ -1,4 +1,4 @@
-"""`python -m xelink.simulators.node`: make the sysfs and devfs of a node that is not there."""
+"""`python -m xelink.simulators.node`: make the sysfs and devfs of a simulated node."""
 
 import argparse
 import sys
@@ -8,14 +8,14 @@ from pathlib import Path
 from xelink.daemon.argument_parser import Parser
 from xelink.daemon.stdio import write_stderr, write_stdout
 from xelink.simulators.node import tree
-from xelink.simulators.node.blueprint import CARDS, DRIVERS, MODELS, Blueprint
-from xelink.simulators.node.sysfs import Node
+from xelink.simulators.node.blueprint import CARDS, DRIVERS, MODELS, TreeBlueprint
+from xelink.simulators.node.sysfs import NodeTree
 
 _EXAMPLES = """\
 examples:
   8 Max 1550 GPUs, for a plugin that is started with -prefix /tmp/node:
     %(prog)s --root /tmp/node
-  the node whose links `python -m xelink.simulators.xpu_manager --gpus 4 --cards reversed` tells:
+  the node whose links `python -m xelink.simulators.xpu_manager --gpus 4 --cards reversed` reports:
     %(prog)s --root /tmp/node --gpus 4 --cards reversed
   devices that a container can open (as root; they are /dev/null):
     %(prog)s --root /var/lib/node --device-nodes
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     flags = parser.parse_args(arguments)
     try:
-        blueprint = Blueprint(
+        blueprint = TreeBlueprint(
             gpus=flags.gpus,
             tiles=flags.tiles,
             igpu=flags.igpu,
@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _summary(blueprint: Blueprint, node: Node, *, device_nodes: bool) -> str:
+def _summary(blueprint: TreeBlueprint, node: NodeTree, *, device_nodes: bool) -> str:
     nodes = sum(len(gpu.minors) + len(gpu.mei) for gpu in node.gpus)
     what = "device nodes" if device_nodes else "plain files as device nodes"
     return (

@@ -1,6 +1,6 @@
-"""Nodes by the dozen: so many GPUs of a model, with their cards in one order or another.
+"""Nodes by a few parameters: how many GPUs of which model, and the order of their cards.
 
-Equal words give equal PCI addresses, cards and NUMA nodes in
+Equal parameters give equal PCI addresses, cards and NUMA nodes in
 `xelink.simulators.xpu_manager` and here, so that the links of a simulated XPU Manager join to the
 cards of a simulated node.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from xelink.simulators.node.sysfs import Node, SimulatedGpu
+from xelink.simulators.node.sysfs import NodeTree, PciGpu
 
 DRIVERS = ("i915", "xe")
 
@@ -33,13 +33,11 @@ _FIRST_CARD = 1  # card0 is the board's own display, or the integrated GPU
 _FIRST_RENDER = 128
 _TOTAL_VFS = 63
 
-_DISPLAY = SimulatedGpu(
-    "0000:03:00.0", 0, driver="ast", device_id=0x2000, vendor=0x1A03, numa=0, tiles=0
-)
+_DISPLAY = PciGpu("0000:03:00.0", 0, driver="ast", device_id=0x2000, vendor=0x1A03, numa=0, tiles=0)
 
 
 @dataclass(frozen=True)
-class Blueprint:
+class TreeBlueprint:
     """What a node is built from; every field is a flag of the command line.
 
     `gpus` does not count the integrated one. `gpus_per_switch` of them are behind one PCIe switch;
@@ -72,17 +70,17 @@ class Blueprint:
         """The model, also where it was left open."""
         return self.model or ("max-1550" if self.tiles > 1 else "max-1100")
 
-    def build(self, root: Path, *, character_devices: bool = False) -> Node:
-        """Build the node below a root that is empty so far, as `Node` does."""
-        node = Node(root, character_devices=character_devices)
+    def build(self, root: Path, *, character_devices: bool = False) -> NodeTree:
+        """Build the node below a root that is empty so far, as `NodeTree` does."""
+        node = NodeTree(root, character_devices=character_devices)
         for gpu in self._every():
             node.add(gpu)
         return node
 
-    def _every(self) -> Iterator[SimulatedGpu]:
+    def _every(self) -> Iterator[PciGpu]:
         first_render = _FIRST_RENDER
         if self.igpu:
-            yield SimulatedGpu(
+            yield PciGpu(
                 "0000:00:02.0",
                 0,
                 driver=self.driver,
@@ -94,7 +92,7 @@ class Blueprint:
         else:
             yield _DISPLAY
         for at, place in enumerate(CARDS[self.cards](self.gpus)):
-            yield SimulatedGpu(
+            yield PciGpu(
                 _address(at),
                 _FIRST_CARD + place,
                 driver=self.driver,

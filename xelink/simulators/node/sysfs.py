@@ -1,6 +1,6 @@
 """A node with GPUs, as a tree of sysfs and devfs with the kernel's own links.
 
-Below its root stand `sys` and `dev`; a plugin that is started with that root as its prefix sees a
+Below its root are `sys` and `dev`; a plugin that is started with that root as its prefix sees a
 node. The layout is that of Linux 6.x:
 
     sys/class/drm/card1 -> ../../devices/pci0000:29/0000:29:00.0/drm/card1
@@ -8,8 +8,8 @@ node. The layout is that of Linux 6.x:
     sys/bus/pci/{devices/0000:29:00.0,drivers/i915/0000:29:00.0} -> ../../...
     dev/dri/{card1,renderD128,by-path/pci-0000:29:00.0-card -> ../card1}, dev/mei0
 
-A change is a method call and is there at once, in one thread; a reader that looks meanwhile may see
-half of it, as it may on a real node.
+A change is a method call and is made at once, in one thread; a concurrent reader may see half of
+it, as on a real node.
 """
 
 import os
@@ -32,7 +32,7 @@ _FIRST_RENDER = 128
 
 
 @dataclass(frozen=True, slots=True)
-class SimulatedGpu:
+class PciGpu:
     """One PCI function with a display controller.
 
     `number` is DRM's card, `render` the minor of its render node (None: it has none), both kept
@@ -87,7 +87,7 @@ class SimulatedGpu:
 
 
 class Damage(Enum):
-    """What can stand in the place of a file, a directory or a link of sysfs."""
+    """What can replace a file, a directory or a link of sysfs."""
 
     MISSING = "missing"
     UNREADABLE = "unreadable"
@@ -102,11 +102,11 @@ class Damage(Enum):
     LOOP = "a link to itself"
 
 
-class Node:
-    """A node below `root`, empty at first; GPUs are told apart by their PCI address.
+class NodeTree:
+    """A node below `root`, empty at first; a GPU is identified by its PCI address.
 
     `character_devices` makes real character devices (null's numbers; takes CAP_MKNOD) where regular
-    files stand otherwise. `by_path` False leaves out `/dev/dri/by-path`, as a node without udev.
+    files are made otherwise. `by_path` False leaves out `/dev/dri/by-path`, as a node without udev.
     Every method raises `KeyError` for a GPU that is not there.
     """
 
@@ -116,24 +116,22 @@ class Node:
         self.root = root
         self._character_devices = character_devices
         self._by_path = by_path
-        self._gpus: dict[str, SimulatedGpu] = {}
+        self._gpus: dict[str, PciGpu] = {}
         for directory in ("sys/bus/pci/devices", "sys/bus/pci/drivers", "sys/devices", "dev"):
             (root / directory).mkdir(parents=True, exist_ok=True)
 
     @classmethod
-    def eight_max_1550(cls, root: Path, *, character_devices: bool = False) -> "Node":
+    def eight_max_1550(cls, root: Path, *, character_devices: bool = False) -> "NodeTree":
         """Build a node with eight Max 1550 GPUs, four on each of two sockets.
 
         PCI addresses, cards and NUMA nodes are those of a real one, whose card0 is the display of
         its management controller.
         """
         node = cls(root, character_devices=character_devices)
-        node.add(
-            SimulatedGpu("0000:03:00.0", 0, driver="ast", device_id=0x2000, vendor=0x1A03, tiles=0)
-        )
+        node.add(PciGpu("0000:03:00.0", 0, driver="ast", device_id=0x2000, vendor=0x1A03, tiles=0))
         for index, bus in enumerate(("29", "3a", "4d", "5c", "9a", "ab", "ca", "da")):
             node.add(
-                SimulatedGpu(
+                PciGpu(
                     f"0000:{bus}:00.0",
                     number=1 + index,
                     numa=index // 4,
@@ -146,15 +144,15 @@ class Node:
         return node
 
     @property
-    def gpus(self) -> tuple[SimulatedGpu, ...]:
+    def gpus(self) -> tuple[PciGpu, ...]:
         """Every GPU that is plugged in, in the order in which they came."""
         return tuple(self._gpus.values())
 
-    def gpu(self, bdf: str) -> SimulatedGpu:
-        """Give the GPU at a PCI address."""
+    def gpu(self, bdf: str) -> PciGpu:
+        """Return the GPU at a PCI address."""
         return self._gpus[bdf]
 
-    def add(self, gpu: SimulatedGpu) -> None:
+    def add(self, gpu: PciGpu) -> None:
         """Plug a GPU in; raises `ValueError` when its address or a device node is taken."""
         if gpu.bdf in self._gpus:
             raise ValueError(f"there is a GPU at {gpu.bdf} already")
@@ -170,15 +168,15 @@ class Node:
         self._erase(self._gpus.pop(bdf))
 
     def rebind(self, bdf: str, driver: str | None) -> None:
-        """Give a GPU to another driver, or to none: `vfio-pci` and None take its card away."""
+        """Bind a GPU to another driver, or to none: with `vfio-pci` and None it has no card."""
         self._change(bdf, driver=driver)
 
     def renumber(self, bdf: str, number: int, render: int | None) -> None:
-        """Give a GPU other minors, as a reboot may."""
+        """Change the minors of a GPU, as a reboot may."""
         self._change(bdf, number=number, render=render)
 
-    def mend(self, bdf: str) -> None:
-        """Undo all damage to a GPU, and give it its device nodes back."""
+    def repair(self, bdf: str) -> None:
+        """Undo all damage to a GPU, and restore its device nodes."""
         self._change(bdf)
 
     def enable_vfs(self, bdf: str, number: int, driver: str | None = "i915") -> None:
@@ -192,7 +190,7 @@ class Node:
         self._change(bdf, numvfs=number)
         for index in range(1, number + 1):
             self.add(
-                SimulatedGpu(
+                PciGpu(
                     _neighbor(bdf, index),
                     number=self._free(other.number for other in self.gpus),
                     driver=driver,
@@ -216,8 +214,8 @@ class Node:
             self.remove(virtual.bdf)
         self._change(bdf, numvfs=0)
 
-    def vfs(self, bdf: str) -> tuple[SimulatedGpu, ...]:
-        """Give the VFs of a GPU that are on."""
+    def vfs(self, bdf: str) -> tuple[PciGpu, ...]:
+        """Return the VFs of a GPU that are on."""
         return tuple(gpu for gpu in self.gpus if gpu.physfn == bdf)
 
     def reload_driver(self) -> None:
@@ -231,10 +229,10 @@ class Node:
         (self.root / "dev/dri" / (minor or self._gpus[bdf].card)).unlink()
 
     def damage(self, bdf: str, name: str, damage: Damage) -> Path:
-        """Put something else in the place of one entry of a GPU's directory, until it is mended.
+        """Replace one entry of a GPU's directory by something else, until `repair`.
 
         `name` is relative to that directory (`vendor`, `drm`), or is the card's own link `device`
-        as `drm/card1/device`. Gives the path.
+        as `drm/card1/device`. Returns the path.
         """
         path = self.device(bdf) / name
         _take_away(path)
@@ -244,8 +242,8 @@ class Node:
         return path
 
     def device(self, bdf: str) -> Path:
-        """Give the directory of a PCI function, whether or not there is one."""
-        gpu = self._gpus.get(bdf) or SimulatedGpu(bdf, 0)
+        """Return the directory of a PCI function, whether or not there is one."""
+        gpu = self._gpus.get(bdf) or PciGpu(bdf, 0)
         return self.root / "sys/devices" / gpu.place
 
     @staticmethod
@@ -261,7 +259,7 @@ class Node:
         for index, virtual in enumerate(self.vfs(bdf)):
             self._link(self.device(bdf) / f"virtfn{index}", self.device(virtual.bdf))
 
-    def _write(self, gpu: SimulatedGpu) -> None:
+    def _write(self, gpu: PciGpu) -> None:
         device = self.device(gpu.bdf)
         for name, value in _attributes(gpu):
             _write_file(device / name, f"{value}\n")
@@ -277,7 +275,7 @@ class Node:
         if gpu.has_card:
             self._write_card(gpu, device)
 
-    def _write_card(self, gpu: SimulatedGpu, device: Path) -> None:
+    def _write_card(self, gpu: PciGpu, device: Path) -> None:
         drm = self.root / "sys/class/drm"
         _write_file(drm / "version", "drm 1.1.0 20060810\n")
         controls = () if gpu.control is None else (f"controlD{gpu.control}",)
@@ -285,7 +283,7 @@ class Node:
             _write_file(device / "drm" / minor / "uevent", f"DEVNAME=dri/{minor}\n")
             self._link(device / "drm" / minor / "device", device)
             self._link(drm / minor, device / "drm" / minor)
-        # i915 tells tiles as GTs of the card, xe as directories of the PCI function
+        # i915 lists tiles as GTs of the card, xe as directories of the PCI function
         tiles = device / "tile" if gpu.driver == "xe" else device / "drm" / gpu.card / "gt/gt"
         for tile in range(gpu.tiles):
             tiles.with_name(f"{tiles.name}{tile}").mkdir(parents=True, exist_ok=True)
@@ -304,7 +302,7 @@ class Node:
                 link = self.root / f"dev/dri/by-path/pci-{gpu.bdf}-{kind}"
                 self._link(link, self.root / "dev/dri" / minor)
 
-    def _erase(self, gpu: SimulatedGpu) -> None:
+    def _erase(self, gpu: PciGpu) -> None:
         for path in (
             self.root / "sys/devices" / gpu.place,
             self.root / "sys/bus/pci/devices" / gpu.bdf,
@@ -334,7 +332,7 @@ class Node:
         link.symlink_to(Path(os.path.relpath(target.parent, link.parent)) / target.name)
 
 
-def _attributes(gpu: SimulatedGpu) -> Iterator[tuple[str, str]]:
+def _attributes(gpu: PciGpu) -> Iterator[tuple[str, str]]:
     yield "vendor", f"0x{gpu.vendor:04x}"
     yield "device", f"0x{gpu.device_id:04x}"
     yield "class", "0x038000"

@@ -1,30 +1,32 @@
-"""A simulated node's tree put where it is wanted, in place of the one that stood there."""
+"""Makes a simulated node's tree in a directory, replacing an earlier one."""
 
 import os
 import shutil
 from pathlib import Path
 
-from xelink.simulators.node.blueprint import Blueprint
-from xelink.simulators.node.sysfs import Node
+from xelink.simulators.node.blueprint import TreeBlueprint
+from xelink.simulators.node.sysfs import NodeTree
 
-# Says that what stands beside it is ours to replace: never the /sys and /dev of a real machine.
+# Marks what is beside it as ours to replace: never the /sys and /dev of a real machine.
 _MARK = ".xelink-simulated-node"
 _STAGE = ".xelink-simulated-node.new"
 _PARTS = ("sys", "dev")
 
 
 class TreeError(Exception):
-    """The tree was not made: what stood there before still stands."""
+    """The tree was not made: the earlier one is unchanged."""
 
 
-def put(blueprint: Blueprint, root: Path, *, device_nodes: bool = False) -> Node:
+def put(blueprint: TreeBlueprint, root: Path, *, device_nodes: bool = False) -> NodeTree:
     """Make the tree of a node below `root`; one that was made there before is replaced.
 
     `device_nodes` makes real character devices, which anybody may open. Raises `TreeError`.
     """
-    stands = [name for name in _PARTS if os.path.lexists(root / name)]
-    if stands and not (root / _MARK).is_file():
-        raise TreeError(f"{root / stands[0]} was not made by this program: give an empty directory")
+    present = [name for name in _PARTS if os.path.lexists(root / name)]
+    if present and not (root / _MARK).is_file():
+        raise TreeError(
+            f"{root / present[0]} was not made by this program: give an empty directory"
+        )
     stage = root / _STAGE
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -45,7 +47,7 @@ def put(blueprint: Blueprint, root: Path, *, device_nodes: bool = False) -> Node
     return node
 
 
-def _build(blueprint: Blueprint, stage: Path, *, device_nodes: bool) -> Node:
+def _build(blueprint: TreeBlueprint, stage: Path, *, device_nodes: bool) -> NodeTree:
     try:
         node = blueprint.build(stage, character_devices=device_nodes)
     except PermissionError as error:
