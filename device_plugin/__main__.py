@@ -6,7 +6,7 @@ from xelink.daemon.signals import hold_signals
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run until SIGTERM or SIGINT; give the exit code."""
+    """Run until SIGTERM or SIGINT; return the exit code."""
     hold_signals()
     from device_plugin.start import start  # noqa: PLC0415 - takes a while, in which a signal may come
 

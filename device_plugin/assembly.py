@@ -11,8 +11,8 @@ from device_plugin.resources import Device, ResourceOptions, devices
 from device_plugin.snapshot import DevicePreference, Resource, Snapshot
 from xelink.inventory.gpus import Card
 from xelink.inventory.health import complaints
-from xelink.inventory.links import UNREAD, NodeLinks, Pair
-from xelink.inventory.observation import Observation
+from xelink.inventory.links import UNREAD, AddressPair, NodeLinks
+from xelink.inventory.observation import NodeObservation
 from xelink.preference.decision import Decisions
 from xelink.preference.engine import DEFAULT_TIMEOUT, Clock
 from xelink.preference.fabric import GpuFacts
@@ -36,7 +36,7 @@ class _PreferenceInputs:
     """What a preference rests on."""
 
     gpus: tuple[GpuFacts, ...]
-    lanes: frozenset[tuple[Pair, int]]
+    lanes: frozenset[tuple[AddressPair, int]]
 
 
 class Assembler:
@@ -46,7 +46,7 @@ class Assembler:
         self._config = config
         self._prepared: dict[str, tuple[_PreferenceInputs, Preferences]] = {}
 
-    def assemble(self, observed: Observation) -> Snapshot:
+    def assemble(self, observed: NodeObservation) -> Snapshot:
         """Return the snapshot of an observation: up to 40 ms if a preference must be prepared."""
         advertised = devices(
             observed.inventory,
@@ -68,13 +68,13 @@ class Assembler:
         name: str,
         every: tuple[Device, ...],
         cards: Mapping[str, Card],
-        seen: NodeLinks,
+        observed: NodeLinks,
         links: NodeLinks,
     ) -> Resource:
         gpus = {device.unit: cards[device.unit] for device in every if device.unit}
         if not gpus:
             return Resource(name, every)
-        preferences = self._prepare(name, _inputs(gpus, seen, links.lanes))
+        preferences = self._prepare(name, _inputs(gpus, observed, links.lanes))
         return Resource(
             name,
             every,
@@ -109,7 +109,7 @@ def _known(links: NodeLinks) -> NodeLinks:
 
 
 def _inputs(
-    gpus: Mapping[str, Card], links: NodeLinks, every: Mapping[Pair, int]
+    gpus: Mapping[str, Card], links: NodeLinks, every: Mapping[AddressPair, int]
 ) -> _PreferenceInputs:
     return _PreferenceInputs(
         tuple(

@@ -34,7 +34,7 @@ from xelink.daemon.version import VERSION
 from xelink.daemon.watch import Watch
 from xelink.inventory import xpumd
 from xelink.inventory.devfs import Roots
-from xelink.inventory.observation import Observation
+from xelink.inventory.observation import NodeObservation
 from xelink.inventory.watcher import Watcher, WatcherConfig
 from xelink.kubelet import sockets
 from xelink.kubelet.sockets import SocketName
@@ -57,7 +57,7 @@ def run(loaded: "Loaded[PluginSettings]") -> int:
     for warning in loaded.warnings:
         log.warning(warning)
     require_descriptors(_LEAST_DESCRIPTORS)
-    # Before anything is written: without kubelet nobody needs a CDI spec.
+    # Before anything is written: without kubelet a CDI spec has no use.
     sockets.require_directory(settings.plugin_dir)
     asyncio.run(_serve(settings, log))
     log.info("stopped")
@@ -72,7 +72,7 @@ async def _serve(settings: "PluginSettings", log: FilteringBoundLogger) -> None:
     release_signals()
     metrics = Metrics("xelink_device_plugin")
     telemetry, node_telemetry = ServingTelemetry(metrics), NodeTelemetry(metrics)
-    observed = Watch(Observation(monitored=bool(settings.xpumd_endpoint)))
+    observed = Watch(NodeObservation(monitored=bool(settings.xpumd_endpoint)))
     watch = Watch(Snapshot())
     spec = CdiSpec(settings.cdi_dir, settings.bypath, log) if settings.cdi else None
     watcher = Watcher(

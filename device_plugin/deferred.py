@@ -48,7 +48,7 @@ class DeferredWork:
         done = asyncio.Event()
 
         def finish() -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(done.set)
 
         self._queue.put(finish)

@@ -75,10 +75,10 @@ class Timings:
 class Endpoint:
     """One resource: its server, its socket, its registration.
 
-    `path` is where its socket stands, beside kubelet's own. `known` says whether kubelet knows the
-    resource, as far as we can tell, and `since` when that began, in seconds since 1970; 0 while it
+    `path` is its socket, beside kubelet's own. `known` is whether kubelet knows the resource, as
+    far as that can be observed, and `since` when that began, in seconds since 1970; 0 while it
     does not. `error` is why it could not be served or registered last, empty once that is over.
-    `served` says that sockets have worked here before: what goes wrong from then on may pass.
+    `served`: sockets have worked here before, so a later error may be temporary.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Endpoint:
         Raises `SocketError` when there is no socket to serve on at first, later only
         `SocketTakenError`.
         """
-        dead = sockets.remove_dead(self.path.parent, self.plugin.resource)
+        dead = sockets.remove_stale(self.path.parent, self.plugin.resource)
         if dead:
             self._log.info("removed sockets that were left behind", sockets=" ".join(dead))
         pause = self._timings.poll
@@ -141,7 +141,7 @@ class Endpoint:
     @asynccontextmanager
     async def _serving(self) -> AsyncIterator[None]:
         sockets.require_free(self.path)
-        born = sockets.birthplace(self.path)
+        born = sockets.temporary_path(self.path)
         limits = self.plugin.limits
         server = grpc.aio.server(options=options(limits))
         server.add_generic_rpc_handlers((handlers(self.plugin, self.plugin.rejected, limits),))
@@ -152,7 +152,7 @@ class Endpoint:
             born.rename(self.path)
         except (OSError, RuntimeError) as error:
             await server.stop(None)
-            # gRPC names no reason. And by the name that stays the same: a reason is said once.
+            # gRPC names no reason. And by the name that stays the same: a reason is logged once.
             reason = sockets.why_unbindable(born) or str(error).replace(str(born), str(self.path))
             wiped = isinstance(error, FileNotFoundError) and self.path.parent.is_dir()
             kind = SocketWipedError if wiped else SocketError
@@ -224,7 +224,7 @@ class Endpoint:
     def _is_closed(self) -> bool:
         """Return whether kubelet has closed its stream, but runs: we register with it again.
 
-        When kubelet ends, its streams end, too: then nobody answers at its socket, and a new one
+        When kubelet ends, its streams end, too: then its socket is stale, and a new one
         appears.
         """
         due = self._due()
@@ -260,7 +260,7 @@ class Endpoint:
     async def _register(self, stop: asyncio.Event) -> Identity | None:
         """Register, and return with which kubelet; None when sockets moved, or at the end.
 
-        It is the socket that is dialed that distinguishes kubelets, not the one that stands at the
+        A kubelet is identified by the socket that was connected to, not by the one now at the
         path before or after: a kubelet that appears meanwhile would be registered with twice.
         """
         try:
@@ -268,7 +268,7 @@ class Endpoint:
                 if kubelet is None or sockets.identity(self.path) != self._own:
                     return None
                 if not sockets.is_answered(kubelet.path):  # it has ended, or is starting
-                    self._wait_for_kubelet(f"nobody answers on {self._kubelet}")
+                    self._wait_for_kubelet(f"nothing answers on {self._kubelet}")
                     return None
                 return await self._register_with(kubelet, stop)
         except UncertainError as error:
@@ -278,7 +278,7 @@ class Endpoint:
     def _cannot_look(self, error: UncertainError) -> None:
         self.error = str(error)
         if self._changes.of("failure", self.error):
-            self._log.error("cannot look at sockets", reason=self.error)
+            self._log.error("cannot check sockets", reason=self.error)
 
     async def _register_with(self, kubelet: Held, stop: asyncio.Event) -> Identity | None:
         registration = Registration(self.plugin.resource, self.path.name, self.plugin.options)
@@ -368,11 +368,11 @@ class Endpoints:
         try:
             async with asyncio.TaskGroup() as tasks:
                 while not stop.is_set():
-                    seen = self._watch.current
-                    for resource in seen.resources.keys() - self._endpoints.keys():
+                    current = self._watch.current
+                    for resource in current.resources.keys() - self._endpoints.keys():
                         self._endpoints[resource] = self._endpoint(resource)
                         tasks.create_task(self._endpoints[resource].run(stop), name=resource)
-                    await first_of(self._watch.next(seen), stop.wait())
+                    await first_of(self._watch.next(current), stop.wait())
         except BaseExceptionGroup as group:
             # Whatever else there was, it came of the first.
             raise group.exceptions[0] from None

@@ -1,6 +1,6 @@
 """The gRPC handlers of the DevicePlugin service: a request that exceeds a bound is not parsed.
 
-gRPC sees every RPC as one with a stream of requests, so that a message is read when it is its turn,
+To gRPC every RPC has a stream of requests, so that a message is read when it is its turn,
 rejected with our own text, and counted. On the wire there is no difference. An interceptor could
 not do that, and would cost time at every call.
 """
@@ -47,7 +47,7 @@ def options(limits: Limits) -> tuple[tuple[str, int], ...]:
         ("grpc.http2.max_deallocating_streams", 1 << 20),
         ("grpc.server.max_pending_requests", 1 << 20),
         ("grpc.server.max_pending_requests_hard_limit", 1 << 20),
-        # Bytes of a message that wait unread, for each stream, and for ever no more of them.
+        # Unread bytes of a message, for each stream; there are never more.
         ("grpc.http2.lookahead_bytes", 1 << 14),
         ("grpc.http2.bdp_probe", 0),
     )
@@ -99,7 +99,7 @@ class _Parse(Protocol):
 
 
 class _Intake:
-    """Takes in requests, as many and as large as the limits say."""
+    """Takes in requests, as many and as large as the limits allow."""
 
     def __init__(self, limits: Limits, rejected: Rejected) -> None:
         self._limits = limits
@@ -155,7 +155,7 @@ class _Intake:
             reason = f"the request was not there within {self._limits.read_timeout:g} s"
             raise ExceededError(reason) from None
         if not isinstance(message, bytes):
-            # gRPC has dropped it and told its sender, or none was sent.
+            # gRPC has dropped it and answered its sender, or none was sent.
             raise ExceededError(f"a request of more than {self._limits.bytes} bytes, or none")
         return message
 

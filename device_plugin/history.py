@@ -1,4 +1,4 @@
-"""The last preferences and allocations, for people to look at: bounded.
+"""The last preferences and allocations, for the status page: bounded.
 
 The device plugin API reports every allocation and never its end: of each device the last container
 that got it since this process started is remembered.

@@ -8,7 +8,7 @@ a bound gets RESOURCE_EXHAUSTED, and kubelet's own requests are answered meanwhi
 from dataclasses import dataclass
 from typing import NamedTuple
 
-# Cards that are offered: the largest node has 16 GPUs, and a GPU has at most 63 VFs.
+# Cards that are advertised: the largest node has 16 GPUs, and a GPU has at most 63 VFs.
 _MOST_CARDS = 16 * 64
 # All of these in a hundred shares, or a hundred GPUs in the thousand that -shared-dev-num allows. A
 # kubelet hears of hardly more: its gRPC takes 4 MiB in one message, about 25 bytes for each device.

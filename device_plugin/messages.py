@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from device_plugin.responses import AdvertisedDevice, Container
 from xelink.api import deviceplugin_pb2 as pb
-from xelink.inventory.workload_facts import Facts
+from xelink.inventory.workload_facts import WorkloadFacts
 
 MESSAGE_LIMIT = 4 << 20
 """Bytes that kubelet receives in one message: of a longer one the stream would die."""
@@ -21,7 +21,7 @@ def device_list(devices: Sequence[AdvertisedDevice]) -> pb.ListAndWatchResponse:
 
 
 def allocation(given: Container) -> pb.ContainerAllocateResponse:
-    """Return the message that gives a container its devices."""
+    """Return the message by which a container gets its devices."""
     return pb.ContainerAllocateResponse(
         mounts=[
             pb.Mount(
@@ -43,7 +43,7 @@ def allocation(given: Container) -> pb.ContainerAllocateResponse:
     )
 
 
-def workload_environment(facts: Facts, *, with_env: bool) -> pb.ContainerAllocateResponse:
+def workload_environment(facts: WorkloadFacts, *, with_env: bool) -> pb.ContainerAllocateResponse:
     """Return the message that describes a container's GPUs; to be merged into its `allocation`."""
     return pb.ContainerAllocateResponse(
         envs=facts.environment if with_env else {}, annotations=facts.annotations

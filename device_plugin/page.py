@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from device_plugin.history import MOST_PREFERENCES
-from device_plugin.status import Facts
+from device_plugin.status import JsonObject
 from xelink.daemon.html import (
     Html,
     StatusDocument,
@@ -26,31 +26,31 @@ _MOST_ROWS = 64
 """Rows of a table that could be very long; the JSON has all of them."""
 
 
-def body(told: StatusDocument) -> Sequence[Html]:
+def body(status: StatusDocument) -> Sequence[Html]:
     """Return the sections of the page."""
     return (
-        _summary(told),
-        _picture(told),
-        _resources(told),
-        _gpus(told),
-        _holders(told),
-        _preferences(told),
+        _summary(status),
+        _picture(status),
+        _resources(status),
+        _gpus(status),
+        _holders(status),
+        _preferences(status),
     )
 
 
-def _summary(told: StatusDocument) -> Html:
-    fine = told["ready"]
+def _summary(status: StatusDocument) -> Html:
+    fine = status["ready"]
     return section(
         "summary",
         "Now",
         tag(
             "p",
             badge("ready" if fine else "not ready", good=fine),
-            f" \N{EN DASH} {told['readyz']}",
+            f" \N{EN DASH} {status['readyz']}",
             data_news="",
         ),
-        tag("p", f"Preferences by the policy {told['policy']}; health {told['health']}."),
-        _items("Warnings", told["warnings"]),
+        tag("p", f"Preferences by the policy {status['policy']}; health {status['health']}."),
+        _items("Warnings", status["warnings"]),
     )
 
 
@@ -61,10 +61,10 @@ def _items(title: str, texts: Sequence[str]) -> Html:
     return Html(tag("p", f"{title}:") + tag("ul", *items))
 
 
-def _picture(told: StatusDocument) -> Html:
+def _picture(status: StatusDocument) -> Html:
     from xelink.view.svg import svg  # noqa: PLC0415 - most daemons never draw
 
-    links = told["links"]
+    links = status["links"]
     state, reason = links["state"], links["reason"]
     facts = [
         tag("p", f"From {links['file']}: ", badge(state, good=state == FileState.IN_USE.value))
@@ -75,10 +75,10 @@ def _picture(told: StatusDocument) -> Html:
         expires = "expired" if state == FileState.EXPIRED.value else "expires"
         written, end = instant(links["written"]), instant(links["expires"])
         facts.append(tag("p", "Written ", written, f", {expires} ", end, "."))
-    drawn = NodeView("", told["host"], reason=state)
+    drawn = NodeView("", status["host"], reason=state)
     if links["topology"]:
         guess = state == FileState.GUESS.value
-        name = f"{told['host']} (a guess)" if guess else told["host"]
+        name = f"{status['host']} (a guess)" if guess else status["host"]
         topology = parsed(links["topology"], links["topology"]["gpus"])
         drawn = replace(NodeView.of(topology), name=name, labels_only=guess)
     else:
@@ -87,7 +87,7 @@ def _picture(told: StatusDocument) -> Html:
     return section("links", "Links", *facts, Html(svg(drawn)))
 
 
-def _resources(told: StatusDocument) -> Html:
+def _resources(status: StatusDocument) -> Html:
     rows = [
         (
             one["resource"],
@@ -97,12 +97,12 @@ def _resources(told: StatusDocument) -> Html:
             str(len(one["unhealthy"])),
             code(one["socket"]),
         )
-        for one in told["resources"]
+        for one in status["resources"]
     ]
     columns = ("resource", "kubelet", "streams", "healthy", "unhealthy", "socket")
     bad = [
         (id_, one["resource"], why)
-        for one in told["resources"]
+        for one in status["resources"]
         for id_, why in one["unhealthy"].items()
     ]
     unhealthy = [_long_table("devices that are unhealthy", ("device", "resource", "why"), bad)]
@@ -114,15 +114,15 @@ def _resources(told: StatusDocument) -> Html:
     )
 
 
-def _registration(one: Facts) -> Html:
+def _registration(one: JsonObject) -> Html:
     if one["registered"]:
         return tag("span", badge("registered", good=True), " ", instant(one["since"]))
     why = f": {one['error']}" if one["error"] else ""
     return tag("span", badge("not registered", good=False), why)
 
 
-def _gpus(told: StatusDocument) -> Html:
-    cards = {gpu["pci"]: gpu["card"] for gpu in told["gpus"]}
+def _gpus(status: StatusDocument) -> Html:
+    cards = {gpu["pci"]: gpu["card"] for gpu in status["gpus"]}
     rows = [
         (
             gpu["card"],
@@ -132,16 +132,16 @@ def _gpus(told: StatusDocument) -> Html:
             gpu["driver"],
             _or_unknown(gpu["tiles"]),
             _health(gpu),
-            _linked(gpu, cards, guess=told["links"]["state"] == FileState.GUESS.value),
+            _linked(gpu, cards, guess=status["links"]["state"] == FileState.GUESS.value),
         )
-        for gpu in told["gpus"]
+        for gpu in status["gpus"]
     ]
     columns = ("card", "PCI address", "model", "NUMA", "driver", "tiles", "health", "linked to")
     return section(
         "gpus",
         "GPUs",
         table("GPUs that are advertised", columns, rows),
-        _items("Not advertised", told["excluded"]),
+        _items("Not advertised", status["excluded"]),
     )
 
 
@@ -149,15 +149,15 @@ def _or_unknown(value: object) -> str:
     return "unknown" if value is None else str(value)
 
 
-def _health(gpu: Facts) -> Html:
+def _health(gpu: JsonObject) -> Html:
     if gpu["unhealthy"]:
         return tag("span", badge("unhealthy", good=False), f": {gpu['unhealthy']}")
-    told = badge("healthy", good=True)
-    silent = "" if gpu["health_known"] else " (XPU Manager says nothing of it)"
-    return tag("span", told, silent)
+    state = badge("healthy", good=True)
+    silent = "" if gpu["health_known"] else " (not reported by XPU Manager)"
+    return tag("span", state, silent)
 
 
-def _linked(gpu: Facts, cards: Mapping[str, str], *, guess: bool) -> str:
+def _linked(gpu: JsonObject, cards: Mapping[str, str], *, guess: bool) -> str:
     linked = gpu["linked_to"]
     if linked is None:
         return "unknown"
@@ -181,7 +181,7 @@ _FOLLOWED = {
 }
 
 
-def _holders(told: StatusDocument) -> Html:
+def _holders(status: StatusDocument) -> Html:
     rows = [
         (
             instant(one["at"]),
@@ -191,7 +191,7 @@ def _holders(told: StatusDocument) -> Html:
             _FOLLOWED[one["preference"]],
             Html(f"{words(one['reallocated'])} reallocated") if one["reallocated"] else "nothing",
         )
-        for one in told["allocations"]
+        for one in status["allocations"]
     ]
     columns = ("when", "devices", "resource", "linked", "preference", "since then")
     return section(
@@ -219,7 +219,7 @@ _DECIDED = {
 }
 
 
-def _preferences(told: StatusDocument) -> Html:
+def _preferences(status: StatusDocument) -> Html:
     rows = [
         (
             instant(one["at"]),
@@ -230,7 +230,7 @@ def _preferences(told: StatusDocument) -> Html:
             words(one["runner_up"]),
             _proof(one),
         )
-        for one in told["preferences"]
+        for one in status["preferences"]
     ]
     columns = ("when", "asked", "must include", "chosen", "decided by", "runner-up", "best")
     return section(
@@ -240,7 +240,7 @@ def _preferences(told: StatusDocument) -> Html:
     )
 
 
-def _proof(one: Facts) -> Html:
+def _proof(one: JsonObject) -> Html:
     if one["error"]:
         return tag("span", badge("fallback", good=False), f": {one['error']}")
     return tag("span", "proven" if one["proven"] else "not proven")

@@ -1,6 +1,6 @@
 """What became of preferences and allocations: counted, logged and remembered after the answer.
 
-kubelet never says for which preference it allocates. A preference is followed when the next
+kubelet does not report for which preference it allocates. A preference is followed when the next
 allocation that it could have been for takes exactly its devices.
 """
 
@@ -18,7 +18,7 @@ from device_plugin.deferred import DeferredWork
 from device_plugin.history import AllocationRecord, Followed, History, PreferenceRecord
 from device_plugin.responses import Container
 from device_plugin.telemetry import ServingTelemetry
-from xelink.inventory.workload_facts import Facts
+from xelink.inventory.workload_facts import WorkloadFacts
 from xelink.preference.decision import UNKNOWN, Decision
 from xelink.preference.shares import Preference
 
@@ -105,7 +105,7 @@ class Records:
                     self._pending.append(one)
                     self._later("decision", partial(self._decide, one))
 
-    def allocated(self, given: Container, facts: Facts) -> None:
+    def allocated(self, given: Container, facts: WorkloadFacts) -> None:
         """Record what one container got."""
         with self.guarded("allocation"):
             followed, given_for = self._followed(frozenset(given.ids))

@@ -14,7 +14,7 @@ VERSION = "v1beta1"
 
 # A channel of its own for each attempt: a shared one would remember the last refusal for a while.
 _OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0))
-# What a kubelet says to the second registration of a socket that it is connected to:
+# What a kubelet answers to the second registration of a socket that it is connected to:
 # https://github.com/kubernetes/kubernetes/pull/135437
 _CONNECTED_ALREADY = "already connected"
 
@@ -24,7 +24,7 @@ class RegistrationError(Exception):
 
 
 class ConnectedAlreadyError(RegistrationError):
-    """kubelet says that it is connected to this socket: true if a stream is open, else stale."""
+    """kubelet answers that it is connected to this socket: true if a stream is open, else stale."""
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Device:
 
     `unit` is the identity of that one (the PCI address of a GPU), empty for several. `numa` None
     means that no TopologyInfo may be sent: an empty one fails admissions. `cdi` is its qualified
-    CDI name, empty where it must not be named so. `complaint` says why it cannot be used, None when
+    CDI name, empty where it must not be named so. `complaint` is why it cannot be used, None when
     it can.
     """
 

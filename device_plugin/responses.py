@@ -35,7 +35,7 @@ class UnusableDeviceError(Exception):
 
 
 class NotLinkedError(UnusableDeviceError):
-    """The GPUs of this request are not all linked, and the node gives several only if they are."""
+    """The GPUs of this request are not all linked, as this node requires of several."""
 
 
 class WrongPreferenceError(Exception):
@@ -71,7 +71,7 @@ def advertised(resource: Resource) -> tuple[AdvertisedDevice, ...]:
 def removed(
     before: Iterable[AdvertisedDevice], now: Iterable[AdvertisedDevice]
 ) -> tuple[AdvertisedDevice, ...]:
-    """Return those of `before` that have vanished, as unhealthy: kubelet is told so once."""
+    """Return those of `before` that have vanished, as unhealthy: kubelet gets that once."""
     ids = {device.id for device in now}
     return tuple(device._replace(healthy=False) for device in before if device.id not in ids)
 

@@ -39,7 +39,7 @@ from xelink.api.deviceplugin_pb2_grpc import DevicePluginServicer
 from xelink.daemon.polling import first_of
 from xelink.daemon.watch import Watch
 from xelink.daemon.worker_threads import NoThreadError, WorkerThreads
-from xelink.inventory.workload_facts import Facts, facts
+from xelink.inventory.workload_facts import WorkloadFacts, facts
 from xelink.preference.decision import FALLBACK, Decision
 from xelink.preference.shares import Preference, RequestError, fallback
 
@@ -59,8 +59,8 @@ _QUIET = 10.0
 class ServingOptions:
     """How a resource is served.
 
-    `prefers` offers kubelet preferences, for resources that have them. `allocate_env` describes its
-    GPUs to the workload in environment variables, too. `require_links` rejects a container's
+    `prefers`: kubelet may ask for preferences, where a resource has them. `allocate_env` describes
+    its GPUs to the workload in environment variables, too. `require_links` rejects a container's
     request for several GPUs that are known not to be all linked. A vanished device is reported as
     unhealthy for `removal_notice` seconds, or until the next change, before it is left out. kubelet
     follows a preference at once: what it allocates more than `memory` seconds later has nothing to
@@ -85,10 +85,10 @@ class ServingOptions:
 
 
 class _Given(NamedTuple):
-    """What a container is given, how it is described, and the message that says both."""
+    """What a container gets, how it is described to it, and the message with both."""
 
     container: Container
-    facts: Facts
+    facts: WorkloadFacts
     message: pb.ContainerAllocateResponse
 
 
@@ -168,7 +168,7 @@ class Plugin(DevicePluginServicer):
 
     async def GetDevicePluginOptions(  # noqa: N802 - as the API names it
         self,
-        request: pb.Empty,  # noqa: ARG002 - says nothing
+        request: pb.Empty,  # noqa: ARG002 - it is empty
         context: Context,  # noqa: ARG002 - needed by others
     ) -> pb.DevicePluginOptions:
         """Return that there is a preference, and nothing to do before a container starts."""
@@ -176,7 +176,7 @@ class Plugin(DevicePluginServicer):
 
     async def ListAndWatch(  # noqa: N802 - as the API names it
         self,
-        request: pb.Empty,  # noqa: ARG002 - says nothing
+        request: pb.Empty,  # noqa: ARG002 - it is empty
         context: Context,
     ) -> AsyncIterator[pb.ListAndWatchResponse]:
         """Report all devices at once, and again whenever they change."""
@@ -213,7 +213,7 @@ class Plugin(DevicePluginServicer):
     async def Allocate(  # noqa: N802 - as the API names it
         self, request: pb.AllocateRequest, context: Context
     ) -> pb.AllocateResponse:
-        """Give each container what it needs to use the devices that kubelet chose."""
+        """Return what each container needs to use the devices that kubelet chose."""
         try:
             given = [
                 self._give(frozenset(asked.devices_ids)) for asked in request.container_requests
@@ -230,7 +230,7 @@ class Plugin(DevicePluginServicer):
         request: pb.PreStartContainerRequest,  # noqa: ARG002 - nothing is done with it
         context: Context,  # noqa: ARG002 - needed by others
     ) -> pb.PreStartContainerResponse:
-        """Do nothing: the options say that it is not required."""
+        """Do nothing: by the options it is not required."""
         return pb.PreStartContainerResponse()
 
     def rejected(self, rpc: str, code: str, reason: str) -> None:
@@ -305,7 +305,7 @@ class Plugin(DevicePluginServicer):
         return resource
 
     def _give(self, ids: frozenset[str]) -> _Given:
-        """Give devices to a container; those that were given before are given as they were.
+        """Return a container's devices; those that were allocated before are as they were.
 
         Raises as `responses.container` and `responses.require_links` do.
         """
@@ -316,7 +316,7 @@ class Plugin(DevicePluginServicer):
         if self._options.require_links and resource.links:
             require_links(resource.links, one.units)
         # All three forms are kept: to make them again would take most of an allocation's time.
-        given = _Given(one, Facts(), messages.allocation(one))
+        given = _Given(one, WorkloadFacts(), messages.allocation(one))
         with self._records.guarded("workload_facts"):
             described = facts(resource.links, one.units)
             given.message.MergeFrom(

@@ -27,7 +27,7 @@ _DEVICE_ID = re.compile(r"0x[0-9a-fA-F]{4}", re.ASCII)
 
 
 def _device_ids(value: object) -> frozenset[int]:
-    """Read a list as text, or as YAML gives it: numbers and texts, one or many."""
+    """Read a list as text, or as YAML has it: numbers and texts, one or many."""
     if isinstance(value, str):
         value = [word.strip() for word in value.split(",") if word.strip()]
     many = value if isinstance(value, list | frozenset) else [value]
@@ -42,7 +42,7 @@ def _device_id(value: object) -> int:
     raise ValueError("should be PCI device ids, 0x and four hexadecimal digits each: 0x0bd5,0x0bda")
 
 
-def _spelled(ids: frozenset[int]) -> str:
+def _formatted(ids: frozenset[int]) -> str:
     return ",".join(f"0x{device_id:04x}" for device_id in sorted(ids))
 
 
@@ -53,7 +53,7 @@ def _absolute(path: Path) -> Path:
 
 
 DeviceIds = Annotated[
-    frozenset[int], NoDecode, BeforeValidator(_device_ids), PlainSerializer(_spelled)
+    frozenset[int], NoDecode, BeforeValidator(_device_ids), PlainSerializer(_formatted)
 ]
 
 

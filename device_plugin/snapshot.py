@@ -1,7 +1,7 @@
 """The resources of one node at one instant, ready for requests.
 
-A snapshot is replaced, never changed: whoever holds one can read it for as long as it likes.
-Nothing here is about GPUs: a family of devices is what its resources say.
+A snapshot is replaced, never changed: a reader may keep one.
+Nothing here is about GPUs: a family of devices is its resources.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -43,8 +43,7 @@ class Resource:
 
     `name` is the full one (`gpu.intel.com/i915`). `devices` are in the order in which they are
     advertised. `preference` is None where kubelet is to choose by itself. `links` are those between
-    the units of its devices, None where they have none to speak of: then no container is told of
-    any.
+    the units of its devices, None where they have none.
     """
 
     name: str

@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 
 
 def start(arguments: Sequence[str] | None) -> int:
-    """Read the settings and run the daemon; give the exit code."""
+    """Read the settings and run the daemon; return the exit code."""
     open_missing_streams()
     unbuffer_stderr()
     settings = run_in_child(lambda: read(arguments))
     block_imports("bz2", "click", "lzma", "rich")
     with gc_paused():
         no_openssl()
-        from device_plugin.daemon import run  # noqa: PLC0415 - after what makes it lean
+        from device_plugin.daemon import run  # noqa: PLC0415 - after the import controls
 
     return run_command("xelink-device-plugin", settings, run)
 
 
 def read(arguments: Sequence[str] | None) -> "Loaded[PluginSettings] | int":
-    """Read the settings, or give the exit code of what was said in their place."""
+    """Read the settings, or return the exit code of what was printed instead."""
     trim_pydantic()
     with gc_paused():
         from device_plugin.settings import PluginSettings  # noqa: PLC0415 - in a process that ends

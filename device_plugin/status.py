@@ -22,7 +22,7 @@ from xelink.inventory.links import NodeLinks
 from xelink.topology.model import Gpu, Topology
 from xelink.topology.publication import id_map, shape
 
-Facts: TypeAlias = dict[str, Any]
+JsonObject: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def status(parts: Parts, now: datetime) -> StatusDocument:
     }
 
 
-def _links(links: NodeLinks, inventory: Inventory, file: Path, now: datetime) -> Facts:
+def _links(links: NodeLinks, inventory: Inventory, file: Path, now: datetime) -> JsonObject:
     age = links.age(now)
     topology = _mapped(links, inventory) if links.usable and links.topology else None
     return {
@@ -93,7 +93,7 @@ def _on_bus(gpu: Gpu, card: Card | None) -> Gpu:
     return replace(gpu, card=card.name, numa=gpu.numa if card.numa is None else card.numa)
 
 
-def _resource(endpoint: Endpoint, snapshot: Snapshot) -> Facts:
+def _resource(endpoint: Endpoint, snapshot: Snapshot) -> JsonObject:
     devices = snapshot.resource(endpoint.plugin.resource).devices
     return {
         "resource": endpoint.plugin.resource,
@@ -119,7 +119,7 @@ def _complaints(snapshot: Snapshot) -> Mapping[str, str | None]:
 
 def _gpu(
     card: Card, complaints: Mapping[str, str | None], links: NodeLinks, unknown: Sequence[str]
-) -> Facts:
+) -> JsonObject:
     linked = {bdf for pair in links.lanes if card.bdf in pair for bdf in pair} - {card.bdf}
     known = linked or links.knows(card.bdf)
     return {
@@ -137,10 +137,10 @@ def _gpu(
     }
 
 
-Dated: TypeAlias = tuple[float, Facts]
+Dated: TypeAlias = tuple[float, JsonObject]
 
 
-def _newest_first(dated: Iterable[Dated]) -> list[Facts]:
+def _newest_first(dated: Iterable[Dated]) -> list[JsonObject]:
     return [facts for _, facts in sorted(dated, key=lambda item: -item[0])]
 
 

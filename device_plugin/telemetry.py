@@ -7,7 +7,7 @@ from device_plugin.history import Followed
 from device_plugin.responses import AdvertisedDevice
 from xelink.daemon.metrics import Metrics
 from xelink.inventory.health import Health
-from xelink.inventory.observation import Observation
+from xelink.inventory.observation import NodeObservation
 from xelink.inventory.workload_facts import Linked
 from xelink.nfd.reader import FileState
 from xelink.preference.decision import WORDS
@@ -168,7 +168,7 @@ class NodeTelemetry:
         """Count one scan."""
         self._scans.labels("good" if good else "failed").inc()
 
-    def observed(self, observed: Observation) -> None:
+    def observed(self, observed: NodeObservation) -> None:
         """Show the observation that is in use."""
         self._silent.set(len(observed.health_unknown))
         self._gpus.set(len(observed.inventory.cards))

@@ -11,19 +11,19 @@ from device_plugin.telemetry import NodeTelemetry
 from xelink.daemon.logs import Changes
 from xelink.daemon.polling import first_of
 from xelink.daemon.watch import Watch
-from xelink.inventory.observation import Observation
+from xelink.inventory.observation import NodeObservation
 from xelink.inventory.watcher import unless
 
 
 class Updates:
     """Assembles a snapshot of each observation.
 
-    `observation` is what the current one is made of; `assembled` says whether there ever was one.
+    `observation` is what the current one is made of; `assembled`: whether there ever was one.
     """
 
     def __init__(
         self,
-        observed: Watch[Observation],
+        observed: Watch[NodeObservation],
         assembler: Assembler,
         watch: Watch[Snapshot],
         telemetry: NodeTelemetry,
@@ -55,18 +55,18 @@ class Updates:
 
     @property
     def device_error(self) -> str:
-        """Why there is no GPU, or no CDI name, to give; empty where there are, or at first."""
+        """Why no GPU, or no CDI name, can be allocated; empty where some can, or at first."""
         return self.observation.device_error if self.assembled else ""
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What somebody should look at."""
+        """Conditions that need attention."""
         if not self.assembled:
             return ()
         observed = self.observation
         return (*sorted(observed.warnings), *filter(None, (observed.cdi_warning,)))
 
-    def _announce(self, observed: Observation) -> None:
+    def _announce(self, observed: NodeObservation) -> None:
         """Log what is in use now, where it differs from what was."""
         inventory, links = observed.inventory, observed.links
         found = " ".join(f"{card.name}={card.bdf}" for card in inventory.cards)

@@ -27,7 +27,7 @@ from xelink.cli.explain.text import choice_facts, describe
 from xelink.cli.tables import plain
 from xelink.inventory.gpus import Card, Inventory
 from xelink.inventory.links import join
-from xelink.inventory.observation import Observation
+from xelink.inventory.observation import NodeObservation
 from xelink.nfd.reader import DEFAULT_PATH, Look
 from xelink.nfd.reader import read as read_labels
 from xelink.preference.criteria import CRITERIA
@@ -82,7 +82,7 @@ def test_it_prefers_what_the_plugin_prefers(
     )
     reading = read_labels(Look(content=content), DEFAULT_NAMESPACE, datetime.now(UTC))
     choosing = PreferenceConfig(time.monotonic, ResourceOptions(shared=shares), policy)
-    snapshot = Assembler(choosing).assemble(Observation(inventory, join(reading, inventory)))
+    snapshot = Assembler(choosing).assemble(NodeObservation(inventory, join(reading, inventory)))
     every = [f"{card.name}-{i}" for card in inventory.cards for i in range(shares)]
     used = choice_of(st.lists(st.sampled_from(every), unique=True, max_size=len(every) - 1))
     free = [device for device in every if device not in used]

@@ -24,7 +24,7 @@ from tests.deployment.rendering import FRUGAL, OVERLAYS, needs, needs_kustomize,
 from tests.deployment.variants import variants
 from xelink.daemon.flags import DaemonSettings, load
 from xelink.daemon.metrics import Metrics
-from xelink.inventory.observation import Observation
+from xelink.inventory.observation import NodeObservation
 from xelink.simulators.xpu_manager import Blueprint
 from xelink.xpu_manager.source import XpuManagerSource
 
@@ -111,7 +111,7 @@ def values() -> dict[tuple[str, str], set[str]]:
     plugin = ServingTelemetry(node)
     plugin.begin("any")
     plugin.advertised("any", ())
-    NodeTelemetry(node).observed(Observation())
+    NodeTelemetry(node).observed(NodeObservation())
     found: dict[tuple[str, str], set[str]] = {}
     for registry in (sidecar.registry, node.registry):
         for sample in (sample for family in registry.collect() for sample in family.samples):

@@ -19,7 +19,7 @@ from device_plugin.resources import Device
 from device_plugin.servicer import Plugin, ServingOptions
 from device_plugin.snapshot import DevicePreference, Prefer, Resource, Snapshot
 from device_plugin.telemetry import ServingTelemetry
-from tests.device_plugin.happenings import HeardLogs, HeardTelemetry
+from tests.device_plugin.events import HeardLogs, HeardTelemetry
 from tests.patience import PATIENCE
 from xelink.api.deviceplugin_pb2_grpc import DevicePluginStub
 from xelink.daemon.metrics import Metrics

@@ -17,8 +17,8 @@ from xelink.inventory.cdi import KIND
 from xelink.inventory.devfs import Roots
 from xelink.inventory.gpus import Card, Inventory, Problem, scan
 from xelink.inventory.health import GpuHealth, Health
-from xelink.inventory.links import UNREAD, NodeLinks, Pair
-from xelink.inventory.observation import Observation
+from xelink.inventory.links import UNREAD, AddressPair, NodeLinks
+from xelink.inventory.observation import NodeObservation
 from xelink.nfd.reader import FileState
 from xelink.preference.shares import Preferences
 from xelink.simulators.node.blueprint import TreeBlueprint
@@ -31,8 +31,8 @@ def assembler(options: ResourceOptions | None = None) -> Assembler:
     return Assembler(PreferenceConfig(clock=lambda: 0.0, options=options or ResourceOptions()))
 
 
-def node(*cards: Card, links: NodeLinks | None = None) -> Observation:
-    return Observation(
+def node(*cards: Card, links: NodeLinks | None = None) -> NodeObservation:
+    return NodeObservation(
         inventory=Inventory(cards or tuple(card(number, numa=0) for number in (1, 2, 3, 4))),
         links=links or wired((1, 2), (3, 4)),
         health=Health(error=""),
@@ -69,19 +69,19 @@ def links_of(snapshot: Snapshot) -> NodeLinks:
     return links
 
 
-def with_cards(change: Callable[[Card], Card]) -> Callable[[Observation], Observation]:
-    def changed(seen: Observation) -> Observation:
+def with_cards(change: Callable[[Card], Card]) -> Callable[[NodeObservation], NodeObservation]:
+    def changed(seen: NodeObservation) -> NodeObservation:
         first, *others = seen.inventory.cards
         return replace(seen, inventory=replace(seen.inventory, cards=(change(first), *others)))
 
     return changed
 
 
-def with_links(**changes: object) -> Callable[[Observation], Observation]:
+def with_links(**changes: object) -> Callable[[NodeObservation], NodeObservation]:
     return lambda seen: replace(seen, links=replace(seen.links, **changes))  # type: ignore[arg-type]  # fields of the caller
 
 
-UNCHANGED: Mapping[str, Callable[[Observation], Observation]] = {
+UNCHANGED: Mapping[str, Callable[[NodeObservation], NodeObservation]] = {
     "nothing": lambda seen: seen,
     "the labels were renewed": with_links(expiry=datetime.now(UTC), published=datetime.now(UTC)),
     "the same lanes in another order": lambda seen: replace(
@@ -101,7 +101,7 @@ UNCHANGED: Mapping[str, Callable[[Observation], Observation]] = {
     ),
 }
 
-CHANGED: Mapping[str, Callable[[Observation], Observation]] = {
+CHANGED: Mapping[str, Callable[[NodeObservation], NodeObservation]] = {
     "lanes": lambda seen: replace(seen, links=wired((1, 2), (3, 4), lanes=4)),
     "a link less": lambda seen: replace(seen, links=wired((1, 2))),
     "no links any more": lambda seen: replace(seen, links=wired()),
@@ -122,7 +122,7 @@ CHANGED: Mapping[str, Callable[[Observation], Observation]] = {
 
 @pytest.mark.parametrize("change", UNCHANGED.values(), ids=UNCHANGED)
 def test_a_preference_is_kept_when_nothing_that_matters_to_it_changed(
-    change: Callable[[Observation], Observation],
+    change: Callable[[NodeObservation], NodeObservation],
 ) -> None:
     ours = assembler()
     before = ours.assemble(node())
@@ -132,7 +132,7 @@ def test_a_preference_is_kept_when_nothing_that_matters_to_it_changed(
 
 @pytest.mark.parametrize("change", CHANGED.values(), ids=CHANGED)
 def test_a_preference_is_prepared_anew_when_what_it_rests_on_changed(
-    change: Callable[[Observation], Observation],
+    change: Callable[[NodeObservation], NodeObservation],
 ) -> None:
     ours = assembler()
     before = ours.assemble(node())
@@ -201,7 +201,7 @@ def test_shares_are_offered_and_preferred_by_gpu() -> None:
 def test_lanes_are_known_where_links_are_usable_and_none_otherwise(state: FileState) -> None:
     snapshot = assembler().assemble(node(links=wired((2, 4), state=state)))
     usable = state in {FileState.IN_USE, FileState.GUESS}
-    pair: Pair = (bdf(2), bdf(4))
+    pair: AddressPair = (bdf(2), bdf(4))
     assert links_of(snapshot) == (NodeLinks(state, lanes={pair: 8}) if usable else UNREAD)
     best = ("card2-0", "card4-0") if usable else ("card1-0", "card2-0")
     assert preferred(snapshot, 2) == best
@@ -223,7 +223,7 @@ def test_what_changes_no_answer_is_no_news_to_kubelet(before: NodeLinks, after: 
 
 
 def test_before_the_first_look_no_lanes_are_known() -> None:
-    snapshot = assembler().assemble(Observation(inventory=Inventory((card(1), card(2)))))
+    snapshot = assembler().assemble(NodeObservation(inventory=Inventory((card(1), card(2)))))
     assert links_of(snapshot) == UNREAD
     assert preferred(snapshot, 1) == ("card1-0",)
 
@@ -248,7 +248,7 @@ def test_a_node_without_links_is_known_to_have_none() -> None:
 def test_without_gpus_there_is_nothing_to_offer_and_what_was_known_comes_back() -> None:
     ours = assembler()
     before = ours.assemble(node())
-    empty = ours.assemble(Observation())
+    empty = ours.assemble(NodeObservation())
     assert empty == Snapshot()
     assert prepared(ours.assemble(node())) is prepared(before)
 
@@ -288,7 +288,7 @@ def test_a_snapshot_is_not_changed_by_what_comes_after_it() -> None:
 
 def test_gpus_behind_one_switch_of_the_node_are_preferred(tmp_path: Path) -> None:
     TreeBlueprint(gpus_per_switch=2, cards="shuffled").build(tmp_path)
-    seen = Observation(inventory=scan(Roots.under(tmp_path)))
+    seen = NodeObservation(inventory=scan(Roots.under(tmp_path)))
     snapshot = assembler().assemble(seen)
     by_address = [card.name for card in seen.inventory.cards]
     ids = [f"{name}-0" for name in by_address]

@@ -19,7 +19,7 @@ from device_plugin.endpoints import Timings
 from device_plugin.registration import Registration, RegistrationError, register
 from device_plugin.resources import Device
 from device_plugin.snapshot import Resource, Snapshot
-from tests.device_plugin.happenings import HeardTelemetry, never, until
+from tests.device_plugin.events import HeardTelemetry, never, until
 from tests.device_plugin.plugins import (
     FAST,
     I915,
@@ -562,7 +562,7 @@ def test_a_kubelet_that_was_killed_is_waited_for(path: Path) -> None:
                 assert "kubelet.sock" in sockets(path), "nobody answers there"
                 await until(lambda: plugin.events("waiting for kubelet"))
                 (entry,) = plugin.events("waiting for kubelet")
-                assert entry["reason"].startswith("nobody answers on ")
+                assert entry["reason"].startswith("nothing answers on ")
                 assert plugin.endpoints.not_ready()
                 quicken(timings, stream_timeout=FAST.stream_timeout)
                 await off(kubelet.start)
@@ -911,7 +911,7 @@ def test_a_directory_that_may_not_be_entered_is_told_in_one_line(path: Path, inn
             require_free(closed / "s.sock")
     finally:
         path.chmod(0o700)
-    assert str(told.value) == f"cannot look into {closed}: Permission denied"
+    assert str(told.value) == f"cannot read {closed}: Permission denied"
 
 
 def test_a_directory_where_nothing_may_be_made_is_told_in_one_line(path: Path) -> None:

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from device_plugin.messages import MESSAGE_LIMIT
 from device_plugin.servicer import ServingOptions
 from device_plugin.snapshot import Prefer, Snapshot
-from tests.device_plugin.happenings import until
+from tests.device_plugin.events import until
 from tests.device_plugin.plugins import (
     I915,
     Served,

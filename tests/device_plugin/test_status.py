@@ -27,7 +27,7 @@ from device_plugin.snapshot import Snapshot
 from device_plugin.status import Parts, status
 from device_plugin.telemetry import NodeTelemetry
 from device_plugin.updates import Updates
-from tests.device_plugin.happenings import until
+from tests.device_plugin.events import until
 from tests.device_plugin.plugins import I915, Account, Running, changed, directory
 from tests.device_plugin.plugins import node as snapshot_of
 from tests.device_plugin.plugins import running as serving
@@ -42,7 +42,7 @@ from xelink.inventory.devfs import Roots
 from xelink.inventory.gpus import Inventory, scan
 from xelink.inventory.health import GpuHealth, Health
 from xelink.inventory.links import join
-from xelink.inventory.observation import Observation
+from xelink.inventory.observation import NodeObservation
 from xelink.inventory.workload_facts import Linked
 from xelink.nfd import reader as labels
 from xelink.preference.decision import Decision
@@ -100,7 +100,7 @@ def content(node: SimulatedNode, *, whole: bool = True) -> bytes:
 
 @dataclass
 class Scene:
-    """A plugin's eyes, which see what they are given, and what is told of it."""
+    """A plugin's observation, as given, and its status."""
 
     path: Path
     updates: Updates
@@ -139,7 +139,7 @@ class Scene:
 def scene(path: Path, run: Running | None = None, endpoint: str = "") -> Scene:
     account = run or Account()
     watch = run.watch if run else Watch(Snapshot())
-    observed = Watch(Observation(monitored=bool(endpoint)))
+    observed = Watch(NodeObservation(monitored=bool(endpoint)))
     assembler = Assembler(PreferenceConfig(clock=time.monotonic))
     updates = Updates(observed, assembler, watch, NodeTelemetry(Metrics("node")), account.log)
     endpoints = run.endpoints if run else Endpoints(watch, account.telemetry, account.log)
@@ -355,7 +355,7 @@ def test_where_health_comes_from_is_told_and_of_which_gpus_nothing_is_said(
     told = here.told()
     assert told["health"] == "as reported by XPU Manager"
     assert [gpu["health_known"] for gpu in told["gpus"]] == [True, *[False] * 7]
-    assert page_of(told).texts.count(" (XPU Manager says nothing of it)") == 7
+    assert page_of(told).texts.count(" (not reported by XPU Manager)") == 7
 
 
 def test_what_is_not_ready_stands_out(eight: tuple[Scene, Inventory]) -> None:

@@ -21,7 +21,7 @@ from device_plugin.cdi_spec import CdiSpec
 from device_plugin.responses import container
 from device_plugin.snapshot import Snapshot
 from device_plugin.updates import Updates
-from tests.device_plugin.happenings import HeardLogs, HeardNodeTelemetry, hang_until, until
+from tests.device_plugin.events import HeardLogs, HeardNodeTelemetry, hang_until, until
 from tests.device_plugin.plugins import I915, directory
 from tests.patience import NEVER, PATIENCE
 from xelink.daemon.metrics import Metrics
@@ -30,8 +30,8 @@ from xelink.inventory import xpumd
 from xelink.inventory.by_path import ByPath
 from xelink.inventory.devfs import Roots
 from xelink.inventory.health import Severity
-from xelink.inventory.links import Pair
-from xelink.inventory.observation import Observation
+from xelink.inventory.links import AddressPair
+from xelink.inventory.observation import NodeObservation
 from xelink.inventory.watcher import Watcher, WatcherConfig
 from xelink.preference.shares import Preference
 from xelink.simulators.node.sysfs import Damage, PciGpu
@@ -104,7 +104,7 @@ class SlowAssembler(Assembler):
         self.held, self.go_on = threading.Event(), threading.Event()
         self.go_on.set()
 
-    def assemble(self, observed: Observation) -> Snapshot:
+    def assemble(self, observed: NodeObservation) -> Snapshot:
         if not self.go_on.is_set():
             self.held.set()
             self.go_on.wait(PATIENCE)
@@ -116,7 +116,7 @@ def complaints(snapshot: Snapshot) -> dict[str, str]:
     return {device.id: device.complaint for device in devices if device.complaint}
 
 
-def lanes(snapshot: Snapshot) -> Mapping[Pair, int]:
+def lanes(snapshot: Snapshot) -> Mapping[AddressPair, int]:
     links = snapshot.resource(I915).links
     return links.lanes if links else {}
 
@@ -143,7 +143,7 @@ class Scene:
     updates: Updates = field(init=False)
 
     @property
-    def observed(self) -> Observation:
+    def observed(self) -> NodeObservation:
         return self.updates.observation
 
     def publish(self, *cut: str) -> None:
@@ -187,7 +187,7 @@ async def following(scene: Scene) -> AsyncIterator[None]:
     before = {*threading.enumerate()}
     log = structlog.wrap_logger(None, processors=[scene.logs])
     telemetry = HeardNodeTelemetry(scene.metrics)
-    observed = Watch(Observation(monitored=bool(scene.config.endpoint)))
+    observed = Watch(NodeObservation(monitored=bool(scene.config.endpoint)))
     spec = CdiSpec(scene.cdi_dir, ByPath.SINGLE, log) if scene.cdi_dir else None
     scene.watcher = Watcher(scene.config, observed, telemetry, log, spec.refresh if spec else None)
     scene.updates = Updates(observed, scene.assembler, scene.watch, telemetry, log)
@@ -478,7 +478,7 @@ def test_half_of_the_first_look_is_told_to_nobody() -> None:
             await asyncio.to_thread(SlowSysfs.held.wait, PATIENCE)
             await until(lambda: scene.said("health is known"))
             assert scene.watch.current == Snapshot()
-            assert scene.observed.link_state == "links missing: it has not been looked at yet"
+            assert scene.observed.link_state == "links missing: it has not been read yet"
             assert {entry["event"] for entry in scene.logs.entries} == {"health is known"}
             SlowSysfs.go_on.set()
             snapshot = await scene.until(lambda snapshot: snapshot.resources)

@@ -71,7 +71,7 @@ def test_a_plugin_says_that_it_has_none_and_serves_on() -> None:
                 plugin.wait_for("Too many open files")
                 assert kubelet.run_pod("meanwhile", I915, 2).ids
                 kubelet.lose_streams()  # so that it has to register again
-                plugin.wait_for("cannot look at sockets")
+                plugin.wait_for("cannot check sockets")
                 threading.Event().wait(3)  # for more of them, were there any
             kubelet.wait_for_allocatable(I915, 8)
             assert kubelet.run_pod("after", I915, 2).ids

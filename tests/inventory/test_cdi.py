@@ -446,7 +446,7 @@ def test_beside_a_file_too_long_to_be_looked_through_ours_stays_and_nothing_is_n
     standing = cdi.refresh(directory, inventory, ByPath.SINGLE)
     assert (standing.named, standing.changed) == (frozenset(), False)
     assert standing.error == (
-        "longer than 1048576 bytes, so that nobody knows whether they define the same devices:"
+        "longer than 1048576 bytes, so that they may define the same devices:"
         f" {directory}/huge.yaml"
     )
     assert written(directory / cdi.FILE_NAME) == before

@@ -19,7 +19,7 @@ class ByPath(Enum):
 
 
 def mounts(card: Card, inventory: Inventory, by_path: ByPath) -> tuple[Mount, ...]:
-    """Give the by-path mounts of one card in one mode."""
+    """Return the by-path mounts of one card in one mode."""
     match by_path:
         case ByPath.SINGLE:
             return card.by_path

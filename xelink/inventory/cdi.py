@@ -6,7 +6,7 @@ the first with `hostPath` of a device node and the last that the first runtimes 
 
 A CDI device is a whole GPU and is named by its card, `intel.cdi.k8s.io/gpu=card1`: it is what the
 device ids of kubelet (`card1-0`, `card1-1`) begin with, so that every share of a GPU names the
-same CDI device, and what Intel's plugin calls it, so that whoever names one by hand goes on.
+same CDI device, and what Intel's plugin calls it, so that names written by hand keep working.
 DRM may number its cards otherwise after a reboot; the directory does not outlive one.
 """
 
@@ -32,25 +32,25 @@ from xelink.topology.text import printable
 VERSION = "0.5.0"
 KIND = "intel.cdi.k8s.io/gpu"
 DIRECTORY = Path("/var/run/cdi")
-# Runtimes read *.json and *.yaml only, so that they never see the temporary file.
+# Runtimes read *.json and *.yaml only, and so never the temporary file.
 FILE_NAME = "intel.cdi.k8s.io-gpu.json"
 _TEMPORARY = f".{FILE_NAME}."
 _MODE = 0o644
-_SPEC_LIMIT = 1 << 20  # bytes of the longest spec of somebody else's that is looked through
+_SPEC_LIMIT = 1 << 20  # bytes of the longest foreign spec that is read
 _MOST_NAMED = 16  # files of others, and cards; Intel's plugin leaves a file for each GPU
 
 
 class CdiError(Exception):
-    """The spec was not written or removed: what stood before still stands.
+    """The spec was not written or removed: the earlier file is unchanged.
 
     Device nodes and mounts are handed out all the same; only the CDI name must be left out.
     """
 
 
 class Rivals(NamedTuple):
-    """What stands in the way of our names: files, and the cards that they define.
+    """Other specs that define our names: files, and the cards in them.
 
-    `unread` are files too long to be looked through, which may define any card.
+    `unread` are files too long to be read, which may define any card.
     """
 
     files: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ class Rivals(NamedTuple):
 
 
 class CdiState(NamedTuple):
-    """What stands now: the cards that may be named, and what keeps others from it, if anything."""
+    """The cards that may be named now, and what keeps others from it, if anything."""
 
     named: frozenset[str]
     error: str = ""
@@ -68,14 +68,14 @@ class CdiState(NamedTuple):
 
 
 def qualified_name(card: Card) -> str:
-    """Give the name by which an allocation names the card to the runtime."""
+    """Return the name by which an allocation names the card to the runtime."""
     return f"{KIND}={card.name}"
 
 
 def spec(inventory: Inventory, by_path: ByPath) -> dict[str, Any] | None:
-    """Give the spec as JSON values, None without cards: a spec without devices is not valid.
+    """Return the spec as JSON values, None without cards: a spec without devices is not valid.
 
-    Every card that may be offered is in it with all its device nodes, healthy or not, so that
+    Every card that may be advertised is in it with all its device nodes, healthy or not, so that
     health that comes and goes does not rewrite a file that running Pods depend on.
     """
     if not inventory.cards:
@@ -94,35 +94,35 @@ def spec(inventory: Inventory, by_path: ByPath) -> dict[str, Any] | None:
 
 
 def refresh(directory: Path, inventory: Inventory, by_path: ByPath) -> CdiState:
-    """Make the spec file tell the inventory, without the cards that somebody else's specs define.
+    """Write the inventory to the spec file, without the cards that other specs define.
 
     Of a device that two files define a runtime takes neither; the other cards keep their names,
-    which kubelet has recorded for Pods that may start again. Beside a file that cannot be looked
-    through ours stays whole, for these, but no name is given any more: one that is defined twice
-    would keep a container from starting, and device nodes alone are enough.
+    which kubelet has recorded for Pods that may start again. Beside a file that cannot be read ours
+    stays whole, for these, but no further name is allocated: one that is defined twice would keep
+    a container from starting, and device nodes alone are enough.
 
-    The file appears whole, synced and readable by all (0644), and is left alone when it says the
-    same. The directory is made when it is not there. Never raises `CdiError`: what it says is part
-    of the error, beside the rivals.
+    The file appears whole, synced and readable by all (0644), and is left alone when it is the
+    same. The directory is made when it is not there. Never raises `CdiError`: its text is part of
+    the error, beside the rivals.
     """
     others = rivals(directory, inventory)
     ours = tuple(card for card in inventory.cards if card.name not in others.cards)
-    told = _told(directory, others)
+    conflicts = _conflicts(directory, others)
     try:
         changed = _put(directory, replace(inventory, cards=ours), by_path)
     except CdiError as error:
-        return CdiState(frozenset(), "; ".join(filter(None, (str(error), told))))
+        return CdiState(frozenset(), "; ".join(filter(None, (str(error), conflicts))))
     named = frozenset() if others.unread else frozenset(card.name for card in ours)
-    return CdiState(named, told, changed)
+    return CdiState(named, conflicts, changed)
 
 
 def _put(directory: Path, inventory: Inventory, by_path: ByPath) -> bool:
-    """Make the file tell these cards; True when it had to be written or removed."""
+    """Write these cards to the file; True when it had to be written or removed."""
     wanted = _rendered(inventory, by_path)
     if wanted is None:
         return remove(directory)
     path = directory / FILE_NAME
-    if _stands(path, wanted):
+    if _is_current(path, wanted):
         return False
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -175,21 +175,21 @@ def rivals(directory: Path, inventory: Inventory) -> Rivals:
     return Rivals(tuple(files), frozenset(cards), tuple(unread))
 
 
-def _told(directory: Path, others: Rivals) -> str:
-    """Say what is in the way, and as a command how it is removed; empty where nothing is."""
-    told = []
+def _conflicts(directory: Path, others: Rivals) -> str:
+    """Return which specs conflict, and the command that removes them; empty where none does."""
+    found = []
     if others.files:
         cards = _some(sorted(others.cards, key=lambda name: (len(name), name)))
-        told.append(
+        found.append(
             f"other specs define the same devices ({cards}), so that ours leaves these out: stop"
             f" what wrote them, then rm {_paths(directory, others.files)}"
         )
     if others.unread:
-        told.append(
-            f"longer than {_SPEC_LIMIT} bytes, so that nobody knows whether they define the same"
+        found.append(
+            f"longer than {_SPEC_LIMIT} bytes, so that they may define the same"
             f" devices: {_paths(directory, others.unread)}"
         )
-    return "; ".join(told)
+    return "; ".join(found)
 
 
 def _paths(directory: Path, names: Iterable[str]) -> str:
@@ -227,11 +227,11 @@ def _edits(nodes: tuple[DeviceNode, ...], by_path: tuple[Mount, ...]) -> dict[st
     return edits
 
 
-def _stands(path: Path, content: bytes) -> bool:
+def _is_current(path: Path, content: bytes) -> bool:
     try:
-        told = path.lstat()
-        regular = stat.S_ISREG(told.st_mode) and stat.S_IMODE(told.st_mode) == _MODE
-        if not regular or told.st_size != len(content):
+        status = path.lstat()
+        regular = stat.S_ISREG(status.st_mode) and stat.S_IMODE(status.st_mode) == _MODE
+        if not regular or status.st_size != len(content):
             return False
         return read_file(path, len(content)) == content
     except OSError:

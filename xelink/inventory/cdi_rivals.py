@@ -1,4 +1,4 @@
-"""What somebody else's CDI spec defines, as far as a glance at its text tells: pure.
+"""Which devices another program's CDI spec defines, by a quick look at its text. Pure.
 
 A spec is JSON or YAML, whatever its file is called: runtimes read either with one parser of YAML. A
 daemon loads no such parser for a file that is seldom there. JSON is read as JSON. Of YAML the lines
@@ -13,7 +13,7 @@ from typing import Any
 # key = word / "'" word "'" / DQUOTE word DQUOTE, and the value likewise
 # word: ALPHA, DIGIT, "_", ".", ":", "/" and "-", at least one
 # What is nested may be called `name` without being a device's, so that a device too many is found.
-# `kind` counts where a document has it, at the first column, as in annotations it says nothing.
+# `kind` counts where a document has it, at the first column, not in annotations.
 _LINE = rb"""%s(['"]?)%s\1[ \t]*:[ \t]+(['"]?)([A-Za-z0-9_.:/-]+)\2[ \t]*(?:(?<=[ \t])#[^\n]*)?$"""
 _KIND = re.compile(_LINE % (b"^", b"kind"), re.MULTILINE)
 _NAME = re.compile(_LINE % (rb"^[ \t-]*", b"name"), re.MULTILINE)
@@ -27,9 +27,9 @@ def defined(text: bytes, kind: str) -> frozenset[str]:
         return _of_lines(text.replace(b"\r\n", b"\n").replace(b"\r", b"\n"), kind.encode())
 
 
-def _of_json(content: Any, kind: str) -> frozenset[str]:  # noqa: ANN401 - whatever JSON says
+def _of_json(content: Any, kind: str) -> frozenset[str]:  # noqa: ANN401 - any JSON
     match content:
-        case {"kind": told, "devices": [*devices]} if told == kind:
+        case {"kind": declared, "devices": [*devices]} if declared == kind:
             names = (device.get("name") for device in devices if isinstance(device, dict))
             return frozenset(name for name in names if isinstance(name, str))
     return frozenset()

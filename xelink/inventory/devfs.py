@@ -1,4 +1,4 @@
-"""Device nodes: what a container is given of devfs, and what devfs has of a GPU."""
+"""Device nodes: those of a GPU in devfs, and those that a container gets."""
 
 import re
 from collections.abc import Iterator
@@ -26,9 +26,9 @@ class Roots:
 
     @classmethod
     def under(cls, prefix: str | Path = "/", device_root: str | Path = "/") -> "Roots":
-        """Give the roots below a prefix; an empty prefix is `/`.
+        """Return the roots below a prefix; an empty prefix is `/`.
 
-        What is seen at the prefix, the host has at `device_root`, an absolute path.
+        What is at the prefix here is at `device_root`, an absolute path, on the host.
         """
         base = Path(prefix or "/").absolute()
         return cls(base / "sys", base / "dev", Path(device_root) / "dev")
@@ -56,15 +56,15 @@ class Mount:
 
 
 def is_render(node: DeviceNode) -> bool:
-    """Tell whether this is a render node: what a container computes with."""
+    """Return whether this is a render node, which a container computes with."""
     return node.container_path.startswith("/dev/dri/renderD")
 
 
 def is_gone(roots: Roots) -> bool:
-    """Tell whether what we see as `/dev/dri` was removed since.
+    """Return whether the `/dev/dri` that is mounted here has been removed.
 
     The kernel removes the directory with the driver's last node and makes another one with the
-    next. A mount of the old one stays, empty for ever: a directory that no name leads to.
+    next. A mount of the old one stays empty: a directory without a name.
     """
     try:
         return (roots.devfs / "dri").stat().st_nlink == 0
@@ -83,7 +83,7 @@ def mount(roots: Roots, name: str) -> Mount:
 
 
 def by_path_directory(roots: Roots) -> Mount | None:
-    """Give the whole `/dev/dri/by-path` as a mount, None where there is none."""
+    """Return the whole `/dev/dri/by-path` as a mount, None where there is none."""
     return mount(roots, _BY_PATH) if is_directory(f"{roots.devfs}/{_BY_PATH}") else None
 
 
@@ -100,15 +100,15 @@ def by_path_links(roots: Roots, bdf: str) -> Iterator[Mount]:
 def management_engines(roots: Roots, device: str) -> Iterator[DeviceNode]:
     """Find the GPU's management engines: `device/<driver>.mei-gscfi.<n>/mei/mei<m>`.
 
-    As sysfs names them: a container that has `/dev/dri` alone sees none, though the host has them.
-    Where any is seen, the devfs is the host's, and one that is not there is left out.
+    As sysfs names them: a container that has `/dev/dri` alone has none, though the host does. Where
+    there is any, the devfs is the host's, and one that is not there is left out.
     """
     names = _engines(device)
     if not names:
         return
-    seen = _any_engine(roots)
+    shown = _any_engine(roots)
     for name in names:
-        if not seen or is_node(f"{roots.devfs}/{name}"):
+        if not shown or is_node(f"{roots.devfs}/{name}"):
             yield node(roots, name)
 
 

@@ -1,9 +1,9 @@
-"""The GPUs of this node, as sysfs and devfs tell them.
+"""The GPUs of this node, from sysfs and devfs.
 
 `scan` reads without a clock: a caller scans every few seconds, and at once when `fingerprint`
 changes. Behavior (cards, physical functions, by-path) is that of Intel's GPU plugin,
 https://github.com/intel/intel-device-plugins-for-kubernetes/tree/main/cmd/gpu_plugin,
-except where it is stricter: a GPU that cannot be read well enough is told, never guessed.
+except where it is stricter: a GPU that cannot be read well enough is reported, never inferred.
 """
 
 import os
@@ -37,7 +37,7 @@ _MODELS = {
 
 
 class ScanError(Exception):
-    """The node could not be looked at: the last good inventory still stands."""
+    """The node could not be scanned: the last good inventory stays in use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,8 @@ class Card:
     above it, the host bridge first; none if unknown. `nodes` is every device node
     that the driver made, `missing` the container paths of those that devfs lacks. `by_path` is
     what is there, `mei` too where devfs shows any. `physfn` is the PCI address of the physical
-    function of a VF, None for any other GPU. `broken` says that the facts are old, because it can
-    no longer be read.
+    function of a VF, None for any other GPU. `broken`: it can no longer be read, so the facts are
+    old.
     """
 
     name: str
@@ -81,12 +81,12 @@ class Card:
 
     @property
     def model(self) -> str | None:
-        """Marketing name, where the PCI device id tells it."""
+        """Marketing name, where the PCI device id is a known one."""
         return _MODELS.get(self.device_id)
 
     @property
     def complaint(self) -> str | None:
-        """Why a container that is given this card could not use it, as far as devfs tells."""
+        """Why a container could not use this card, by its device nodes; None where it could."""
         if self.broken:
             return "its card can no longer be read"
         if not self.nodes:
@@ -100,7 +100,7 @@ class Card:
 
     @property
     def healthy(self) -> bool:
-        """Whether a container that is given this card can use it, as far as devfs tells."""
+        """Whether a container can use this card, by its device nodes."""
         return self.complaint is None
 
     @property
@@ -110,9 +110,9 @@ class Card:
 
 
 class Exclusion(Enum):
-    """Why an Intel GPU is not offered, though nothing is wrong."""
+    """Why an Intel GPU is not advertised, though nothing is wrong."""
 
-    VFS_ON = "its virtual functions are on, and offered instead"
+    VFS_ON = "its virtual functions are on, and advertised instead"
     NOT_ALLOWED = "its device id is not allowed"
     DENIED = "its device id is denied"
     NO_DRIVER = "it has no driver"
@@ -122,7 +122,7 @@ class Exclusion(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ExcludedGpu:
-    """An Intel GPU that is not offered on purpose; `name` is None when it is no DRM card.
+    """An Intel GPU that is not advertised on purpose; `name` is None when it is no DRM card.
 
     `card` is there for a physical function with VFs on: it is still to be monitored.
     """
@@ -146,8 +146,8 @@ class ExcludedGpu:
 class Problem:
     """What is wrong with one card, for the operator; `bdf` is None when not even that is known.
 
-    The card is not offered, unless it also stands among the cards of the inventory: then all that
-    an allocation needs could still be read.
+    The card is not advertised, unless it is also among the cards of the inventory: then all that
+    an allocation needs could be read.
     """
 
     name: str
@@ -159,7 +159,7 @@ class Problem:
 
 
 class DriState(Enum):
-    """What we see of `/dev/dri`, as a whole."""
+    """The state of `/dev/dri` as a whole."""
 
     FINE = ""
     EMPTY = "/dev/dri has no node of the GPUs that sysfs names: the host's must be mounted here"
@@ -174,8 +174,8 @@ class DriState(Enum):
 class Inventory:
     """All Intel GPUs of the node at one instant; equal nodes give equal values.
 
-    `cards` (what may be offered) and `withheld` are sorted by PCI address, numerically, and no two
-    cards share an address. `by_path` is the whole `/dev/dri/by-path` where there is one.
+    `cards` (what may be advertised) and `excluded` are sorted by PCI address, and no two cards
+    share an address. `by_path` is the whole `/dev/dri/by-path` where there is one.
     """
 
     cards: tuple[Card, ...] = ()
@@ -190,9 +190,9 @@ class Inventory:
 
         Not so what is only remembered: a device node that is gone would fail the monitor's start.
         """
-        offered = (card for card in self.cards if not card.broken)
+        advertised = (card for card in self.cards if not card.broken)
         hidden = (gpu.card for gpu in self.excluded if gpu.card)
-        return tuple(sorted((*offered, *hidden), key=_address))
+        return tuple(sorted((*advertised, *hidden), key=_address))
 
     @property
     def counted(self) -> tuple["Card | ExcludedGpu", ...]:
@@ -204,19 +204,19 @@ class Inventory:
         """Keep, as unhealthy, the cards of `before` that can no longer be read.
 
         Without this a card that breaks would vanish from the node's capacity like one that was
-        taken out; kubelet is told `Unhealthy` instead. A card that is gone, withheld, or replaced
+        taken out; kubelet gets `Unhealthy` instead. A card that is gone, excluded, or replaced
         by another GPU is not kept.
         """
         if not self.problems:
             return self
-        told = {card.bdf for card in self.cards} | {withheld.bdf for withheld in self.excluded}
+        present = {card.bdf for card in self.cards} | {gpu.bdf for gpu in self.excluded}
         names = {card.name for card in self.cards}
         broken = {problem.name: problem.bdf for problem in self.problems}
         kept = (
             replace(card, broken=True)
             for card in before.cards
             if card.name in broken.keys() - names
-            and card.bdf not in told
+            and card.bdf not in present
             and broken[card.name] in {None, card.bdf}
         )
         cards = sorted((*self.cards, *kept), key=_address)
@@ -228,21 +228,23 @@ def scan(
     allow_ids: AbstractSet[int] = frozenset(),
     deny_ids: AbstractSet[int] = frozenset(),
 ) -> Inventory:
-    """Look at the node once.
+    """Scan the node once.
 
-    `allow_ids` and `deny_ids` are PCI device ids, 0 to 0xffff; an empty set says nothing. No DRM
-    at all (no driver is loaded) is an empty inventory. Raises `ScanError` when there is no sysfs,
-    or its list of cards cannot be read; whatever is wrong with one card is a `Problem`.
+    `allow_ids` and `deny_ids` are PCI device ids, 0 to 0xffff; an empty set has no effect. No
+    DRM at all (no driver is loaded) is an empty inventory. Raises `ScanError` when there is no
+    sysfs, or its list of cards cannot be read; an error of one card is a `Problem`.
     """
-    seen: dict[str, str] = {}
+    names: dict[str, str] = {}
     unwanted = partial(_unwanted, allow_ids=allow_ids, deny_ids=deny_ids)
-    told = [entry for name in _card_names(roots) for entry in _tell(roots, name, seen, unwanted)]
-    told.extend(_without_card(roots, seen.keys()))
-    _card_names(roots)  # a node that was taken away meanwhile was seen by half: that is no scan
+    entries = [
+        entry for name in _card_names(roots) for entry in _read(roots, name, names, unwanted)
+    ]
+    entries.extend(_without_card(roots, names.keys()))
+    _card_names(roots)  # a node that was taken away meanwhile was half read: that is no scan
     found = Inventory(
-        tuple(sorted((entry for entry in told if isinstance(entry, Card)), key=_address)),
-        tuple(sorted((entry for entry in told if isinstance(entry, ExcludedGpu)), key=_address)),
-        tuple(entry for entry in told if isinstance(entry, Problem)),
+        tuple(sorted((entry for entry in entries if isinstance(entry, Card)), key=_address)),
+        tuple(sorted((entry for entry in entries if isinstance(entry, ExcludedGpu)), key=_address)),
+        tuple(entry for entry in entries if isinstance(entry, Problem)),
         devfs.by_path_directory(roots),
     )
     return replace(found, dri=_sight(roots, found))
@@ -256,7 +258,7 @@ def _sight(roots: Roots, found: Inventory) -> DriState:
 
 
 def fingerprint(roots: Roots) -> tuple[str, ...]:
-    """Condense what makes a new scan worth its while: an unequal value says "scan at once".
+    """Condense what makes a new scan worth its while: an unequal value means "scan at once".
 
     Cheaper than a scan and never an exception: cards, drivers and VFs that come and go, and device
     nodes. To be polled, as sysfs announces no such change to inotify.
@@ -266,14 +268,15 @@ def fingerprint(roots: Roots) -> tuple[str, ...]:
     with suppress(OSError):
         names = sysfs.listing(drm)
         cards = filter(_CARD.fullmatch, names)
-        facts.extend((*names, *(sign for card in cards for sign in _signs_of(f"{drm}/{card}"))))
+        facts.extend(names)
+        facts.extend(part for card in cards for part in _fingerprint_of(f"{drm}/{card}"))
     for nodes in (f"{roots.devfs}/dri", f"{roots.devfs}/dri/by-path"):
         with suppress(OSError):
             facts.extend((nodes, *sysfs.listing(nodes)))
     return tuple(facts)
 
 
-def _signs_of(card: str) -> Iterator[str]:
+def _fingerprint_of(card: str) -> Iterator[str]:
     for link in (card, f"{card}/device/driver"):
         try:
             yield os.readlink(link)  # noqa: PTH115 - a Path costs more than the kernel's answer
@@ -287,7 +290,7 @@ def _signs_of(card: str) -> Iterator[str]:
 
 
 def _card_names(roots: Roots) -> list[str]:
-    """Give the cards of the DRM class by number; connectors, render and control nodes are none."""
+    """Return the cards of the DRM class by number, without connectors, render and control nodes."""
     drm = f"{roots.sysfs}/class/drm"
     if not sysfs.is_directory(str(roots.sysfs)):
         raise ScanError(f"no sysfs at {roots.sysfs}")
@@ -299,17 +302,17 @@ def _card_names(roots: Roots) -> list[str]:
         raise ScanError(f"cannot list {drm}: {error.strerror}") from error
 
 
-def _tell(
-    roots: Roots, name: str, seen: dict[str, str], unwanted: Callable[[int], Exclusion | None]
+def _read(
+    roots: Roots, name: str, names: dict[str, str], unwanted: Callable[[int], Exclusion | None]
 ) -> Iterator[Card | ExcludedGpu | Problem]:
-    """Tell all of one card: nothing when it is not Intel's; `seen` collects names by address."""
+    """Read one card: nothing when it is not Intel's; `names` collects names by address."""
     device = f"{roots.sysfs}/class/drm/{name}/device"
     bdf = None
     try:
         if not sysfs.is_intel(device):
             return
         bdf = sysfs.address(device)
-        if (first := seen.setdefault(bdf, name)) != name:
+        if (first := names.setdefault(bdf, name)) != name:
             yield Problem(name, f"it has the PCI address of {first}", bdf)
             return
         device_id = sysfs.parse(sysfs.read(f"{device}/device") or "", 16, "device")
@@ -341,7 +344,7 @@ def _unusable(driver: str | None) -> Exclusion | None:
 
 
 def _read_card(roots: Roots, device: str, card: Card) -> tuple[Card, str | None]:
-    """Give the card with all facts, and what is wrong that does not keep it from being used."""
+    """Return the card with all facts, and a defect that does not keep it from being used."""
     try:
         minors = [entry for entry in sysfs.listing(f"{device}/drm") if _NODE.fullmatch(entry)]
     except OSError as error:
@@ -386,7 +389,7 @@ def _without_card(roots: Roots, seen: AbstractSet[str]) -> Iterator[ExcludedGpu]
 
 @lru_cache(maxsize=1)
 def _displays(functions: str, addresses: tuple[PciAddress, ...]) -> tuple[PciAddress, ...]:
-    """Pick the functions that are Intel GPUs, or cannot be told.
+    """Return the functions that are Intel GPUs, or cannot be read.
 
     A server has hundreds of functions, and what one is does not change while the same ones are
     there: to ask each of them at every scan would take most of its time.

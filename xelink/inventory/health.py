@@ -20,7 +20,7 @@ from xelink.topology.text import printable
 SILENCE_SECONDS = 30.0
 """Seconds without a message after which health is unknown; one comes about every 5."""
 
-_TEXT_LIMIT = 300  # bytes of what xpumd says of one GPU
+_TEXT_LIMIT = 300  # bytes of the reason of one GPU
 
 
 class Severity(IntEnum):
@@ -51,7 +51,7 @@ class Threshold(Enum):
 
 @dataclass(frozen=True, slots=True)
 class HealthStatus:
-    """One thing that xpumd looks after (`memory`); any number may come as its severity."""
+    """One thing that xpumd monitors (`memory`); any number may come as its severity."""
 
     name: str
     severity: int
@@ -85,7 +85,7 @@ class Message:
 class GpuHealth:
     """The verdict on one GPU, and what contradicts it.
 
-    `known` says that it rests on a recent message. `reason` is why it is unhealthy. `contrary`
+    `known`: it rests on a recent message. `reason` is why it is unhealthy. `contrary`
     counts the messages in a row that contradict it, `reported` is when it was last mentioned; two
     verdicts that differ only in these are equal.
     """
@@ -93,7 +93,7 @@ class GpuHealth:
     healthy: bool = True
     known: bool = False
     reason: str = ""
-    signs: frozenset[tuple[str, int]] = frozenset()
+    fingerprint: frozenset[tuple[str, int]] = frozenset()
     contrary: int = field(default=0, compare=False)
     reported: float | None = field(default=None, compare=False)
 
@@ -102,8 +102,8 @@ class GpuHealth:
 class Health:
     """What is known of every GPU that xpumd has reported, by PCI address.
 
-    `error` is why there are no reports, empty while there are. Two values are equal when they say
-    the same of every GPU and of the reports. Counted since the start are messages, messages that
+    `error` is why there are no reports, empty while there are. Two values are equal when they
+    agree on every GPU and on the reports. Counted since the start are messages, messages that
     cannot be read, addresses that are none, and severities that this version does not know.
     """
 
@@ -167,11 +167,11 @@ def _evaluate_gpu(
     if bool(bad) is before.healthy:
         if before.contrary + 1 < confirmations:
             return replace(before, contrary=before.contrary + 1)
-        before = replace(before, healthy=not bad, reason="", signs=frozenset())
+        before = replace(before, healthy=not bad, reason="", fingerprint=frozenset())
     # The words may change with every message (a temperature), without being news.
-    signs = frozenset((status.name, status.severity) for status in bad)
-    reason = before.reason if signs == before.signs else _describe(bad)
-    return replace(before, signs=signs, reason=reason, contrary=0)
+    fingerprint = frozenset((status.name, status.severity) for status in bad)
+    reason = before.reason if fingerprint == before.fingerprint else _describe(bad)
+    return replace(before, fingerprint=fingerprint, reason=reason, contrary=0)
 
 
 def _describe(statuses: Iterable[HealthStatus]) -> str:
@@ -180,7 +180,7 @@ def _describe(statuses: Iterable[HealthStatus]) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return what xpumd or gRPC says as one log line of limited length."""
+    """Return a text of xpumd or gRPC as one log line of limited length."""
     return printable(text.strip(), _TEXT_LIMIT)
 
 
@@ -200,7 +200,7 @@ def age(health: Health, now: float, silence: float = SILENCE_SECONDS) -> Health:
 
 
 def complaints(health: Health, cards: Iterable[Card]) -> dict[str, str]:
-    """Return why cards must not be used, by PCI address: a VF is as ill as its physical one."""
+    """Return why cards must not be used, by PCI address: a VF is as its physical function."""
     unhealthy = health.unhealthy
     found: dict[str, str] = {}
     for card in cards:

@@ -1,9 +1,9 @@
 """Which of this node's GPUs are linked: the feature file joined to the GPUs on the bus, pure.
 
-XPU Manager's device ids, which the labels speak of, follow neither DRM's card numbers nor, for
+XPU Manager's device ids, which are in the labels, follow neither DRM's card numbers nor, for
 certain, the order of the bus. They are joined through the id map that travels in the same file, by
-PCI address and never by an index. Only where a file has no id map, as the reference sidecar writes
-it, PCI order is all there is: a guess, told as one, and none where the node allows more than one.
+PCI address and never by an index. Only where a file has no id map, as Intel's XeLink sidecar
+writes it, ids are inferred from PCI order, marked so, and not where they are ambiguous.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -16,7 +16,7 @@ from xelink.nfd.reader import FileState, Reading
 from xelink.topology.model import Link, PortState, Topology
 from xelink.topology.pci import PciAddress
 
-Pair: TypeAlias = tuple[str, str]
+AddressPair: TypeAlias = tuple[str, str]
 """PCI addresses of two GPUs, the lower one first: see `pair`."""
 
 
@@ -25,22 +25,22 @@ class NodeLinks:
     """What is known of the links between the GPUs on this node's bus, by PCI address.
 
     `lanes` has every linked pair: the lanes of the weaker direction, summed over tiles. 0 lanes is
-    a link that one direction does not report, and still a link. Where lanes are unknown (a guess)
-    each link counts as one lane. `ports` has the GPUs of which XPU Manager tells it.
+    a link that one direction does not report, and still a link. Where lanes are unknown (inferred
+    ids) each link counts as one lane. `ports` has the GPUs whose ports XPU Manager reports.
 
-    What could not be joined is left out and told: `not_on_bus` are addresses of the id map that
+    What could not be joined is left out and reported: `not_on_bus` are addresses of the id map that
     are not on this node's bus, `not_in_map` addresses of cards here that the id map lacks,
     `without_address` device ids that links name and the id map lacks.
 
     `topology` is what the links were taken from, and `addresses` are the PCI addresses that its
     device ids were taken for.
 
-    Two values are equal when they say the same of the GPUs, whenever it was published.
+    Two values are equal when they agree on the GPUs, whenever that was published.
     """
 
     state: FileState
     reason: str = ""
-    lanes: Mapping[Pair, int] = field(default_factory=dict)
+    lanes: Mapping[AddressPair, int] = field(default_factory=dict)
     ports: Mapping[str, PortState] = field(default_factory=dict)
     not_on_bus: tuple[str, ...] = ()
     not_in_map: tuple[str, ...] = ()
@@ -52,48 +52,48 @@ class NodeLinks:
 
     @property
     def usable(self) -> bool:
-        """Whether the links are known, be it as a guess."""
+        """Whether the links are known, also by inferred ids."""
         return self.state in {FileState.IN_USE, FileState.GUESS}
 
     @property
-    def linked(self) -> frozenset[Pair]:
+    def linked(self) -> frozenset[AddressPair]:
         """Every pair with a link between them, however many lanes it has."""
         return frozenset(self.lanes)
 
     def knows(self, bdf: str) -> bool:
-        """Tell whether a GPU's links are known, so that it has none but those in `lanes`."""
+        """Return whether a GPU's links are known, so that it has none but those in `lanes`."""
         return self.state is FileState.IN_USE and bdf not in self.not_in_map
 
     def lanes_between(self, one: str, other: str) -> int | None:
-        """Give the lanes between two GPUs; None where there is no link."""
+        """Return the lanes between two GPUs; None where there is no link."""
         return self.lanes.get(pair(one, other))
 
     def ports_healthy(self, bdf: str) -> bool | None:
-        """Tell whether all Xe Link ports of a GPU are healthy; None where nobody told."""
+        """Return whether all Xe Link ports of a GPU are healthy; None where that is unknown."""
         ports = self.ports.get(bdf)
         return None if ports is None else ports is PortState.HEALTHY
 
     def age(self, now: datetime) -> timedelta | None:
-        """Give the time since the file was last written; None where there is no file."""
+        """Return the time since the file was last written; None where there is no file."""
         return None if self.published is None else max(timedelta(), now - self.published)
 
 
-UNREAD = NodeLinks(FileState.MISSING, "it has not been looked at yet")
-"""What is known before the first look."""
+UNREAD = NodeLinks(FileState.MISSING, "it has not been read yet")
+"""What is known before the first read."""
 
 
 class _AmbiguousError(Exception):
-    """The ids can mean more than one GPU, or fit none: nothing is guessed."""
+    """The ids can mean more than one GPU, or fit none: nothing is inferred."""
 
 
-def pair(one: str, other: str) -> Pair:
+def pair(one: str, other: str) -> AddressPair:
     """Return the key of two PCI addresses, in whichever order they come."""
     a, b = PciAddress(one), PciAddress(other)
     return (a, b) if a <= b else (b, a)
 
 
 def join(reading: Reading, inventory: Inventory) -> NodeLinks:
-    """Join what the file says to the GPUs on this node's bus."""
+    """Join the content of the file to the GPUs on this node's bus."""
     facts = NodeLinks(
         reading.state, reading.reason, expiry=reading.expiry, published=reading.published
     )
@@ -103,7 +103,7 @@ def join(reading: Reading, inventory: Inventory) -> NodeLinks:
     if reading.said.whole:
         return _join_by_map(facts, topology, inventory)
     if not topology.links:
-        return facts  # nothing is named that would have to be guessed
+        return facts  # nothing is named that would have to be inferred
     try:
         addresses = _by_order(topology, inventory)
     except _AmbiguousError as error:
@@ -139,9 +139,9 @@ def _join_by_map(facts: NodeLinks, topology: Topology, inventory: Inventory) -> 
 
 def _lanes(
     links: Iterable[Link], addresses: Mapping[int, str], width: Callable[[Link], int]
-) -> dict[Pair, int]:
+) -> dict[AddressPair, int]:
     """Sum up the lanes of each pair of GPUs; links between tiles of one GPU are no pair's."""
-    lanes: dict[Pair, int] = {}
+    lanes: dict[AddressPair, int] = {}
     for link in links:
         one, other = (addresses.get(end.device) for end in link.ends)
         if one and other and one != other:
@@ -152,7 +152,7 @@ def _lanes(
 def _by_order(topology: Topology, inventory: Inventory) -> dict[int, str]:
     """Take ids for places in PCI order. Raises `_AmbiguousError`.
 
-    XPU Manager counts every GPU that its driver has, offered or not, within one driver.
+    XPU Manager counts every GPU that its driver has, advertised or not, within one driver.
     """
     gpus = inventory.counted
     addresses = {gpu.bdf for gpu in gpus}

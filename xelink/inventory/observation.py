@@ -11,11 +11,11 @@ from xelink.inventory.links import UNREAD, NodeLinks
 
 
 @dataclass(frozen=True, eq=False)
-class Observation:
+class NodeObservation:
     """The latest report of each source: GPUs, their links, their health and their CDI names.
 
     `cdi` are the DRM names of the cards that may be named as CDI devices, `cdi_error` is what keeps
-    others from it. `monitored` says whether any source reports health.
+    others from it. `monitored`: whether any source reports health.
 
     Two observations are equal only where they are the same one: a feature file that was renewed
     changes no link, and yet its new expiry is news.
@@ -51,7 +51,7 @@ class Observation:
 
     @property
     def device_error(self) -> str:
-        """Why there is no GPU, or no CDI name, to give, in one line; empty where there are."""
+        """Why no GPU, or no CDI name, can be allocated, in one line; empty where some can."""
         ill = {card.bdf: card.complaint for card in self.inventory.cards}
         ill |= gpu_health.complaints(self.health, self.inventory.cards)
         return "; ".join(filter(None, (_nothing_to_give(self.inventory, ill), self.cdi_error)))
@@ -64,7 +64,7 @@ class Observation:
 
     @property
     def warnings(self) -> frozenset[str]:
-        """What somebody should look at, but for `cdi_warning`."""
+        """Conditions that need attention, without `cdi_warning`."""
         return frozenset(_warnings(self))
 
     @property
@@ -78,7 +78,7 @@ def cdi_consequence(named: AbstractSet[str]) -> str:
     return "not every GPU is named as a CDI device" if named else "no CDI devices are named"
 
 
-def _warnings(observed: Observation) -> Iterator[str]:
+def _warnings(observed: NodeObservation) -> Iterator[str]:
     inventory, links = observed.inventory, observed.links
     yield from (str(problem) for problem in inventory.problems)
     if not inventory.cards:

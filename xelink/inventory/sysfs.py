@@ -1,4 +1,4 @@
-"""What sysfs tells of a GPU's PCI function, of which nothing is taken for granted.
+"""Reads a GPU's PCI function in sysfs, and takes nothing for granted.
 
 A `device` is the function's directory, reached through a card (`class/drm/card0/device`) or the
 bus (`bus/pci/devices/0000:29:00.0`).
@@ -16,7 +16,7 @@ from xelink.topology.pci import PciAddress, address_or_none
 
 _INTEL = 0x8086
 _DISPLAY_CLASS = 0x03  # PCI base class of every display controller, 3D-only GPUs included
-_ATTRIBUTE_LIMIT = 4096  # bytes: sysfs never gives more than a page
+_ATTRIBUTE_LIMIT = 4096  # bytes: sysfs never returns more than a page
 _NUMA_LIMIT = 1024  # the kernel's largest MAX_NUMNODES
 _CPU_LIMIT = 8191  # the kernel's largest CPU number
 _MOST_BRIDGES = 32  # above one GPU; a deep tree of switches has six
@@ -33,11 +33,11 @@ _NUMBER = {
 
 
 class BrokenError(Exception):
-    """One card cannot be read well enough to be offered: the others still can."""
+    """One card cannot be read well enough to be advertised: the others are."""
 
 
 def is_intel(device: str) -> bool:
-    """Tell whether this is Intel's; a card without a PCI function (a virtual one) is nobody's.
+    """Return whether this is Intel's; a card without a PCI function (a virtual one) is not.
 
     Raises `BrokenError`.
     """
@@ -49,7 +49,7 @@ def is_intel(device: str) -> bool:
 
 
 def address(device: str) -> PciAddress:
-    """Give the PCI address: the name of the directory that `device` leads to, or of its uevent.
+    """Return the PCI address: the name of the directory that `device` leads to, or of its uevent.
 
     Raises `BrokenError`.
     """
@@ -72,13 +72,13 @@ def address(device: str) -> PciAddress:
 
 
 def numa(device: str) -> int | None:
-    """Return the NUMA node, None where the platform does not tell it. Raises `BrokenError`.
+    """Return the NUMA node, None where the platform has none. Raises `BrokenError`.
 
-    Firmware may tell it of the bridges above a GPU only: the nearest one that has one counts.
+    Firmware may set it for the bridges above a GPU only: the nearest one with a node counts.
     """
     if (own := _numa_node(device)) is not None:
         return own
-    place, trouble = os.path.realpath(device), None
+    place, first_error = os.path.realpath(device), None
     for _ in range(_MOST_BRIDGES):
         if os.path.basename(place) in {"", "devices"}:
             break
@@ -87,11 +87,11 @@ def numa(device: str) -> int | None:
         try:
             if (node := _node_of_cpus(place)) is not None:
                 return node
-        except BrokenError as error:  # a bridge further up may tell it all the same
-            trouble = trouble or error
+        except BrokenError as error:  # a bridge further up may still have it
+            first_error = first_error or error
         place = os.path.dirname(place)
-    if trouble:
-        raise trouble
+    if first_error:
+        raise first_error
     return None
 
 
@@ -106,7 +106,7 @@ def _numa_node(device: str) -> int | None:
 
 
 def _node_of_cpus(device: str) -> int | None:
-    """Return the one node of the CPUs near a device, None where they say nothing of nodes.
+    """Return the one node of the CPUs near a device, None where they show no node.
 
     The kernel names every CPU where it knows no node: that is no nearness.
     """
@@ -156,10 +156,10 @@ def bridges(device: str) -> tuple[str, ...]:
 
 
 def tiles(device: str, card: str, driver: str, device_id: int) -> int | None:
-    """Count tiles: xe has a directory for each, i915 one for each GT; None where it is not told.
+    """Count tiles: xe has a directory for each, i915 one for each GT; None where it is unknown.
 
     A GT is a tile on the Max series; on client GPUs the media engine has a GT of its own, so that
-    more than one says nothing of tiles there.
+    more than one is no count of tiles there.
     """
     xe = driver == "xe"
     directory, kind = (device, "tile") if xe else (f"{device}/drm/{card}/gt", "gt")
@@ -172,18 +172,18 @@ def tiles(device: str, card: str, driver: str, device_id: int) -> int | None:
 
 
 def is_intel_display(function: str) -> bool:
-    """Tell whether this is a GPU of Intel's, by class and vendor. Raises `BrokenError`."""
+    """Return whether this is a GPU of Intel's, by class and vendor. Raises `BrokenError`."""
     kind = number(f"{function}/class", 16) or 0
     return kind >> 16 == _DISPLAY_CLASS and number(f"{function}/vendor", 16) == _INTEL
 
 
 def read(attribute: str) -> str | None:
-    """Give an attribute's text without its line end, None when there is no such attribute.
+    """Return an attribute's text without its line end, None when there is no such attribute.
 
     Raises `BrokenError`.
     """
     try:
-        # Not blocking: a pipe in an attribute's place would hold the scan for ever.
+        # Not blocking: a pipe in an attribute's place would block the scan.
         descriptor = os.open(attribute, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             content = os.read(descriptor, _ATTRIBUTE_LIMIT + 1)
@@ -211,13 +211,13 @@ def parse(text: str, base: int, name: str) -> int:
 
 
 def number(attribute: str, base: int) -> int | None:
-    """Give an attribute's number, None when there is no such attribute. Raises `BrokenError`."""
+    """Return an attribute's number, None when there is no such attribute. Raises `BrokenError`."""
     text = read(attribute)
     return None if text is None else parse(text, base, os.path.basename(attribute))
 
 
 def link_name(link: str) -> str | None:
-    """Give the last name of a symlink's target, which need not exist; None without a symlink.
+    """Return the last name of a symlink's target, which need not exist; None without a symlink.
 
     Raises `BrokenError`.
     """
@@ -231,13 +231,13 @@ def link_name(link: str) -> str | None:
 
 
 def listing(directory: str) -> list[str]:
-    """Give the names in a directory in natural order; raises `OSError`."""
+    """Return the names in a directory in natural order; raises `OSError`."""
     names = os.listdir(directory)
     return sorted(names, key=lambda name: (len(name), name))
 
 
 def is_directory(path: str) -> bool:
-    """Tell whether a directory is there, also behind links; what cannot be looked at is none."""
+    """Return whether a directory is there, also behind links; one that cannot be read is none."""
     try:
         return stat.S_ISDIR(os.stat(path).st_mode)
     except OSError:
@@ -245,7 +245,7 @@ def is_directory(path: str) -> bool:
 
 
 def is_node(path: str) -> bool:
-    """Tell whether something that may be a device node is there, also behind links."""
+    """Return whether something that may be a device node is there, also behind links."""
     try:
         return not stat.S_ISDIR(os.stat(path).st_mode)
     except OSError:

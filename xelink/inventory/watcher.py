@@ -24,7 +24,7 @@ from xelink.inventory import links, xpumd
 from xelink.inventory.devfs import Roots
 from xelink.inventory.gpus import Inventory, ScanError, fingerprint, scan
 from xelink.inventory.health import Health
-from xelink.inventory.observation import Observation
+from xelink.inventory.observation import NodeObservation
 from xelink.nfd import reader
 from xelink.nfd.reader import Reading
 from xelink.topology.publication import DEFAULT_NAMESPACE
@@ -54,7 +54,7 @@ class WatcherTelemetry(Protocol):
 
 @dataclass(frozen=True)
 class WatcherConfig:
-    """Where to look, and how often. Without `endpoint`, XPU Manager 2.x reports no health."""
+    """What to watch, and how often. Without `endpoint`, XPU Manager 2.x reports no health."""
 
     roots: Roots
     label_file: Path = reader.DEFAULT_PATH
@@ -78,17 +78,17 @@ def _no_cdi(_: Inventory) -> CdiNames:
 
 
 class Watcher:
-    """Follows every source and gives observations to `watch`, beginning with the one that it has.
+    """Follows every source and publishes observations to `watch`, starting with its current one.
 
     `after_scan` is called in a thread with the result of each good scan and returns which GPUs have
-    a CDI name. `last_scan` is when the scanning thread last got round, by the monotonic clock;
-    `scanned` says whether a scan has ever succeeded.
+    a CDI name. `last_scan` is when the scanning thread last went round, by the monotonic clock;
+    `scanned`: whether a scan has ever succeeded.
     """
 
     def __init__(
         self,
         config: WatcherConfig,
-        watch: Watch[Observation],
+        watch: Watch[NodeObservation],
         telemetry: WatcherTelemetry,
         log: FilteringBoundLogger,
         after_scan: Callable[[Inventory], CdiNames] | None = None,
@@ -121,7 +121,7 @@ class Watcher:
                 )
 
     def _update(self, **changes: object) -> None:
-        """Publish what has changed, as soon as both GPUs and links have been looked at.
+        """Publish what has changed, as soon as both GPUs and links have been read.
 
         Links without GPUs would be a warning, GPUs without links would be preferred as if there
         were none. The file is given up after some seconds, so that it never holds up the GPUs.
@@ -160,11 +160,11 @@ class Watcher:
     # Scans
 
     async def _follow_scans(self, stop: asyncio.Event) -> None:
-        def got_round() -> None:
+        def went_round() -> None:
             self.last_scan = time.monotonic()
 
         # By way of the loop, so that a loop that hangs is noticed as well.
-        report = partial(asyncio.get_running_loop().call_soon_threadsafe, got_round)
+        report = partial(asyncio.get_running_loop().call_soon_threadsafe, went_round)
         found: _Scan | None = None
         while not stop.is_set():
             found = await unless(stop, partial(self._next_scan, found, stop.is_set, report))
@@ -186,13 +186,13 @@ class Watcher:
             if self._fingerprint is not None:
                 now = time.monotonic()
                 time.sleep(next_poll(now, self._config.poll_seconds) - now)
-            seen = fingerprint(self._config.roots)
+            current = fingerprint(self._config.roots)
             now = time.monotonic()
-            if is_over() or (seen == self._fingerprint and now < self._due):
+            if is_over() or (current == self._fingerprint and now < self._due):
                 continue
-            self._fingerprint, self._due = seen, now + self._config.scan_seconds
+            self._fingerprint, self._due = current, now + self._config.scan_seconds
             found = self._scan(known.inventory if known else Inventory())
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with suppress(RuntimeError):  # the loop is closed
                 report()
             if found and found != known:
                 return found

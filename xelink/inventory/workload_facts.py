@@ -1,4 +1,4 @@
-"""What a workload is told of the links between its GPUs. Pure."""
+"""Describes a container's GPUs and their links to it. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,21 +25,21 @@ class Linked(Enum):
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What a workload is told of its GPUs, by name; nothing where it got no GPU of its own."""
+class WorkloadFacts:
+    """What describes its GPUs to a workload, by name; empty where it got no GPU of its own."""
 
     linked: Linked = Linked.UNKNOWN
-    said: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def environment(self) -> dict[str, str]:
         """The facts as variables: `XELINK_GPUS`, `XELINK_LINKS`, `XELINK_LINKED`."""
-        return {f"XELINK_{name.upper()}": value for name, value in self.said.items()}
+        return {f"XELINK_{name.upper()}": value for name, value in self.values.items()}
 
     @property
     def annotations(self) -> dict[str, str]:
         """The facts as annotations of the container: `gpu.intel.com/xelink.gpus` and so on."""
-        return {f"{DEFAULT_NAMESPACE}/xelink.{name}": value for name, value in self.said.items()}
+        return {f"{DEFAULT_NAMESPACE}/xelink.{name}": value for name, value in self.values.items()}
 
 
 def how_linked(links: NodeLinks, gpus: Sequence[str]) -> Linked:
@@ -57,22 +57,22 @@ def how_linked(links: NodeLinks, gpus: Sequence[str]) -> Linked:
     return Linked.SOME if any(pairs) else Linked.NONE
 
 
-def facts(links: NodeLinks | None, gpus: Sequence[str]) -> Facts:
+def facts(links: NodeLinks | None, gpus: Sequence[str]) -> WorkloadFacts:
     """Return how a container's GPUs, by their PCI addresses, are described to it.
 
-    `gpus`: the addresses. `links`: `address-address=lanes`, without `=lanes` where nobody told how
-    many. `linked`: whether all pairs are. Nothing for devices that have no links.
+    `gpus`: the addresses. `links`: `address-address=lanes`, without `=lanes` where the number is
+    unknown. `linked`: whether all pairs are. Nothing for devices that have no links.
     """
     if links is None or not gpus:
-        return Facts(how_linked(UNREAD, gpus))
+        return WorkloadFacts(how_linked(UNREAD, gpus))
     linked = how_linked(links, gpus)
     widths = ((one, other, links.lanes_between(one, other)) for one, other in combinations(gpus, 2))
-    told = (
+    pairs = (
         f"{one}-{other}"
         if links.state is FileState.GUESS or not lanes
         else f"{one}-{other}={lanes}"
         for one, other, lanes in widths
         if lanes is not None
     )
-    said = {GPUS: ",".join(gpus), LINKS: ",".join(told), ALL_LINKED: linked.value}
-    return Facts(linked, said)
+    values = {GPUS: ",".join(gpus), LINKS: ",".join(pairs), ALL_LINKED: linked.value}
+    return WorkloadFacts(linked, values)

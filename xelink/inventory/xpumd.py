@@ -118,7 +118,7 @@ class _Watcher:
             await asyncio.sleep(self.timings.first_pause)
 
     async def age(self) -> NoReturn:
-        """Let reports grow old, as no message says that none comes."""
+        """Let reports expire, as no message announces that none comes."""
         while True:
             await asyncio.sleep(self.timings.tick)
             aged = age(self.health, self.now(), self.timings.silence)
@@ -143,7 +143,7 @@ class _Watcher:
             raise _LostError(reason)
 
     async def _take(self, channel: grpc.aio.Channel) -> None:
-        # In bytes: of what it cannot parse itself, gRPC logs a traceback and gives None.
+        # In bytes: of what it cannot parse itself, gRPC logs a traceback and returns None.
         method = channel.unary_stream(_METHOD, WatchDeviceHealthRequest.SerializeToString, bytes)
         stream = method(WatchDeviceHealthRequest())
         while True:

@@ -20,7 +20,7 @@ KUBELET = "kubelet.sock"
 
 _LONGEST_PATH = 107  # bytes: sun_path is 108 with its final NUL
 _CONNECT_SECONDS = 1.0
-_BIRTH_SECONDS = 1.0  # between bind and listen a socket of another instance looks dead
+_BIRTH_SECONDS = 1.0  # between bind and listen a socket of another instance looks stale
 
 
 class SocketName(Enum):
@@ -31,29 +31,29 @@ class SocketName(Enum):
 
 
 _SUFFIX = "[0-9a-f]{8}"
-_BIRTHPLACE = re.compile(r"\.[0-9a-f]{12}\.sock", re.ASCII)
+_TEMPORARY = re.compile(r"\.[0-9a-f]{12}\.sock", re.ASCII)
 
 
 class SocketError(CannotStartError):
-    """The socket cannot be ours: there is nothing to serve on until somebody acts."""
+    """The socket cannot be ours: nothing can be served until that is fixed."""
 
 
 class SocketTakenError(SocketError):
-    """Somebody else serves there: two plugins of one resource would fight for kubelet."""
+    """Another process serves there: two plugins of one resource would fight for kubelet."""
 
 
 class UncertainError(SocketError):
-    """Nobody can say who serves there, for want of descriptors: what was known stands."""
+    """Who serves there is unknown, for lack of descriptors: what was known is kept."""
 
 
 class SocketWipedError(SocketError):
-    """It was deleted while it was made, as by a kubelet that starts: the next one may stand."""
+    """It was deleted while it was made, as by a starting kubelet: the next attempt may succeed."""
 
 
 class Identity(NamedTuple):
-    """What tells a socket from another one of the same path.
+    """What distinguishes a socket from another one of the same path.
 
-    The time of its creation, too, as file systems give out the inode of a removed file at once.
+    The time of its creation, too, as file systems reuse the inode of a removed file at once.
     """
 
     device: int
@@ -62,7 +62,7 @@ class Identity(NamedTuple):
 
 
 class Held(NamedTuple):
-    """A socket that is held: who dials `path` reaches this one or nobody."""
+    """A socket that is held open: a connection to `path` reaches this one or fails."""
 
     identity: Identity
     path: Path
@@ -79,7 +79,7 @@ def unique_suffix() -> str:
 
 
 def identity(path: Path) -> Identity | None:
-    """Tell which socket stands at a path, None when there is none."""
+    """Return the identity of the socket at a path, None when there is none."""
     try:
         return _identity(path.lstat())
     except OSError:
@@ -88,10 +88,10 @@ def identity(path: Path) -> Identity | None:
 
 @contextmanager
 def holding(path: Path) -> Iterator[Held | None]:
-    """Hold the socket that stands at a path, None when there is none.
+    """Hold the socket at a path open, None when there is none.
 
-    Between a look at a path and a connection to it another socket may take its place; the one that
-    is held can be dialed for certain. Raises `UncertainError` as `is_answered` does.
+    Between a check of a path and a connection to it another socket may take its place; the one that
+    is held is certain to be the one connected to. Raises `UncertainError` as `is_answered` does.
     """
     try:
         descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -107,22 +107,22 @@ def holding(path: Path) -> Iterator[Held | None]:
         os.close(descriptor)
 
 
-def _identity(told: os.stat_result) -> Identity | None:
-    if not stat.S_ISSOCK(told.st_mode):
+def _identity(status: os.stat_result) -> Identity | None:
+    if not stat.S_ISSOCK(status.st_mode):
         return None
     # The modification, not the change: no chmod makes another socket of it.
-    return Identity(told.st_dev, told.st_ino, told.st_mtime_ns)
+    return Identity(status.st_dev, status.st_ino, status.st_mtime_ns)
 
 
 def is_answered(path: Path) -> bool:
-    """Tell whether anybody listens on a socket; a stale one refuses.
+    """Return whether a process listens on a socket; a stale one refuses.
 
-    Raises `UncertainError` where we have nothing to look with.
+    Raises `UncertainError` where there is no descriptor to check with.
     """
     try:
         client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     except OSError as error:
-        raise UncertainError(f"cannot look who serves {path}: {error.strerror}") from error
+        raise UncertainError(f"cannot check who serves {path}: {error.strerror}") from error
     with client:
         client.settimeout(_CONNECT_SECONDS)
         try:
@@ -139,7 +139,7 @@ def require_directory(directory: Path) -> None:
     try:
         found = directory.is_dir()
     except OSError as error:
-        raise SocketError(f"cannot look into {directory.parent}: {error.strerror}") from None
+        raise SocketError(f"cannot read {directory.parent}: {error.strerror}") from None
     if not found:
         raise SocketError(f"there is no directory {directory}: kubelet's must be mounted here")
 
@@ -149,13 +149,13 @@ def require_free(path: Path) -> None:
     if len(os.fsencode(path)) > _LONGEST_PATH:
         raise SocketError(f"{path} is too long for a socket: at most {_LONGEST_PATH} bytes")
     try:
-        stands = _mode(path)
+        mode = _mode(path)
     except OSError as error:
-        raise SocketError(f"cannot look into {path.parent}: {error.strerror}") from None
+        raise SocketError(f"cannot read {path.parent}: {error.strerror}") from None
     require_directory(path.parent)
-    if stands is not None and not stat.S_ISSOCK(stands):
+    if mode is not None and not stat.S_ISSOCK(mode):
         raise SocketError(f"{path} is no socket: remove it")
-    if stands is not None and is_answered(path):
+    if mode is not None and is_answered(path):
         raise SocketTakenError(
             f"{path} is served by another process: stop it (-socket-name unique is for an upgrade,"
             " beside our predecessor; from another plugin it would take the resource)"
@@ -163,7 +163,7 @@ def require_free(path: Path) -> None:
 
 
 def why_unbindable(path: Path) -> str | None:
-    """Say why no socket can be made at a path where none is; None when one can."""
+    """Return why no socket can be made at a path where none is; None when one can."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as own:
             own.bind(str(path))
@@ -173,8 +173,8 @@ def why_unbindable(path: Path) -> str | None:
     return None
 
 
-def birthplace(path: Path) -> Path:
-    """Name a path beside `path`, and no longer, where a socket can be bound before it is moved.
+def temporary_path(path: Path) -> Path:
+    """Return a path beside `path`, and no longer, where a socket can be bound before it is moved.
 
     gRPC removes the path that it has bound when its server stops, whosever socket is there by
     then. A socket that was moved away is removed by us alone, and appears when it is ready.
@@ -182,32 +182,32 @@ def birthplace(path: Path) -> Path:
     return path.with_name(f".{secrets.token_hex(6)}.sock")
 
 
-def remove_dead(directory: Path, resource: str) -> tuple[str, ...]:
-    """Remove what instances left behind that were killed: sockets with names as only ours have.
+def remove_stale(directory: Path, resource: str) -> tuple[str, ...]:
+    """Remove sockets of killed instances, by names that only ours have.
 
-    That is unique names of this resource and birthplaces. Those that anybody answers stay, and so
-    does whatever was made within the last second, or cannot be told. Gives the names.
+    Unique names of this resource and temporary ones. A socket that a process answers on is kept, as
+    is one made within the last second, or of unknown state. Returns the names.
     """
     unique = re.compile(re.escape(socket_name(resource, "?")).replace(r"\?", _SUFFIX), re.ASCII)
     try:
         names = sorted(entry.name for entry in directory.iterdir())
     except OSError:
         return ()
-    ours = (name for name in names if unique.fullmatch(name) or _BIRTHPLACE.fullmatch(name))
-    return tuple(name for name in ours if _remove_dead(directory / name))
+    ours = (name for name in names if unique.fullmatch(name) or _TEMPORARY.fullmatch(name))
+    return tuple(name for name in ours if _remove_stale(directory / name))
 
 
-def _remove_dead(path: Path) -> bool:
-    seen = identity(path)
-    grown = seen is not None and time.time() - seen.created / 1e9 > _BIRTH_SECONDS
+def _remove_stale(path: Path) -> bool:
+    current = identity(path)
+    grown = current is not None and time.time() - current.created / 1e9 > _BIRTH_SECONDS
     try:
-        return grown and not is_answered(path) and remove_own(path, seen)
+        return grown and not is_answered(path) and remove_own(path, current)
     except UncertainError:
         return False
 
 
 def _mode(path: Path) -> int | None:
-    """Tell what stands at a path, None for nothing. Raises `OSError` where that cannot be told."""
+    """Return the mode of what is at a path, None for nothing. Raises `OSError`."""
     try:
         return path.lstat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -215,7 +215,7 @@ def _mode(path: Path) -> int | None:
 
 
 def remove_own(path: Path, own: Identity | None) -> bool:
-    """Remove the socket at a path if it is still our own; tell whether that was done."""
+    """Remove the socket at a path if it is still our own; return whether that was done."""
     if own is None or identity(path) != own:
         return False
     with suppress(OSError):

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from xelink.cli.exit_codes import WrongCallError
 from xelink.inventory.gpus import Card, Inventory
 from xelink.inventory.links import NodeLinks, join
-from xelink.inventory.workload_facts import Facts, facts
+from xelink.inventory.workload_facts import WorkloadFacts, facts
 from xelink.nfd.reader import FileState, Reading
 from xelink.preference.criteria import CRITERIA, Criterion
 from xelink.preference.engine import DEFAULT_TIMEOUT
@@ -88,7 +88,7 @@ class Choice:
         return tuple(self.by_card[name] for name in self.explanation.evaluation.cards)
 
     @cached_property
-    def facts(self) -> Facts:
+    def facts(self) -> WorkloadFacts:
         """The workload environment, as the plugin sets it."""
         links = replace(self.links, state=FileState.GUESS) if self.node.labels_only else self.links
         return facts(links, [card.bdf for card in self.chosen])
