@@ -56,12 +56,11 @@ class Assembler:
         )
         cards = {card.bdf: card for card in observed.inventory.cards}
         links = _known(observed.links)
-        return Snapshot(
-            {
-                name: self._resource(name, every, cards, observed.links, links)
-                for name, every in advertised.items()
-            }
-        )
+        gpus = {
+            name: self._resource(name, every, cards, observed.links, links)
+            for name, every in advertised.items()
+        }
+        return Snapshot(gpus | _units(observed))
 
     def _resource(
         self,
@@ -99,6 +98,21 @@ class Assembler:
             )
             self._prepared[resource] = known = (inputs, prepared)
         return known[1]
+
+
+def _units(observed: NodeObservation) -> dict[str, Resource]:
+    """Return the resources of the families beside GPUs: kubelet chooses their devices itself."""
+    return {
+        name: Resource(
+            name,
+            tuple(
+                Device(unit.name, unit.nodes, numa=unit.numa, complaint=unit.complaint)
+                for unit in units
+            ),
+        )
+        for name, units in observed.units.items()
+        if units
+    }
 
 
 def _known(links: NodeLinks) -> NodeLinks:

@@ -13,6 +13,7 @@ from structlog.typing import FilteringBoundLogger
 from device_plugin.assembly import Assembler, PreferenceConfig
 from device_plugin.cdi_spec import CdiSpec
 from device_plugin.endpoints import Endpoints
+from device_plugin.families import FINDERS
 from device_plugin.limits import Limits
 from device_plugin.page import body
 from device_plugin.resources import ResourceOptions
@@ -174,4 +175,5 @@ def _watcher_config(settings: "PluginSettings") -> WatcherConfig:
         settings.deny_ids,
         endpoint=settings.xpumd_endpoint,
         rule=xpumd.Rule(settings.health_severity.severity, settings.health_confirmations),
+        finders=FINDERS,
     )

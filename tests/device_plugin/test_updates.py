@@ -18,7 +18,7 @@ import structlog
 
 from device_plugin.assembly import Assembler, PreferenceConfig
 from device_plugin.cdi_spec import CdiSpec
-from device_plugin.responses import container
+from device_plugin.responses import UnusableDeviceError, container
 from device_plugin.snapshot import Snapshot
 from device_plugin.updates import Updates
 from tests.device_plugin.events import HeardLogs, HeardNodeTelemetry, hang_until, until
@@ -28,10 +28,11 @@ from xelink.daemon.metrics import Metrics
 from xelink.daemon.watch import Watch
 from xelink.inventory import xpumd
 from xelink.inventory.by_path import ByPath
-from xelink.inventory.devfs import Roots
+from xelink.inventory.devfs import DeviceNode, Roots
 from xelink.inventory.health import Severity
 from xelink.inventory.links import AddressPair
 from xelink.inventory.observation import NodeObservation
+from xelink.inventory.units import Unit
 from xelink.inventory.watcher import Watcher, WatcherConfig
 from xelink.preference.shares import Preference
 from xelink.simulators.node.sysfs import Damage, PciGpu
@@ -822,3 +823,68 @@ def test_a_failed_scan_leaves_the_cdi_names_as_they_were() -> None:
             assert (scene.path / "cdi" / SPEC).exists()
 
     tell(story)
+
+
+# Families beside GPUs
+
+CAMERA = "example.com/camera"
+
+
+def cameras(roots: Roots) -> list[Unit]:
+    """Find the video nodes of a devfs; `videoN` is broken where it is empty."""
+    found = sorted((roots.devfs / "video").iterdir())
+    return [
+        Unit(
+            path.name,
+            (DeviceNode(f"/dev/{path.name}", f"/dev/{path.name}"),),
+            complaint=None if path.read_bytes() else "it has no firmware",
+        )
+        for path in found
+    ]
+
+
+def test_units_of_another_family_are_advertised_as_they_come_break_and_go() -> None:
+    async def story(scene: Scene) -> None:
+        devfs = scene.tree.root / "dev/video"
+        devfs.mkdir()
+        async with following(scene):
+            await scene.until(lambda snapshot: snapshot.resources.keys() == {I915})
+            (devfs / "video1").write_bytes(b"x")
+            (devfs / "video0").write_bytes(b"x")
+            found = await scene.until(lambda now: len(now.resource(CAMERA).devices) == 2)
+            camera = found.resource(CAMERA)
+            assert camera.preference is None
+            assert [device.id for device in camera.devices] == ["video0", "video1"]
+            given = container(camera, ["video1"], frozenset())
+            assert given.nodes == (DeviceNode("/dev/video1", "/dev/video1"),)
+            (devfs / "video1").write_bytes(b"")
+            broken = await scene.until(lambda now: now.resource(CAMERA).usable == {"video0"})
+            with pytest.raises(UnusableDeviceError, match="video1: it has no firmware"):
+                container(broken.resource(CAMERA), ["video1"], frozenset())
+            (devfs / "video0").unlink()
+            (devfs / "video1").unlink()
+            await scene.until(lambda snapshot: snapshot.resources.keys() == {I915})
+
+    tell(story, gpus=2, finders={CAMERA: cameras})
+
+
+def test_units_that_cannot_be_listed_are_kept_logged_once_and_counted() -> None:
+    async def story(scene: Scene) -> None:
+        devfs = scene.tree.root / "dev/video"
+        devfs.mkdir()
+        (devfs / "video0").write_bytes(b"x")
+        async with following(scene):
+            await scene.until(lambda snapshot: snapshot.resource(CAMERA).devices)
+            devfs.rename(devfs.with_name("away"))
+            await scene.scanned("failed")
+            assert scene.watch.current.resource(CAMERA).devices
+            (entry,) = scene.said("units not found: the last ones are kept")
+            assert entry["resource"] == CAMERA
+            assert "No such file or directory" in entry["reason"]
+            scene.tree.remove(scene.tree.gpus[-1].bdf)
+            await scene.until(lambda snapshot: len(snapshot.resource(I915).devices) == 1)
+            devfs.with_name("away").rename(devfs)
+            await until(lambda: scene.said("units are found again"))
+            assert scene.watch.current.resource(CAMERA).devices
+
+    tell(story, gpus=2, finders={CAMERA: cameras})

@@ -8,6 +8,7 @@ from xelink.inventory import health as gpu_health
 from xelink.inventory.gpus import DriState, Inventory
 from xelink.inventory.health import Health
 from xelink.inventory.links import UNREAD, NodeLinks
+from xelink.inventory.units import Units
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,7 +16,8 @@ class NodeObservation:
     """The latest report of each source: GPUs, their links, their health and their CDI names.
 
     `cdi` are the DRM names of the cards that may be named as CDI devices, `cdi_error` is what keeps
-    others from it. `monitored`: whether any source reports health.
+    others from it. `monitored`: whether any source reports health. `units` are those of the
+    families beside GPUs.
 
     Two observations are equal only where they are the same one: a feature file that was renewed
     changes no link, and yet its new expiry is news.
@@ -27,6 +29,7 @@ class NodeObservation:
     cdi: frozenset[str] = frozenset()
     cdi_error: str = ""
     monitored: bool = False
+    units: Units = field(default_factory=dict)
 
     @property
     def link_state(self) -> str:

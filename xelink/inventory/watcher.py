@@ -6,7 +6,7 @@ source that fails keeps its last good report, is logged once, and is counted.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -25,6 +25,7 @@ from xelink.inventory.devfs import Roots
 from xelink.inventory.gpus import Inventory, ScanError, fingerprint, scan
 from xelink.inventory.health import Health
 from xelink.inventory.observation import NodeObservation
+from xelink.inventory.units import Finder, Units
 from xelink.nfd import reader
 from xelink.nfd.reader import Reading
 from xelink.topology.publication import DEFAULT_NAMESPACE
@@ -63,6 +64,7 @@ class WatcherConfig:
     deny_ids: AbstractSet[int] = frozenset()
     endpoint: str = ""
     rule: xpumd.Rule = field(default_factory=xpumd.Rule)
+    finders: Mapping[str, Finder] = field(default_factory=dict)
     scan_seconds: float = 5.0
     poll_seconds: float = 1.0
     """Between two polls for a change that makes a scan due at once."""
@@ -71,6 +73,7 @@ class WatcherConfig:
 class _Scan(NamedTuple):
     inventory: Inventory
     cdi: CdiNames
+    units: Units
 
 
 def _no_cdi(_: Inventory) -> CdiNames:
@@ -171,7 +174,10 @@ class Watcher:
             if found:
                 self.scanned = True
                 self._update(
-                    inventory=found.inventory, cdi=found.cdi.named, cdi_error=found.cdi.error
+                    inventory=found.inventory,
+                    cdi=found.cdi.named,
+                    cdi_error=found.cdi.error,
+                    units=found.units,
                 )
 
     def _next_scan(
@@ -191,18 +197,18 @@ class Watcher:
             if is_over() or (current == self._fingerprint and now < self._due):
                 continue
             self._fingerprint, self._due = current, now + self._config.scan_seconds
-            found = self._scan(known.inventory if known else Inventory())
+            found = self._scan(known or _Scan(Inventory(), CdiNames(), {}))
             with suppress(RuntimeError):  # the loop is closed
                 report()
             if found and found != known:
                 return found
         return None
 
-    def _scan(self, before: Inventory) -> _Scan | None:
+    def _scan(self, before: _Scan) -> _Scan | None:
         """Scan the node. None: it failed."""
         config = self._config
         try:
-            inventory = scan(config.roots, config.allow_ids, config.deny_ids).keep_known(before)
+            found = scan(config.roots, config.allow_ids, config.deny_ids)
         except ScanError as error:
             self._telemetry.scanned(good=False)
             if self._changes.of("scan", str(error)):
@@ -212,7 +218,28 @@ class Watcher:
         self._telemetry.scanned(good=True)
         if self._changes.of("scan", None):
             self._log.info("scans are good again")
-        return _Scan(inventory, self._after_scan(inventory))
+        inventory = found.keep_known(before.inventory)
+        return _Scan(inventory, self._after_scan(inventory), self._find_units(before.units))
+
+    def _find_units(self, before: Units) -> Units:
+        """Return the units of each family; those of `before` where they cannot be listed."""
+        found = dict(before)
+        for resource, find in self._config.finders.items():
+            try:
+                found[resource] = tuple(find(self._config.roots))
+                problem = None
+            except OSError as error:
+                problem = str(error)
+            if problem:
+                self._telemetry.scanned(good=False)
+            if self._changes.of(resource, problem):
+                if problem:
+                    self._log.error(
+                        "units not found: the last ones are kept", resource=resource, reason=problem
+                    )
+                else:
+                    self._log.info("units are found again", resource=resource)
+        return found
 
 
 async def unless(stop: asyncio.Event, work: Callable[[], T]) -> T | None:
