@@ -124,16 +124,16 @@ async def _serve(settings: "PluginSettings", log: FilteringBoundLogger) -> None:
             raise group.exceptions[0] from None
 
 
-def stalled(silence: float, look: float) -> str | None:
+def stalled(silence: float, poll: float) -> str | None:
     """Return what hangs so that kubelet should restart us, None where nothing does.
 
-    `silence` is the seconds since the last scan, `look` those that a poll of sockets or of the
+    `silence` is the seconds since the last scan, `poll` those that a poll of sockets or of the
     feature file has taken by now.
     """
     if silence > _STALLED:
-        return f"no look at the node for {silence:.0f} s"
-    if look > _STALLED:
-        return f"a look at sockets or the feature file has taken {look:.0f} s"
+        return f"no scan of the node for {silence:.0f} s"
+    if poll > _STALLED:
+        return f"a poll of sockets or the feature file has taken {poll:.0f} s"
     return None
 
 

@@ -74,8 +74,8 @@ def devices(
 ) -> dict[str, tuple[Device, ...]]:
     """Return the devices of each resource, by its full name (`gpu.intel.com/i915`).
 
-    In the order of PCI addresses, then of shares. A resource without devices is not there: whoever
-    has registered it before goes on with an empty list. `complaints` are those of health monitoring
+    In the order of PCI addresses, then of shares. A resource without devices is not there; one
+    that was registered before keeps an empty list. `complaints` are those of health monitoring
     by PCI address, `cdi` the DRM names of the cards that may be named as CDI devices.
     """
     found: dict[str, tuple[Device, ...]] = {}

@@ -101,7 +101,7 @@ class Plugin(DevicePluginServicer):
     """Serves one resource from the snapshots of `watch`, to any number of streams.
 
     `begun` counts all streams that were ever opened. `silent_since` is when the last one closed, by
-    `clock`. `silent` is set when none is open; whoever waits for it clears it.
+    `clock`. `silent` is set when none is open; who waits for it clears it.
     """
 
     def __init__(
@@ -347,7 +347,7 @@ class Plugin(DevicePluginServicer):
         """Ask for a preference; whatever becomes of it, kubelet gets an answer.
 
         This is the one place where an error of the preference ends. Raises `RequestError` for a
-        request that nobody could meet.
+        request that cannot be met.
         """
         if resource.preference is None:
             return fallback(available, must, size)

@@ -17,8 +17,8 @@ from xelink.preference.shares import Preference
 Prefer: TypeAlias = Callable[[Sequence[str], Sequence[str], int], Preference]
 """Chooses `size` ids of `available` with all of `must_include`.
 
-Pure, and run in a thread unless it is quick. Raises `shares.RequestError` for what nobody
-could choose.
+Pure, and run in a thread unless it is quick. Raises `shares.RequestError` for a
+request that cannot be met.
 """
 
 Decide: TypeAlias = Callable[[Preference], Decision]

@@ -154,9 +154,9 @@ def test_it_holds_neither_what_read_its_settings_nor_openssl(scene: Scene) -> No
     [
         (0.0, 0.0, None),
         (60.0, 60.0, None),
-        (61.0, 0.0, "no look at the node for 61 s"),
-        (1.0, 75.4, "a look at sockets or the feature file has taken 75 s"),
-        (90.0, 90.0, "no look at the node for 90 s"),
+        (61.0, 0.0, "no scan of the node for 61 s"),
+        (1.0, 75.4, "a poll of sockets or the feature file has taken 75 s"),
+        (90.0, 90.0, "no scan of the node for 90 s"),
     ],
 )
 def test_what_hangs_for_a_minute_makes_kubelet_restart_us(
@@ -207,7 +207,7 @@ def test_a_look_that_hangs_is_no_life_though_the_node_is_looked_at(
         while (told := get(f"{url}/healthz"))[0] == 200:
             assert time.monotonic() < until
         assert told[0] == 503
-        assert told[1].startswith("a look at sockets or the feature file has taken ")
+        assert told[1].startswith("a poll of sockets or the feature file has taken ")
         hang.unlink()
         while get(f"{url}/healthz") != (200, "ok\n"):
             assert time.monotonic() < until + PATIENCE

@@ -1,4 +1,4 @@
-"""Which devices another program's CDI spec defines, by a quick look at its text. Pure.
+"""Which devices another program's CDI spec defines, by reading its text alone. Pure.
 
 A spec is JSON or YAML, whatever its file is called: runtimes read either with one parser of YAML. A
 daemon loads no such parser for a file that is seldom there. JSON is read as JSON. Of YAML the lines

@@ -44,7 +44,7 @@ class ScanError(Exception):
 class Card:
     """One GPU with one of our drivers; `bdf`, its PCI address, is its only identity.
 
-    `numa` and `tiles` are None where the system does not tell them. `bridges` are the PCIe bridges
+    `numa` and `tiles` are None where they are unknown. `bridges` are the PCIe bridges
     above it, the host bridge first; none if unknown. `nodes` is every device node
     that the driver made, `missing` the container paths of those that devfs lacks. `by_path` is
     what is there, `mei` too where devfs shows any. `physfn` is the PCI address of the physical
@@ -372,7 +372,7 @@ def _read_card(roots: Roots, device: str, card: Card) -> tuple[Card, str | None]
     ), complaint
 
 
-def _without_card(roots: Roots, seen: AbstractSet[str]) -> Iterator[ExcludedGpu]:
+def _without_card(roots: Roots, known: AbstractSet[str]) -> Iterator[ExcludedGpu]:
     """Find the Intel GPUs that are no DRM card: given to vfio-pci, or left without a driver."""
     functions = f"{roots.sysfs}/bus/pci/devices"
     try:
@@ -381,7 +381,7 @@ def _without_card(roots: Roots, seen: AbstractSet[str]) -> Iterator[ExcludedGpu]
         return
     for bdf in _displays(functions, tuple(addresses)):
         with suppress(BrokenError):
-            if bdf in seen or not sysfs.is_intel_display(f"{functions}/{bdf}"):
+            if bdf in known or not sysfs.is_intel_display(f"{functions}/{bdf}"):
                 continue
             driver = sysfs.link_name(f"{functions}/{bdf}/driver")
             yield ExcludedGpu(bdf, _unusable(driver) or Exclusion.NO_CARD, None, driver)

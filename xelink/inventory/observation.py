@@ -55,9 +55,10 @@ class NodeObservation:
     @property
     def device_error(self) -> str:
         """Why no GPU, or no CDI name, can be allocated, in one line; empty where some can."""
-        ill = {card.bdf: card.complaint for card in self.inventory.cards}
-        ill |= gpu_health.complaints(self.health, self.inventory.cards)
-        return "; ".join(filter(None, (_nothing_to_give(self.inventory, ill), self.cdi_error)))
+        complaints = {card.bdf: card.complaint for card in self.inventory.cards}
+        complaints |= gpu_health.complaints(self.health, self.inventory.cards)
+        reason = _nothing_to_allocate(self.inventory, complaints)
+        return "; ".join(filter(None, (reason, self.cdi_error)))
 
     @property
     def must_restart(self) -> str | None:
@@ -100,12 +101,12 @@ def _warnings(observed: NodeObservation) -> Iterator[str]:
         yield f"linked but without an address in the id map: {ids}"
 
 
-def _nothing_to_give(inventory: Inventory, ill: Mapping[str, str | None]) -> str:
-    if not ill:
+def _nothing_to_allocate(inventory: Inventory, complaints: Mapping[str, str | None]) -> str:
+    if not complaints:
         return _no_gpu(inventory)
-    if not all(ill.values()):
+    if not all(complaints.values()):
         return ""
-    reasons = dict.fromkeys(filter(None, ill.values()))
+    reasons = dict.fromkeys(filter(None, complaints.values()))
     more = f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""
     return f"every GPU is unhealthy: {next(iter(reasons))}{more}"
 
