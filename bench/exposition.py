@@ -48,10 +48,10 @@ def padded(body: bytes, size: int) -> bytes:
 def read(chunks: list[bytes], reader: ExpositionReader | None = None) -> object:
     """Read a body that comes in chunks; without a reader for the first time."""
     reader = reader or ExpositionReader()
-    sieve = reader.sieve()
+    lines = reader.line_filter()
     for chunk in chunks:
-        sieve.feed(chunk)
-    return reader.read(sieve)
+        lines.feed(chunk)
+    return reader.read(lines)
 
 
 def peak(chunks: list[bytes]) -> float:

@@ -15,7 +15,7 @@ from sidecar.start import load
 load()
 
 from sidecar.loop import Sidecar  # noqa: E402 - as above
-from sidecar.policy import Policy  # noqa: E402 - as above
+from sidecar.publishing import Policy  # noqa: E402 - as above
 from sidecar.telemetry import Telemetry  # noqa: E402 - as above
 from sidecar.xpu_manager_source import OPTIONS  # noqa: E402 - as above
 from xelink.daemon.logs import logger_to_stderr  # noqa: E402 - after the daemon has blocked its imports

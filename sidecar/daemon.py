@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from socket import gethostname
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from structlog.typing import FilteringBoundLogger
 
 from sidecar.loop import Sidecar
-from sidecar.policy import Policy
+from sidecar.publishing import Policy
 from sidecar.pulse import Pulse, ticks
 from sidecar.sources import chosen
 from sidecar.status import body, status
@@ -30,7 +30,6 @@ from xelink.daemon.version import VERSION
 from xelink.nfd.bounded_writer import BoundedPublisher
 from xelink.nfd.writer import Publisher, PublishError
 from xelink.topology.observation import Observation, ObservedLinks, Source
-from xelink.topology.rules import Rules
 
 if TYPE_CHECKING:
     from sidecar.settings import SidecarSettings
@@ -87,7 +86,7 @@ def run(loaded: "Loaded[SidecarSettings]") -> int:
     for warning in (*loaded.warnings, *settings.warnings, *_without_effect(loaded)):
         log.warning(warning)
     require_descriptors(_LEAST_DESCRIPTORS)
-    policy = _policy(settings)
+    policy = Policy.of(settings)
     with ExitStack() as cleanup:
         stop = Stop()
         stop.install()
@@ -158,16 +157,6 @@ def _without_effect(loaded: "Loaded[SidecarSettings]") -> Iterator[str]:
             for name in sorted(idle & loaded.origins.keys()):
                 flag, other = name.replace("_", "-"), mode.replace("_", "-")
                 yield f"-{flag} has no effect with -{other}"
-
-
-def _policy(settings: "SidecarSettings") -> Policy:
-    return Policy(
-        Rules(settings.lane_count, settings.allow_subdeviceless_links),
-        1 if settings.oneshot else settings.confirmations,
-        settings.label_namespace,
-        settings.summary_labels,
-        timedelta(seconds=settings.life),
-    )
 
 
 def _exit_code(observation: Observation | None, *, published: bool) -> int:

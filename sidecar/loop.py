@@ -8,8 +8,7 @@ from structlog.typing import FilteringBoundLogger
 
 from sidecar.announcements import Announcements, pending
 from sidecar.debounce import Confirmed, debounce
-from sidecar.policy import Policy
-from sidecar.publishing import Destination, PublishedFile
+from sidecar.publishing import Destination, Policy, PublishedFile
 from xelink.daemon.http_server import ProbeResult
 from xelink.nfd.writer import OnExit
 from xelink.topology.observation import (

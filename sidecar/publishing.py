@@ -2,15 +2,16 @@
 
 import errno
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
 
 from sidecar.announcements import Announcements, expiry_text
 from sidecar.debounce import Confirmed
-from sidecar.policy import Policy
 from xelink.nfd.writer import HangingError, OnExit, PublishError
 from xelink.topology import nfd_format
 from xelink.topology.publication import (
+    DEFAULT_NAMESPACE,
     GROUP,
     AbsentError,
     Publication,
@@ -20,12 +21,37 @@ from xelink.topology.publication import (
     read,
     render,
 )
+from xelink.topology.rules import Rules
 from xelink.topology.text import printable
 
 if TYPE_CHECKING:
+    from sidecar.settings import SidecarSettings
     from sidecar.telemetry import Telemetry
 
 _UNREAD = timedelta(minutes=5)  # until a file that cannot be read is given up
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How what is observed becomes what is published."""
+
+    rules: Rules = field(default_factory=Rules)
+    confirmations: int = 2
+    namespace: str = DEFAULT_NAMESPACE
+    summary: bool = True
+    life: timedelta = timedelta(seconds=300)
+    """How long the labels live unless they are renewed; zero: for ever."""
+
+    @classmethod
+    def of(cls, settings: "SidecarSettings") -> "Policy":
+        """Return the policy that the flags ask for."""
+        return cls(
+            Rules(settings.lane_count, settings.allow_subdeviceless_links),
+            1 if settings.oneshot else settings.confirmations,
+            settings.label_namespace,
+            settings.summary_labels,
+            timedelta(seconds=settings.life),
+        )
 
 
 class Destination(Protocol):

@@ -10,7 +10,7 @@ from sidecar.source_choice import SourceChoice
 from xelink.daemon.flags import LISTEN_NAMES, Directory, HostNames, KlogSettings, listen_address
 from xelink.nfd.writer import OnExit
 from xelink.topology.nfd_format import namespace
-from xelink.topology.publication import DEFAULT_NAMESPACE
+from xelink.topology.publication import DEFAULT_NAMESPACE, SUMMARIES
 
 FEATURES_D = Path("/etc/kubernetes/node-feature-discovery/features.d")
 
@@ -104,9 +104,7 @@ class SidecarSettings(KlogSettings):
     dst_file_path: Annotated[Path, AfterValidator(_file)] = Field(
         FEATURES_D / "xpum-sidecar-labels.txt", description="the feature file that NFD reads"
     )
-    summary_labels: bool = Field(
-        default=True, description="also publish xe-links.count, .gpus, .group, .state and .hash"
-    )
+    summary_labels: bool = Field(default=True, description=f"also publish {', '.join(SUMMARIES)}")
     expiry: int | None = Field(
         None,
         ge=0,

@@ -17,17 +17,7 @@ from xelink.xpu_manager.wording import Options
 if TYPE_CHECKING:
     from sidecar.settings import SidecarSettings
 
-OPTIONS = Options(
-    host=HOST,
-    port="-xpum-port",
-    cert="-cert",
-    client_cert="-client-cert",
-    client_key="-client-key",
-    username="-username",
-    password_file="-password-file",  # noqa: S106 - the name of a flag
-    max_body="-max-body",
-    asks_again=True,
-)
+OPTIONS = Options(HOST, "-", "-xpum-port", max_body="-max-body", asks_again=True)
 """What the sidecar's user sets a scrape with."""
 
 

@@ -172,10 +172,10 @@ def test_one_row_is_read_in_time_by_its_length(line: str) -> None:
     content = line.encode()
     with bounded():
         for size in (len(content), 1000, 7):
-            sieve = LineFilter()
+            lines = LineFilter()
             for start in range(0, len(content), size):
-                sieve.feed(content[start : start + size])
-            sieve.finish()
+                lines.feed(content[start : start + size])
+            lines.finish()
         with pytest.raises(MalformedSampleError):
             parse(content, b"xpum_topology_link")
 

@@ -105,9 +105,9 @@ def _rows(body: bytes) -> Iterator[bytes]:
 def _topology(node: SimulatedNode) -> Topology:
     """Return what the sidecar would publish of a node."""
     reader = ExpositionReader()
-    sieve = reader.sieve()
-    sieve.feed(render(node))
-    seen = classify(reader.read(sieve), Rules())
+    lines = reader.line_filter()
+    lines.feed(render(node))
+    seen = classify(reader.read(lines), Rules())
     if not isinstance(seen, ObservedLinks):
         raise CommandError(f"the simulated node has no topology: {seen.result.value}")
     return seen.topology

@@ -57,7 +57,7 @@ def _xpu_manager() -> Iterator[Fault]:
         def act(node: Node, row: test_xpu_manager.Row = row) -> None:
             row.befall(node.xpum)
             _lasting(node)
-            node.xpum.heal()
+            node.xpum.recover()
             node.wait_for_truth(row.name)
 
         yield Fault("thin answer" if row.once else "XPU Manager", row.name, act)
@@ -128,7 +128,7 @@ def _taken(
         node.xpum.misbehave("refuse")
         with server(node):
             _lasting(node)
-        node.xpum.heal()
+        node.xpum.recover()
         node.gain()
         node.wait_for_truth("another server on the port")
 
@@ -167,7 +167,7 @@ def _changes() -> Iterator[Fault]:
         node.xpum.misbehave("refuse", seconds=None)
         node.change(node.some_node())
         _lasting(node)
-        node.xpum.heal()
+        node.xpum.recover()
         node.wait_for_truth("a change in an outage")
 
     def kill(node: Node) -> None:

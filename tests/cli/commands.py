@@ -72,9 +72,9 @@ def labels(topology: Topology | None) -> dict[str, str]:
 
 def reading(body: bytes) -> Exposition:
     reader = ExpositionReader()
-    sieve = reader.sieve()
-    sieve.feed(body)
-    return reader.read(sieve)
+    lines = reader.line_filter()
+    lines.feed(body)
+    return reader.read(lines)
 
 
 def topology(node: SimulatedNode, *, lenient: bool = False) -> Topology:

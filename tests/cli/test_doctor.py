@@ -178,7 +178,7 @@ def fault(check: str, status: str, words: str, **more: str) -> Callable[[Injecti
 def misbehaving(scene: Scene, name: str) -> Iterator[list[str]]:
     scene.xpum.misbehave(name)
     yield []
-    scene.xpum.heal()
+    scene.xpum.recover()
 
 
 @fault("xpum", "fail", r"nothing listens at .* \(refused\): start XPU Manager")
@@ -761,7 +761,7 @@ def test_ctrl_c_ends_it_while_it_waits(scene: Scene) -> None:
         assert process.stop(signal.SIGINT) == 130
         assert process.output == ""
         assert process.lines == []
-    scene.xpum.heal()
+    scene.xpum.recover()
 
 
 def test_on_a_machine_without_any_of_it_there_are_lines_and_no_accident(
@@ -786,7 +786,7 @@ def test_of_the_version_no_more_is_said_than_is_known(
     body = render(NODE).decode()
     scene.xpum.misbehave("status", code=200, body=body, kind=content_type)
     _, found = called(xelink, scene, "--only=xpum")
-    scene.xpum.heal()
+    scene.xpum.recover()
     assert found["xpum"]["reason"].startswith(f"{version} at ")
 
 

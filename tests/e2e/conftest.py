@@ -161,7 +161,7 @@ def nfd(kubelet: Kubelet) -> Iterator[Nfd]:
 def companions(kubelet: Kubelet, gpus: Gpus, logs: Path) -> Iterator[Companions]:
     """A sidecar and a plugin, whose eight GPUs the node offers."""
     gpus.xpum.node = gpus.xpum.first_node
-    gpus.xpum.heal()
+    gpus.xpum.recover()
     companions = Companions(gpus, logs)
     try:
         companions.start()

@@ -59,7 +59,7 @@ def no_labels_before(nfd: Nfd) -> Iterator[None]:
 def writer(logs: Path, gpus: Gpus) -> Iterator[Program]:
     """A sidecar that has published the whole node."""
     gpus.xpum.node = gpus.xpum.first_node
-    gpus.xpum.heal()
+    gpus.xpum.recover()
     program = sidecar(logs, gpus.xpum.port).start()
     try:
         program.wait_for("labels published")

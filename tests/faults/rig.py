@@ -104,8 +104,8 @@ class Sidecar:
 
     def refuses(self, reason: str, detail: str = "") -> None:
         """Wait for the reason that is logged, and for no other."""
-        line = self.process.wait_for("no usable answer: the published labels stay")
-        assert f"reason={reason} " in line, line
+        line = self.process.wait_for(": the published labels stay")
+        assert f"={reason} " in line, line
         assert detail in line, line
         assert self.scrapes()[reason] >= 1
 

@@ -66,7 +66,7 @@ def test_a_jump_in_an_outage_makes_labels_expire_and_never_lie(
                 read(before, NS, there)
         else:
             assert daemon.publication(there).topology == truth(4).topology
-        xpum.heal()
+        xpum.recover()
         daemon.process.wait_for("scrape result changed")
         xpum.wait_for_request(xpum.requests + 2)
         there = datetime.now(UTC) + timedelta(seconds=seconds)
@@ -83,7 +83,7 @@ def test_what_a_jump_made_expire_is_not_brought_back(tmp_path: Path, shim: Shim)
         daemon.refuses("http-status")
         shim.say("clock", DAY)
         xpum.node = truth(4).cut("0.0-1.0")
-        xpum.heal()
+        xpum.recover()
         daemon.process.wait_for("labels published")
         said = daemon.publication(datetime.now(UTC) + timedelta(seconds=DAY))
         assert said.topology == xpum.node.topology

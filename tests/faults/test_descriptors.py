@@ -49,7 +49,7 @@ def test_a_sidecar_says_that_it_has_none_and_heals(tmp_path: Path) -> None:
         daemon.process.wait_for("no usable answer")
         before = daemon.content()
         with without_descriptors(daemon.process):
-            xpum.heal()
+            xpum.recover()
             line = daemon.process.wait_for("reason=resources")
             assert "Too many open files" in line
             threading.Event().wait(3)  # for more of them, were there any

@@ -120,7 +120,7 @@ def test_plaintext_on_the_tls_port_is_told(site: Site, monkeypatch: pytest.Monke
             monkeypatch.context() as impatient,
             Simulator(truth(4), Serving(port=xpum.port)) as plain,
         ):
-            impatient.setattr(listener, "PATIENCE", 0.5)  # it waits for the end of a line
+            impatient.setattr(listener, "TIMEOUT", 0.5)  # it waits for the end of a line
             told(daemon, "HTTPS on this")
             assert plain.requests == 0
         assert daemon.content() == first

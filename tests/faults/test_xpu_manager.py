@@ -163,7 +163,7 @@ def hold(row: Row, daemon: Sidecar, xpum: Simulator) -> None:
         daemon.wait_for_scrapes(lambda more: more[row.reason] >= 1)  # and what a second one changes
         assert {*daemon.scrapes() - counted} - {LINKS} == {row.reason}
     assert daemon.content() == before
-    xpum.heal()
+    xpum.recover()
     if row.reason != "unauthorized":  # then it is not asked again for a minute; see below
         daemon.heals(xpum)
     daemon.is_bounded()
@@ -183,7 +183,7 @@ def lane(rows: Sequence[Row], folder: Path) -> dict[str, str]:
                 hold(row, daemon, xpum)
             except Exception as error:  # noqa: BLE001 - told with the others, by its row
                 wrong[str(row)] = f"{type(error).__name__}: {error}; {daemon.process.lines[-3:]}"
-                xpum.heal()
+                xpum.recover()
     return wrong
 
 

@@ -61,10 +61,10 @@ def exposition(data: bytes) -> None:
 
 
 def _read(data: bytes, size: int) -> Exposition:
-    sieve = LineFilter()
+    lines = LineFilter()
     for start in range(0, len(data), size):
-        sieve.feed(data[start : start + size])
-    return ExpositionReader().read(sieve)
+        lines.feed(data[start : start + size])
+    return ExpositionReader().read(lines)
 
 
 def _published(publication: Publication) -> None:
@@ -103,9 +103,9 @@ def feature_file(data: bytes) -> None:
     try:
         publication = read(data, NS, NOW)
     except UnusableError:
-        assert reading.said is None
+        assert reading.publication is None
         return
-    assert reading.said == publication
+    assert reading.publication == publication
     assert not (file.expired and publication.topology)
     if publication.whole:
         _published(publication)

@@ -61,7 +61,9 @@ def publish(path: Path, content: bytes) -> None:
         pytest.param(file(expiry=None), FileState.IN_USE, "", id="for ever"),
         pytest.param(as_the_reference_writes(), FileState.IN_USE, "labels only", id="reference"),
         pytest.param(f"{NS}/xe-links=\n".encode(), FileState.IN_USE, "labels only", id="empty"),
-        pytest.param(file(None), FileState.NO_FABRIC_DATA, "XPU Manager", id="no fabric data"),
+        pytest.param(
+            file(None), FileState.NO_FABRIC_DATA, "no data of Xe Links", id="no fabric data"
+        ),
         pytest.param(b"", FileState.MISSING, "no label", id="an empty file"),
         pytest.param(b"vendor/other=1\n", FileState.MISSING, "no label", id="another's file"),
         pytest.param(file() * 1000, FileState.MISSING, "drops the whole file", id="too long"),
@@ -99,7 +101,9 @@ def test_a_file_counts_whole_or_not_at_all(content: bytes, state: FileState, rea
     assert reading.state is state
     assert reason in reading.reason
     assert reading.reason.isprintable()
-    assert (reading.said is not None) == (state in {FileState.IN_USE, FileState.NO_FABRIC_DATA})
+    assert (reading.publication is not None) == (
+        state in {FileState.IN_USE, FileState.NO_FABRIC_DATA}
+    )
     assert reading.published == NOW
 
 
@@ -129,7 +133,7 @@ def test_a_reason_is_one_short_line_whatever_the_file_quotes() -> None:
 def test_what_was_rendered_is_read(topology: Topology) -> None:
     reading = read(seen(file(topology)), NS, NOW)
     assert reading.state is FileState.IN_USE
-    assert reading.said == Publication(topology, EXPIRY)
+    assert reading.publication == Publication(topology, EXPIRY)
 
 
 @given(
@@ -145,8 +149,8 @@ def test_no_content_is_too_broken_to_be_read(
     cut %= len(content) + 1
     broken = content[:cut] + put + content[cut + removed :]
     reading = read(seen(broken), NS, NOW)
-    if reading.said and reading.said.whole and reading.said.topology:
-        assert {link.ends for link in reading.said.topology.links} == set(topology.by_ends)
+    if reading.publication and reading.publication.whole and reading.publication.topology:
+        assert {link.ends for link in reading.publication.topology.links} == set(topology.by_ends)
 
 
 @given(content=st.binary(max_size=300))
@@ -323,10 +327,10 @@ def test_each_change_is_told_once(tmp_path: Path) -> None:
             publish(path, file())
             told = await follower.next()
             assert told.state is FileState.IN_USE
-            assert told.said == Publication(TOPOLOGY, EXPIRY)
+            assert told.publication == Publication(TOPOLOGY, EXPIRY)
             await follower.nothing_new()
             publish(path, file(OTHER))
-            assert (await follower.next()).said == Publication(OTHER, EXPIRY)
+            assert (await follower.next()).publication == Publication(OTHER, EXPIRY)
             path.unlink()
             assert (await follower.next()).state is FileState.MISSING
 
@@ -343,7 +347,7 @@ def test_an_expiry_passes_without_any_change_of_the_file(tmp_path: Path) -> None
             await follower.nothing_new()
             follower.now = EXPIRY + timedelta(seconds=1)
             told = await follower.next()
-            assert (told.state, told.said, told.expiry) == (FileState.EXPIRED, None, EXPIRY)
+            assert (told.state, told.publication, told.expiry) == (FileState.EXPIRED, None, EXPIRY)
             await follower.nothing_new()
             publish(path, file(expiry=EXPIRY + timedelta(minutes=5)))
             assert (await follower.next()).state is FileState.IN_USE
@@ -398,10 +402,10 @@ def test_half_of_a_file_is_never_told(tmp_path: Path) -> None:
             await follower.nothing_new()
             follower.now += timedelta(seconds=10)
             told = await follower.next()
-            assert told.said == replace(
+            assert told.publication == replace(
                 Publication(Topology(tuple(map(without_lanes, TOPOLOGY.links)))), whole=False
             )
-            assert before.said == Publication(OTHER, EXPIRY)
+            assert before.publication == Publication(OTHER, EXPIRY)
 
     asyncio.run(story())
 
@@ -444,7 +448,7 @@ def test_a_file_system_that_does_not_answer_holds_nobody(tmp_path: Path) -> None
                     now=lambda: instant[0],
                     every=0.002,
                     looking=mount.look,
-                    patience=0.05,
+                    time_limit=0.05,
                 )
             )
             reading = await told.get()
@@ -482,7 +486,7 @@ def test_labels_expire_though_their_file_system_does_not_answer(tmp_path: Path) 
                         now=lambda: instant[0],
                         every=0.002,
                         looking=dead_from_the_expiry_on,
-                        patience=0.05,
+                        time_limit=0.05,
                     )
                 )
                 assert (await told.get()).state is FileState.IN_USE
@@ -504,7 +508,9 @@ def test_a_stop_ends_it_while_a_file_system_does_not_answer(tmp_path: Path) -> N
         try:
             async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
                 tasks.create_task(
-                    follow(tmp_path / "labels", NS, print, stop, looking=mount.look, patience=3600)
+                    follow(
+                        tmp_path / "labels", NS, print, stop, looking=mount.look, time_limit=3600
+                    )
                 )
                 await asyncio.to_thread(mount.asked.wait, 10)
                 stop.set()

@@ -180,9 +180,9 @@ def test_a_directory_in_the_place_of_the_file_is_told(publisher: Publisher, file
     file.mkdir()
     (file / "precious").write_text("stays")
     assert publisher.read() is None
-    told = f"{file}: Is a directory; a directory stands where the file should be"
+    told = f"{file}: Is a directory; there is a directory where the file should be"
     assert refusal(publisher) == told
-    with pytest.raises(PublishError, match="a directory stands where the file should be"):
+    with pytest.raises(PublishError, match="there is a directory where the file should be"):
         publisher.withdraw()
     assert (file / "precious").read_text() == "stays"
     assert names(file.parent / STAGE) == []
@@ -190,7 +190,7 @@ def test_a_directory_in_the_place_of_the_file_is_told(publisher: Publisher, file
 
 def test_a_file_in_the_place_of_a_directory_is_told(folder: Path, file: Path) -> None:
     (folder / "plain").write_text("")
-    hint = "Not a directory; remove the file or link that stands where a directory should be"
+    hint = "Not a directory; remove the file or link where a directory should be"
     assert refusal(Publisher(folder / "plain" / NAME, folder)) == f"{folder / 'plain'}: {hint}"
     (folder / STAGE).write_text("")
     assert refusal(Publisher(file, folder)) == f"{folder / STAGE}: {hint}"

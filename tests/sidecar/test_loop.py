@@ -1,5 +1,6 @@
 """Whole ticks: a source that says what the test wants, a real file, a clock of the test's own."""
 
+import errno
 import json
 import re
 import resource
@@ -14,7 +15,7 @@ from prometheus_client import generate_latest
 from structlog.testing import LogCapture
 
 from sidecar.loop import Sidecar
-from sidecar.policy import Policy
+from sidecar.publishing import Policy
 from sidecar.telemetry import Telemetry
 from sidecar.xpu_manager_source import OPTIONS
 from tests.xpu_manager.bodies import body, both, read_body, row, self_rows
@@ -386,6 +387,22 @@ def test_an_error_of_the_file_has_the_flags_that_can_help(tmp_path: Path) -> Non
     assert problem.endswith(
         "features.d: No such file or directory; is it mounted (-dst-file-path, -tmp-dir-prefix),"
         " and does NFD run on this node?"
+    )
+
+
+def test_a_stage_on_another_file_system_is_named_with_its_flags(tmp_path: Path) -> None:
+    scene = Scenario(tmp_path)
+
+    class Elsewhere(Publisher):
+        def publish(self, content: bytes) -> None:
+            raise PublishError(f"{len(content)} bytes: not moved", errno.EXDEV)
+
+    scene.publisher.close()
+    scene.publisher = Elsewhere(scene.path, tmp_path)
+    scene.restart()
+    scene.tick(MESH)
+    assert str(scene.sidecar.not_ready()).endswith(
+        "-tmp-dir-prefix must be on the same file system as -dst-file-path"
     )
 
 

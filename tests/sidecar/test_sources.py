@@ -8,7 +8,7 @@ import structlog
 from structlog.testing import LogCapture
 
 from sidecar.loop import Sidecar
-from sidecar.policy import Policy
+from sidecar.publishing import Policy
 from sidecar.status import status
 from sidecar.telemetry import Telemetry
 from tests.daemon.test_lazy_imports import told

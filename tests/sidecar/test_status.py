@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.policy import Policy
+from sidecar.publishing import Policy
 from sidecar.settings import SidecarSettings
 from sidecar.status import body, status
 from tests.documented import documented, keys

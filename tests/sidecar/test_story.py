@@ -74,11 +74,11 @@ def test_labels_outlive_every_kind_of_failure_and_go_when_the_outage_lasts(tmp_p
         for number, (failure, reason) in enumerate(FAILURES):
             if number % 3 == 0:
                 issue(authority, cert, key)
-            xpum.heal()
+            xpum.recover()
             xpum.misbehave(failure)
             process.wait_for(f"reason={reason}")  # a machine that takes its time, times out before
             assert published() == first
-        xpum.heal()
+        xpum.recover()
         assert "result=links" in process.wait_for("scrape result changed")
         assert published() == first
         other = trustme.CA()

@@ -147,7 +147,7 @@ def test_a_head_of_any_size_is_hung_up_on(xpum: Simulator, head: bytes) -> None:
 def test_a_request_has_its_time_in_all_and_not_for_each_byte(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(listener, "PATIENCE", 0.5)
+    monkeypatch.setattr(listener, "TIMEOUT", 0.5)
     with (
         Simulator(SMALL) as xpum,
         socket.create_connection(("127.0.0.1", xpum.port), timeout=PATIENCE) as client,
@@ -249,7 +249,7 @@ def test_only_four_requests_are_handled_at_a_time_and_the_rest_wait(xpum: Simula
         with pytest.raises(TimeoutError):
             xpum.wait_for_request(5, timeout=0.05)
         assert xpum.busiest == 4
-        xpum.heal()
+        xpum.recover()
         # The four that were taken are let go without a byte; the fifth finds a well server.
         assert sorted(client.recv(1) for client in clients) == [b"", b"", b"", b"", b"H"]
 
@@ -482,7 +482,7 @@ def test_a_slow_answer_ends_when_healed(xpum: Simulator, name: str) -> None:
     xpum.misbehave(name)
     with raw(xpum) as client:
         xpum.wait_for_request(1)
-        xpum.heal()
+        xpum.recover()
         assert len(everything(client)) < len(render(SMALL))
     assert get(xpum)[0].status == 200
 
@@ -509,7 +509,7 @@ def test_a_delayed_answer_comes_at_once_when_healed(xpum: Simulator) -> None:
     xpum.misbehave("delay", by=600.0)
     with raw(xpum) as client:
         xpum.wait_for_request(1)
-        xpum.heal()
+        xpum.recover()
         assert client.recv(15, socket.MSG_WAITALL) == b"HTTP/1.1 200 OK"
 
 
@@ -523,7 +523,7 @@ def test_a_misbehaviour_can_end_by_itself(xpum: Simulator) -> None:
 def test_a_timer_that_comes_too_late_heals_nothing_else(xpum: Simulator) -> None:
     xpum.misbehave("hang", seconds=NEVER)
     xpum.misbehave("empty")
-    xpum._heal_in_time()  # noqa: SLF001 - as a timer does that had fired already
+    xpum._recover_in_time()  # noqa: SLF001 - as a timer does that had fired already
     assert xpum.misbehaviour == "empty"
 
 
@@ -601,7 +601,7 @@ def test_refused_connections_are_taken_again_on_the_same_port(xpum: Simulator) -
     with pytest.raises(ConnectionRefusedError):
         get(xpum)
     xpum.misbehave("refuse")
-    xpum.heal()
+    xpum.recover()
     assert xpum.port == port
     assert get(xpum)[0].status == 200
 
@@ -611,7 +611,7 @@ def test_healing_ends_every_misbehaviour(xpum: Simulator, name: str) -> None:
     xpum.misbehave(name)
     with raw(xpum):
         xpum.wait_for_request(1)
-        xpum.heal()
+        xpum.recover()
     response, body = get(xpum)
     assert (response.status, response.headers["Content-Type"]) == (200, "text/plain")
     assert topology(body) == topology(render(SMALL))
@@ -703,7 +703,7 @@ def test_misbehaviours_come_and_go_by_calls(xpum: Simulator) -> None:
     told = post(xpum, "misbehave", {"name": "status", "code": 503, "times": 2})[1]
     assert told["misbehaviour"] == {"name": "status", "left": 2, "code": 503}
     assert get(xpum)[0].status == 503
-    assert post(xpum, "heal")[1]["misbehaviour"] is None
+    assert post(xpum, "recover")[1]["misbehaviour"] is None
     assert get(xpum)[0].status == 200
 
 
@@ -715,7 +715,7 @@ def test_refusing_by_a_call_heals_itself(xpum: Simulator) -> None:
         assert client.getresponse().read()
         with pytest.raises(ConnectionRefusedError):
             get(xpum)
-        client.request("POST", "/control/heal")  # the connection that ordered it still stands
+        client.request("POST", "/control/recover")  # the connection that ordered it still stands
         assert client.getresponse().status == 200
     assert get(xpum)[0].status == 200
 
@@ -725,7 +725,7 @@ def test_the_control_works_while_every_worker_hangs(xpum: Simulator) -> None:
     with ExitStack() as stack:
         clients = [stack.enter_context(raw(xpum)) for _ in range(4)]
         xpum.wait_for_request(4)
-        assert post(xpum, "heal")[0] == 200
+        assert post(xpum, "recover")[0] == 200
         assert [everything(client) for client in clients] == [b""] * 4
 
 
@@ -761,7 +761,7 @@ def test_a_call_that_cannot_be_says_why_and_changes_nothing(
 def test_the_control_explains_itself(xpum: Simulator) -> None:
     told = json.loads(get(xpum, "/control/help")[1])
     assert set(MISBEHAVIOURS) | {"refuse"} == set(told["misbehaviours"])
-    assert {"cut", "misbehave", "heal"} <= set(told["calls"])
+    assert {"cut", "misbehave", "recover"} <= set(told["calls"])
     assert json.loads(get(xpum, "/control")[1])["node"]["links"]["0.0-1.0"] == "4/4"
     assert get(xpum, "/control/cut")[0].status == 405
 
@@ -774,7 +774,7 @@ def test_there_is_no_control_unless_wanted() -> None:
 
 def post_status(xpum: Simulator) -> int:
     with connected(xpum) as client:
-        client.request("POST", "/control/heal")
+        client.request("POST", "/control/recover")
         return client.getresponse().status
 
 

@@ -51,7 +51,7 @@ def test_a_node_of_32_gpus_with_many_equal_groups_is_no_burden() -> None:
     # The complement of disjoint triangles has 3**10 largest groups: the worst case by number.
     neighbors = graph([(a, b) for a, b in combinations(range(30), 2) if a // 3 != b // 3])
     largest = largest_group(neighbors)
-    assert (len(largest.group), largest.complete, largest.told) == (10, True, "10")
+    assert (len(largest.group), largest.complete, largest.size_text) == (10, True, "10")
 
 
 def joined_rings(count: int) -> dict[int, set[int]]:
@@ -69,7 +69,7 @@ def test_a_search_that_would_never_end_is_cut_short_and_says_so() -> None:
     neighbors = joined_rings(12)
     largest = largest_group(neighbors)
     assert not largest.complete
-    assert largest.told == f"at least {len(largest.group)}"
+    assert largest.size_text == f"at least {len(largest.group)}"
     assert all(b in neighbors[a] for a, b in combinations(largest.group, 2))
     listed = maximal_groups(neighbors)
     assert (len(listed.groups), listed.complete) == (MOST_GROUPS, False)

@@ -48,10 +48,10 @@ def body(rows: Iterable[str]) -> bytes:
 
 
 def read_body(content: bytes, chunk: int = 1 << 16) -> Exposition:
-    sieve = LineFilter()
+    lines = LineFilter()
     for start in range(0, len(content), chunk):
-        sieve.feed(content[start : start + chunk])
-    return ExpositionReader().read(sieve)
+        lines.feed(content[start : start + chunk])
+    return ExpositionReader().read(lines)
 
 
 def judge(rows: Iterable[str], rules: Rules | None = None) -> Observation:

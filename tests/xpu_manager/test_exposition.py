@@ -123,11 +123,11 @@ def test_a_gpu_without_a_usable_fact_has_none(change: tuple[str, str], gpu: Gpu 
 
 @given(st.lists(st.integers(0, len(SIMULATED)), max_size=30))
 def test_chunk_boundaries_change_nothing(cuts: list[int]) -> None:
-    sieve = LineFilter()
+    lines = LineFilter()
     edges = [0, *sorted(cuts), len(SIMULATED)]
     for start, end in pairwise(edges):
-        sieve.feed(SIMULATED[start:end])
-    assert ExpositionReader().read(sieve) == read_body(SIMULATED)
+        lines.feed(SIMULATED[start:end])
+    assert ExpositionReader().read(lines) == read_body(SIMULATED)
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 100])
@@ -174,9 +174,9 @@ def test_an_unchanged_topology_is_the_same_reading_and_one_that_returns_is_read_
     reader = ExpositionReader()
 
     def scrape(content: bytes) -> object:
-        sieve = LineFilter()
-        sieve.feed(content)
-        return reader.read(sieve)
+        lines = LineFilter()
+        lines.feed(content)
+        return reader.read(lines)
 
     first = scrape(SIMULATED)
     assert scrape(SIMULATED + b"\nother 1.0") is first
@@ -200,9 +200,9 @@ def test_equal_rows_are_no_equal_reading_where_the_rest_tells_more(
     for rows in (b"", body(self_rows("0.0")) + b"\n"):
         reader = ExpositionReader()
         for content in (before + rows, after + rows):
-            sieve = reader.sieve()
-            sieve.feed(content)
-            assert reader.read(sieve) == read_body(content)
+            lines = reader.line_filter()
+            lines.feed(content)
+            assert reader.read(lines) == read_body(content)
 
 
 # Labels that look like those that differ among rows; without one, the next is misspelt
@@ -256,10 +256,10 @@ def test_states_of_ports_are_found_wherever_they_stand() -> None:
     reader = ExpositionReader()
 
     def scrape(*parts: bytes) -> dict[str, PortState]:
-        sieve = reader.sieve()
+        lines = reader.line_filter()
         for part in parts:
-            sieve.feed(part)
-        return dict(reader.read(sieve).ports)
+            lines.feed(part)
+        return dict(reader.read(lines).ports)
 
     rows = body([*self_rows("0.0", "1.0"), *both("0.0", "1.0")]) + b"\n"
     healthy = b'xpum_xelink_port_status{pci_bdf="0000:10:00.0"} 0.0\n'
@@ -279,17 +279,17 @@ def test_states_of_ports_are_found_wherever_they_stand() -> None:
 
 
 def test_more_rows_than_any_node_has_end_the_reading() -> None:
-    sieve = LineFilter(limit=10_000)
+    lines = LineFilter(limit=10_000)
     with pytest.raises(TooManyRowsError):
-        sieve.feed((PLAIN.encode() + b"\n") * 100)
+        lines.feed((PLAIN.encode() + b"\n") * 100)
 
 
 def test_a_line_without_end_takes_no_memory() -> None:
-    sieve = LineFilter()
+    lines = LineFilter()
     for _ in range(100):
-        sieve.feed(b"x" * 100_000)
-    sieve.feed(b"\n" + PLAIN.encode())
-    reading = ExpositionReader().read(sieve)
+        lines.feed(b"x" * 100_000)
+    lines.feed(b"\n" + PLAIN.encode())
+    reading = ExpositionReader().read(lines)
     assert reading.rows == (WANTED,)
     assert reading.unread == 1
 

@@ -212,7 +212,7 @@ def test_what_a_moment_heals_is_asked_again_up_to_three_times(name: str) -> None
 def test_a_refused_connection_is_tried_again_until_it_heals() -> None:
     with Simulator(NODE) as xpum:
         xpum.misbehave("refuse")
-        with scraping(xpum.port, sleep=lambda _: xpum.heal()) as scraper:
+        with scraping(xpum.port, sleep=lambda _: xpum.recover()) as scraper:
             assert outcome(scraper) == "links"
         slept: list[float] = []
         xpum.misbehave("refuse")

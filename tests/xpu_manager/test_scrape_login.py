@@ -91,7 +91,7 @@ def test_a_rotated_password_is_tried_until_the_server_has_answered_to_it(
         file.write_text(WORD)
         xpum.misbehave("refuse")
         assert outcome(scraper) == "refused"
-        xpum.heal()
+        xpum.recover()
         assert outcome(scraper) == "links"
 
 
@@ -124,7 +124,7 @@ def test_a_refusal_doubles_the_wait_and_nothing_is_asked_in_between(
             assert xpum.requests == asked
             for early in (0, wait / 2, wait - 1):
                 now[0] += early
-                assert f"refused {asked} times" in text_of(refusal(scraper))
+                assert f"rejected {asked} times" in text_of(refusal(scraper))
                 now[0] -= early
             assert xpum.requests == asked
             now[0] += wait
@@ -171,7 +171,7 @@ def test_silence_after_a_refusal_is_another_one(file: Path, *, known: bool) -> N
             now[0] = 60 + 119
             assert outcome(scraper) == "unauthorized"
             assert xpum.requests == 3
-            xpum.heal()
+            xpum.recover()
             now[0] = 60 + 120
             assert outcome(scraper) == "links"
 
@@ -194,7 +194,7 @@ def test_silence_to_a_password_never_accepted_asks_for_patience(file: Path) -> N
             assert unanswered() == "timeout"
             assert outcome(scraper) == "unauthorized"
             now[0] += 120
-        xpum.heal()
+        xpum.recover()
         assert outcome(scraper) == "links"
         xpum.misbehave("hang")
         assert [unanswered() for _ in range(3)] == ["timeout"] * 3

@@ -104,6 +104,6 @@ def test_a_misbehaviour_ends_as_expected_in_time_and_heals(
         hangs = time_is_up(clock, lambda: xpum.wait_for_request(2))
         with hangs if expected == "timeout" else nullcontext():
             assert outcome(scraper) == expected
-        xpum.heal()
+        xpum.recover()
         clock.now += 3600
         assert outcome(scraper) == "links"

@@ -21,13 +21,12 @@ from tests.xpu_manager.test_scrape import (
     time_is_up,
 )
 from tests.xpu_manager.test_tls_servers import CA, HERE, Authority, https, written
-from xelink.simulators.xpu_manager import Serving, Simulator
-from xelink.simulators.xpu_manager import listener as door
+from xelink.simulators.xpu_manager import Serving, Simulator, listener
 from xelink.xpu_manager.reasons import ScrapeReason
 
 
 def test_https_to_a_plain_port_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "PATIENCE", 0.5)  # it waits for the end of a line
+    monkeypatch.setattr(listener, "TIMEOUT", 0.5)  # it waits for the end of a line
     trust = written(tmp_path, "ca.crt", CA.pem)
     with Simulator(NODE) as xpum, scraping(https(xpum.port, trust)) as scraper:
         error = refusal(scraper)

@@ -65,7 +65,7 @@ def test_a_ca_rotates_in_any_order(site: Site, steps: list[str], outcomes: list[
 
 def drop_connections(xpum: Simulator) -> None:
     xpum.misbehave("refuse")
-    xpum.heal()
+    xpum.recover()
 
 
 def test_a_new_trust_drops_the_connection_that_the_old_one_allowed(site: Site) -> None:

@@ -17,15 +17,7 @@ from xelink.xpu_manager.wording import Options, words
 __all__ = ["HOST", "OPTIONS", "PORT", "TIMEOUT", "NoAnswerError", "scrape", "target"]
 
 PORT = 29999
-OPTIONS = Options(
-    host=HOST,
-    port="--url",
-    cert="--cert",
-    client_cert="--client-cert",
-    client_key="--client-key",
-    username="--username",
-    password_file="--password-file",  # noqa: S106 - the name of an option
-)
+OPTIONS = Options(HOST, "--", "--url")
 """What the user of the tool sets a scrape with."""
 TIMEOUT = 30.0
 

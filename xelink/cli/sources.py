@@ -241,7 +241,7 @@ def _from_frames(options: argparse.Namespace) -> tuple[NodeView, ...]:
 def _from_metrics(options: argparse.Namespace) -> tuple[NodeView, ...]:
     def read(file: BinaryIO) -> Exposition:
         reader = ExpositionReader()
-        sieve = reader.sieve()
+        lines = reader.line_filter()
         chunk = file.read(_CHUNK)
         _require_kind("metrics", options.metrics, chunk)
         size = 0
@@ -249,9 +249,9 @@ def _from_metrics(options: argparse.Namespace) -> tuple[NodeView, ...]:
             size += len(chunk)
             if size > _MOST_METRICS:
                 raise _too_long("metrics", options.metrics, _MOST_METRICS)
-            sieve.feed(chunk)
+            lines.feed(chunk)
             chunk = file.read(_CHUNK)
-        return reader.read(sieve)
+        return reader.read(lines)
 
     try:
         reading = _with_file("metrics", options.metrics, read)

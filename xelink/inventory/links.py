@@ -97,10 +97,10 @@ def join(reading: Reading, inventory: Inventory) -> NodeLinks:
     facts = NodeLinks(
         reading.state, reading.reason, expiry=reading.expiry, published=reading.published
     )
-    topology = reading.said and reading.said.topology
-    if not reading.said or not topology:
+    topology = reading.publication and reading.publication.topology
+    if not reading.publication or not topology:
         return facts
-    if reading.said.whole:
+    if reading.publication.whole:
         return _join_by_map(facts, topology, inventory)
     if not topology.links:
         return facts  # nothing is named that would have to be inferred

@@ -31,15 +31,15 @@ class BoundedPublisher:
         self._lane = SerialWorker(seconds)
 
     def other_writer(self) -> str | None:
-        """Give the other sidecar that writes this file. Raises `PublishError`."""
+        """Return the other sidecar that writes this file. Raises `PublishError`."""
         return self._do(self._publisher.other_writer)
 
     def read(self) -> bytes | None:
-        """Give the file that stands; None where there is none. Raises `PublishError`."""
+        """Return the current file; None where there is none. Raises `PublishError`."""
         return self._do(self._publisher.read)
 
     def publish(self, content: bytes) -> None:
-        """Put `content` in the place of what stands. Raises `PublishError`."""
+        """Replace the current file with `content`. Raises `PublishError`."""
         self._do(lambda: self._publisher.publish(content))
 
     def withdraw(self) -> None:

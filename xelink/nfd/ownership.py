@@ -16,7 +16,7 @@ _FLAGS = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NAMING = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 # Whoever can open it can lock it, and keep us from writing.
 _MODE = 0o600
-_MOST = 200  # bytes of what tells who holds it
+_MOST = 200  # bytes of the name of its holder
 _TRIES = 3
 
 
@@ -29,14 +29,14 @@ class Ownership:
         self._held: int | None = None
 
     def other(self) -> str | None:
-        """Take the lock, if it is not ours; give the host and process that hold it, None if we."""
-        if self._held is not None and self._stands(self._held):
+        """Take the lock; return the host and process that hold it already, None if it is ours."""
+        if self._held is not None and self._is_current(self._held):
             return None
         self.release()
         for _ in range(_TRIES):
             try:
                 descriptor = self._open(_FLAGS)
-            except OSError:  # who writes tells what is wrong with this directory
+            except OSError:  # the writer reports what is wrong with this directory
                 return None
             try:
                 other = self._lock(descriptor)
@@ -46,7 +46,7 @@ class Ownership:
                 os.close(descriptor)
                 return other
             # It may have been removed in between: then another one locks the one that is there.
-            if self._stands(descriptor):
+            if self._is_current(descriptor):
                 self._held = descriptor
                 return None
             os.close(descriptor)
@@ -54,7 +54,7 @@ class Ownership:
 
     def remove(self) -> None:
         """Remove the file, if it is ours."""
-        if self._held is not None and self._stands(self._held):
+        if self._held is not None and self._is_current(self._held):
             with suppress(OSError):
                 (self._directory / self._name).unlink()
 
@@ -65,15 +65,15 @@ class Ownership:
             os.close(held)
 
     def _lock(self, descriptor: int) -> str | None:
-        """Lock a file and write down who did; give who has done so before. Raises `OSError`."""
+        """Lock a file and write down who did; return who has done so before. Raises `OSError`."""
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             with suppress(OSError):
-                told = os.pread(descriptor, _MOST, 0).decode("ascii", "replace").strip()
-                return told or "unknown"
+                holder = os.pread(descriptor, _MOST, 0).decode("ascii", "replace").strip()
+                return holder or "unknown"
             return "unknown"
         with suppress(OSError):
             writer = self._open(_NAMING)
@@ -95,8 +95,8 @@ class Ownership:
         finally:
             os.close(directory)
 
-    def _stands(self, descriptor: int) -> bool:
-        """Tell whether it is this file that stands at the path."""
+    def _is_current(self, descriptor: int) -> bool:
+        """Return whether this file is the one at the path."""
         try:
             there = os.stat(self._directory / self._name, follow_symlinks=False)  # noqa: PTH116 - each tick
             return os.path.samestat(there, os.fstat(descriptor))

@@ -1,7 +1,7 @@
-"""What the feature file says of this node's links, and when it stops to say so.
+"""What the feature file says of this node's links, until it expires.
 
-`look` is one look at the file, `read` says what it means at an instant, `follow` is the loop that
-looks and tells each change once; `links` joins it to GPUs. A file counts whole or not at all, and
+`look` reads the file once, `read` returns what it means at an instant, `follow` is the loop that
+polls and reports each change once; `links` joins it to GPUs. A file counts whole or not at all, and
 only until its expiry; whatever is wrong with it is a `FileState` with a reason, never an exception.
 """
 
@@ -25,9 +25,9 @@ from xelink.topology.text import printable
 DEFAULT_PATH = Path("/etc/kubernetes/node-feature-discovery/features.d/xpum-sidecar-labels.txt")
 POLL_SECONDS = 1.0
 SETTLED = timedelta(milliseconds=300)
-"""How long a file must stand unchanged that nothing proves to be complete."""
+"""How long a file must be unchanged that nothing proves to be complete."""
 
-PATIENCE = 5.0
+TIMEOUT = 5.0
 """Seconds for one look at the file."""
 
 _HANGS = "not read within {:g} s: its file system does not answer"
@@ -50,7 +50,7 @@ class FileState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One look at the file: `content` is None, and `problem` says why, where it cannot be read.
+    """One look at the file: `content` is None, and `problem` is why, where it cannot be read.
 
     `signature` differs whenever the file may; `modified` is when it was last written.
     """
@@ -63,36 +63,38 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the file means at one instant; `said` is None unless it may be used.
+    """What the file means at one instant; `publication` is None unless it may be used.
 
     `published` is when the file was last written, which a mere renewal of its expiry is, too.
     """
 
     state: FileState
     reason: str = ""
-    said: Publication | None = None
+    publication: Publication | None = None
     expiry: datetime | None = None
     published: datetime | None = None
 
     def outlived(self, now: datetime) -> bool:
-        """Tell whether only time has made this reading wrong: the file must be read again."""
+        """Return whether only time has made this reading wrong: the file must be read again."""
         expired = self.expiry is not None and self.expiry < now
         return expired is not (self.state is FileState.EXPIRED)
 
     def settled(self, now: datetime) -> bool:
-        """Tell whether the file is complete for certain.
+        """Return whether the file is complete for certain.
 
         Only a file with our raw features proves it. Anything else may be one that is being written
-        in place, of which half can look valid: it has to stand unchanged for a moment.
+        in place, of which half can look valid: it has to be unchanged for a moment.
         """
-        if self.published is None or (self.said and self.said.whole and self.said.topology):
+        if self.published is None or (
+            self.publication and self.publication.whole and self.publication.topology
+        ):
             return True
         # Not only the past: after a step of the clock a file can be from the future.
         return abs(now - self.published) >= SETTLED
 
 
 def look(path: Path, before: Look | None = None) -> Look:
-    """Look at the file; the same object as `before` says that nothing has changed."""
+    """Look at the file; the same object as `before` is returned where nothing has changed."""
     try:
         if before and before.signature == _signature(path.stat()):
             return before
@@ -111,42 +113,42 @@ Looking: TypeAlias = Callable[[Path, Look | None], Look]
 
 
 def _look_into(descriptor: int) -> Look:
-    told = os.fstat(descriptor)
-    if not stat.S_ISREG(told.st_mode):
-        return Look(_signature(told), problem="not a regular file")
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        return Look(_signature(status), problem="not a regular file")
     with os.fdopen(descriptor, "rb", closefd=False) as file:
         content = file.read(nfd_format.FILE_LIMIT + 1)
-    return Look(_signature(told), content, _instant(told.st_mtime))
+    return Look(_signature(status), content, _instant(status.st_mtime))
 
 
-def _signature(told: os.stat_result) -> tuple[int, ...]:
-    return (told.st_dev, told.st_ino, told.st_size, told.st_mtime_ns, told.st_ctime_ns)
+def _signature(status: os.stat_result) -> tuple[int, ...]:
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _instant(seconds: float) -> datetime | None:
     try:
         return datetime.fromtimestamp(seconds, UTC)
-    except (OverflowError, ValueError, OSError):  # a file system may say anything
+    except (OverflowError, ValueError, OSError):  # a file system may report anything
         return None
 
 
 def read(seen: Look, namespace: str, now: datetime) -> Reading:
-    """Say what the file means at the instant `now` (with a time zone); never raises."""
+    """Return what the file means at the instant `now` (with a time zone); never raises."""
     if seen.content is None:
         return Reading(FileState.MISSING, seen.problem, published=seen.modified)
     try:
-        said = publication.read(seen.content, namespace, now)
+        found = publication.read(seen.content, namespace, now)
     except publication.UnusableError as error:
-        # NFD's own rules may have told more of a file that says nothing.
+        # NFD's own rules may know more about a file that cannot be used.
         file = nfd_format.parse(seen.content, now)
         reason = printable("; ".join((str(error), *file.problems)), _REASON_LIMIT)
         return Reading(_UNUSABLE[type(error)], reason, None, file.expiry, seen.modified)
     state, reason = FileState.IN_USE, ""
-    if said.topology is None:
-        state, reason = FileState.NO_FABRIC_DATA, "XPU Manager here tells nothing of Xe Links"
-    elif not said.whole:
+    if found.topology is None:
+        state, reason = FileState.NO_FABRIC_DATA, "the source here has no data of Xe Links"
+    elif not found.whole:
         reason = "labels only, without lanes and id map"
-    return Reading(state, reason, said, said.expiry, seen.modified)
+    return Reading(state, reason, found, found.expiry, seen.modified)
 
 
 _UNUSABLE: Mapping[type[publication.UnusableError], FileState] = {
@@ -163,49 +165,50 @@ def _utc_now() -> datetime:
 async def follow(  # noqa: PLR0913 - what the tests replace has names
     path: Path,
     namespace: str,
-    tell: Callable[[Reading], None],
+    report: Callable[[Reading], None],
     stop: asyncio.Event,
     *,
     now: Callable[[], datetime] = _utc_now,
     every: float = POLL_SECONDS,
     looking: Looking = look,
-    patience: float = PATIENCE,
+    time_limit: float = TIMEOUT,
 ) -> None:
-    """Look at the file every so many seconds until `stop` is set, and tell each new reading.
+    """Poll the file every so many seconds until `stop` is set, and report each new reading.
 
-    The first reading is told at once, then every change: of what it says, of its expiry, and the
-    expiry itself, which comes without any change of the file. What `tell` raises ends the loop.
+    The first reading is reported at once, then every change: of its content, of its expiry, and
+    the expiry itself, which comes without any change of the file. What `report` raises ends the
+    loop.
 
-    Where the file system does not answer for `patience` seconds, what the file said last holds on
+    Where the file system does not answer for `time_limit` seconds, the last content counts
     until its expiry.
     """
     seen: Look | None = None
-    told: Reading | None = None
+    last: Reading | None = None
     unsettled = False
 
     def is_due() -> bool:
-        outlived = told is not None and told.outlived(now())
+        outlived = last is not None and last.outlived(now())
         return unsettled or outlived or looking(path, seen) is not seen
 
     while not stop.is_set():
         # Beside the loop, which a file system that does not answer would hold: RPCs and signals.
         looks = asyncio.ensure_future(run_in_thread(partial(looking, path, seen)))
-        wait = patience
+        wait = time_limit
         while not await first_of(asyncio.wait([looks]), stop.wait(), seconds=wait):
-            if told is None or told.outlived(now()):
+            if last is None or last.outlived(now()):
                 unsettled = True  # whatever comes next is read
-                told = Reading(FileState.MISSING, _HANGS.format(patience))
-                tell(told)
+                last = Reading(FileState.MISSING, _HANGS.format(time_limit))
+                report(last)
             wait = every
         if not looks.done():  # the end came
             looks.cancel()
             return
         found, instant = looks.result(), now()
-        if told is None or unsettled or found is not seen or told.outlived(instant):
+        if last is None or unsettled or found is not seen or last.outlived(instant):
             reading = read(found, namespace, instant)
             unsettled = not reading.settled(instant)
-            if not unsettled and reading != told:
-                told = reading
-                tell(reading)
+            if not unsettled and reading != last:
+                last = reading
+                report(reading)
         seen = found
         await first_of(stop.wait(), until(is_due, lambda: every))

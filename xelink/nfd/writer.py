@@ -25,9 +25,10 @@ _MOST = 1 << 20  # bytes to read of what somebody else may have put in its place
 _MODE = 0o644  # NFD's worker is another user than we are
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
-# What we leave behind when killed; and the reference: Go's os.MkdirTemp(prefix, "xpumsidecar")
+# What we leave behind when killed, and what Intel's XeLink sidecar does, with the name that Go
+# gives a temporary directory of the prefix "xpumsidecar"
 _STAGED = re.compile(r".+\.[0-9a-f]{16}", re.DOTALL)
-_REFERENCE_LEFTOVER = re.compile(r"xpumsidecar[0-9]+")
+_INTEL_LEFTOVER = re.compile(r"xpumsidecar[0-9]+")
 
 
 class OnExit(Enum):
@@ -69,7 +70,7 @@ class Publisher:
         self._ownership = Ownership(self._stage, path.name)
 
     def other_writer(self) -> str | None:
-        """Give the other sidecar that writes this file; None where it is ours, from now on."""
+        """Return the other sidecar that writes this file; None where it is ours, from now on."""
         return self._ownership.other()
 
     def close(self) -> None:
@@ -77,7 +78,7 @@ class Publisher:
         self._ownership.release()
 
     def read(self) -> bytes | None:
-        """Give the file that stands; None where there is none, or none of ours.
+        """Return the current file; None where there is none, or none of ours.
 
         Raises `PublishError` where that is not known.
         """
@@ -101,7 +102,7 @@ class Publisher:
         return PublishError(f"{self._path}: not read: {error.strerror or error}")
 
     def publish(self, content: bytes) -> None:
-        """Put `content` in the place of what stands, in one step. Raises `PublishError`."""
+        """Replace the current file with `content`, in one step. Raises `PublishError`."""
         with (
             self._explained(),
             _directory(self._path.parent) as target,
@@ -125,10 +126,10 @@ class Publisher:
             self._stage.rmdir()
 
     def prepare(self) -> list[str]:
-        """Make the stage, and remove what killed predecessors left, ours and the reference's.
+        """Make the stage, and remove what earlier runs left, ours and Intel's XeLink sidecar's.
 
         To be called well before the first publication: making the stage is itself an event, and
-        NFD would drop the one that follows it. Gives the names of what was removed.
+        NFD would drop the one that follows it. Return the names of what was removed.
         """
         removed: list[str] = []
         with suppress(OSError), _directory(self._stage, create=True) as stage:
@@ -139,9 +140,7 @@ class Publisher:
                         removed.append(f"{STAGE}/{name}")
         with suppress(OSError):
             for entry in sorted(os.scandir(self._stage.parent), key=lambda entry: entry.name):
-                if _REFERENCE_LEFTOVER.fullmatch(entry.name) and entry.is_dir(
-                    follow_symlinks=False
-                ):
+                if _INTEL_LEFTOVER.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
                     with suppress(OSError):
                         shutil.rmtree(entry.path)
                         removed.append(entry.name)
@@ -165,8 +164,8 @@ _NONE_OF_OURS = {
 }
 
 _HINTS = {
-    errno.EISDIR: "a directory stands where the file should be",
-    errno.ENOTDIR: "remove the file or link that stands where a directory should be",
+    errno.EISDIR: "there is a directory where the file should be",
+    errno.ENOTDIR: "remove the file or link where a directory should be",
     errno.EROFS: "mount it read-write",
     errno.EACCES: "this user may not write there",
     errno.EPERM: "this user may not write there",
@@ -178,7 +177,7 @@ _HINTS = {
 def _written(directory: int, name: str, content: bytes) -> Iterator[None]:
     """Hold a new, synced, readable file while the block moves it; leave none behind on failure.
 
-    It is locked, so that another instance can tell it from what a killed one left.
+    It is locked, so that another instance can distinguish it from leftovers.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(name, flags, _MODE, dir_fd=directory)
@@ -198,7 +197,7 @@ def _written(directory: int, name: str, content: bytes) -> Iterator[None]:
 
 
 def _is_abandoned(directory: int, name: str) -> bool:
-    """Tell whether nobody holds a staged file any more."""
+    """Return whether nobody holds a staged file any more."""
     try:
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
     except OSError:

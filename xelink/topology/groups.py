@@ -1,7 +1,7 @@
 """Groups: sets of GPUs that are all linked to each other.
 
 A graph can have more groups than anybody can go through, and links come from outside. So a search
-counts its steps and ends at a bound that no real node comes near; the answer says whether it did.
+counts its steps and ends at a bound that no real node comes near; the result says whether it did.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,8 +22,8 @@ class Largest(NamedTuple):
     complete: bool
 
     @property
-    def told(self) -> str:
-        """Its size, as far as it is known."""
+    def size_text(self) -> str:
+        """Its size in words, as far as it is known."""
         return f"{'' if self.complete else 'at least '}{len(self.group)}"
 
 
@@ -100,7 +100,7 @@ def maximal_groups(
 
 
 def _numbered(neighbors: Mapping[int, AbstractSet[int]]) -> tuple[list[int], list[int]]:
-    """Give the GPUs that have a link, sorted, and for each its neighbors as a set of places."""
+    """Return the GPUs that have a link, sorted, and for each its neighbors as a set of places."""
     gpus = sorted(gpu for gpu, others in neighbors.items() if others)
     places = {gpu: place for place, gpu in enumerate(gpus)}
     return gpus, [
@@ -115,7 +115,7 @@ def _members(mask: int) -> Iterator[int]:
 
 
 def _color(candidates: int, links: list[int]) -> list[tuple[int, int]]:
-    """Give each candidate the number of colors used up to it, in the order of coloring."""
+    """Return for each candidate the number of colors used up to it, in the order of coloring."""
     order: list[tuple[int, int]] = []
     color = 0
     while candidates:

@@ -26,7 +26,7 @@ class LabelSetError(ValueError):
 
 
 def own(name: str, namespace: str) -> bool:
-    """Tell whether a full name is one of those that tell of links in this namespace."""
+    """Return whether a full name is one of those for links in this namespace."""
     owner, slash, local = name.rpartition("/")
     return bool(slash) and owner == namespace and bool(_OWN.fullmatch(local))
 
@@ -67,7 +67,7 @@ def join(chunks: Iterable[str]) -> str:
 
 
 def encode(links: Iterable[Link], namespace: str) -> dict[str, str]:
-    """Give the labels, full name to value, for these links; no links are one empty value."""
+    """Return the labels, full name to value, for these links; no links are one empty value."""
     return {
         f"{namespace}/{LABEL}{number if number > 1 else ''}": chunk
         for number, chunk in enumerate(split(links_text(links)), start=1)
@@ -75,7 +75,7 @@ def encode(links: Iterable[Link], namespace: str) -> dict[str, str]:
 
 
 def decode(labels: Mapping[str, str], namespace: str) -> tuple[Link, ...]:
-    """Give the links, sorted and without lanes, that a whole set of labels stands for.
+    """Return the links, sorted and without lanes, of a whole set of labels.
 
     Labels that are not `xe-links` plus digits in `namespace` are ignored, so any node's labels can
     be given. Raises `LabelSetError` when the set is absent, incomplete, invalid or inconsistent.

@@ -17,7 +17,7 @@ GPU_LIMIT = 64
 """GPUs of one node: four times as many as the largest node has."""
 
 TILE_LIMIT = 128
-"""Tiles of one node: four times as many as XPU Manager tells the topology of."""
+"""Tiles of one node: four times as many as XPU Manager reports the topology of."""
 
 _CARD = re.compile(r"card[0-9]{1,6}", re.ASCII)
 
@@ -51,7 +51,7 @@ class Link:
 
     @classmethod
     def between(cls, one: Tile, other: Tile, lanes: int = 0, lanes_back: int = 0) -> "Link":
-        """Sort the ends, so that the direction in which a link was seen cannot leak."""
+        """Sort the ends, so that the direction in which a link was reported cannot leak."""
         if other < one:
             return cls(other, one, lanes_back, lanes)
         return cls(one, other, lanes, lanes_back)
@@ -71,7 +71,7 @@ class Link:
 
 
 class PortState(Enum):
-    """Health of a GPU's Xe Link ports as reported by XPU Manager, from best to worst."""
+    """Health of a GPU's Xe Link ports, from best to worst."""
 
     HEALTHY = "healthy"
     DEGRADED = "degraded"
@@ -81,7 +81,7 @@ class PortState(Enum):
 
 @dataclass(frozen=True, order=True, slots=True)
 class Gpu:
-    """One entry of the id map: XPU Manager's device id and what it stands for on this node."""
+    """One entry of the id map: the device id and what it is on this node."""
 
     id: int
     bdf: str
@@ -140,7 +140,7 @@ class Topology:
 
 
 def excess(tiles: Iterable[Tile], gpus: Iterable[int] = ()) -> str | None:
-    """Say that so many tiles and device ids are of no real node; None when they can be of one.
+    """Return why so many tiles and device ids are of no real node; None when they can be of one.
 
     Work on a topology grows faster than its size, and whoever answers in XPU Manager's place can
     name as many GPUs as fit an answer.

@@ -105,7 +105,7 @@ def format_expiry(instant: datetime) -> str:
 
 
 def without_expiry(content: bytes) -> bytes:
-    """Give a feature file that says the same for ever."""
+    """Return the feature file without its expiry."""
     directive = f"{_DIRECTIVE}expiry-time".encode()
     return b"".join(
         line for line in content.splitlines(keepends=True) if not line.startswith(directive)
@@ -118,12 +118,12 @@ def format_raw(name: str, value: str) -> str:
 
 
 def label_problem(name: str, value: str) -> str | None:
-    """Say why Kubernetes or NFD would refuse this label; None when both accept it."""
+    """Return why Kubernetes or NFD would refuse this label; None when both accept it."""
     return name_problem(name) or value_problem(value)
 
 
 def name_problem(name: str) -> str | None:
-    """Say why a label or raw feature of this name would be refused."""
+    """Return why a label or raw feature of this name would be refused."""
     namespace, _, local = name.rpartition("/")
     if "/" in name and (problem := namespace_problem(namespace)):
         return problem
@@ -133,7 +133,7 @@ def name_problem(name: str) -> str | None:
 
 
 def namespace_problem(namespace: str) -> str | None:
-    """Say why a label in this namespace would be refused."""
+    """Return why a label in this namespace would be refused."""
     if len(namespace) > _SUBDOMAIN_LIMIT or not _SUBDOMAIN.fullmatch(namespace):
         return "a label's namespace should be a lower-case DNS name such as gpu.intel.com"
     if _DENIED.fullmatch(namespace) and not _ALLOWED.fullmatch(namespace):
@@ -142,14 +142,14 @@ def namespace_problem(namespace: str) -> str | None:
 
 
 def namespace(value: str) -> str:
-    """Give the namespace as it is. Raises `ValueError` when labels in it would be refused."""
+    """Return the namespace as it is. Raises `ValueError` when labels in it would be refused."""
     if problem := namespace_problem(value):
         raise ValueError(problem)
     return value
 
 
 def value_problem(value: str) -> str | None:
-    """Say why Kubernetes would refuse this label value."""
+    """Return why Kubernetes would refuse this label value."""
     if len(value) > _NAME_LIMIT or (value and not _NAME.fullmatch(value)):
         return f"label value {value!r} is not at most 63 of A-Z a-z 0-9 - _ . between alphanumerics"
     return None

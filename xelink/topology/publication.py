@@ -1,4 +1,4 @@
-"""What one feature file says of a node: rendered by the writer, read back by every reader.
+"""What one feature file publishes of a node: rendered by the writer, read back by every reader.
 
 Labels are what Kubernetes sees; two raw features carry, in the same file and so at the same
 instant, what labels cannot: the lanes of each direction and the id map. Both are JSON, which can
@@ -23,6 +23,8 @@ GPUS = f"{labels.LABEL}.gpus"
 GROUP = f"{labels.LABEL}.group"
 STATE = f"{labels.LABEL}.state"
 HASH = f"{labels.LABEL}.hash"
+SUMMARIES = (COUNT, GPUS, GROUP, STATE, HASH)
+"""The labels that sum up the links."""
 RAW_TOPOLOGY = f"{labels.LABEL}.topology"
 RAW_ID_MAP = f"{labels.LABEL}.id-map"
 
@@ -31,7 +33,7 @@ _MOST = 10**9
 
 
 class LinkState(Enum):
-    """What is known of the node's Xe Links, as the `xe-links.state` label tells it."""
+    """What is known of the node's Xe Links, in the words of the `xe-links.state` label."""
 
     LINKS = "links"
     NONE = "none"
@@ -39,7 +41,7 @@ class LinkState(Enum):
 
 
 class UnusableError(ValueError):
-    """The file says nothing that may be used: a reader goes on as if it were not there."""
+    """Nothing in the file may be used: a reader goes on as if it were not there."""
 
 
 class AbsentError(UnusableError):
@@ -66,9 +68,9 @@ class TooLongError(UnwritableError):
 class Publication:
     """One node's published truth.
 
-    `topology` is None when the source has no fabric data. `expiry` is None when it speaks for
-    ever. `whole` says that the raw features came with the labels: without them links have no lanes
-    and nothing maps ids to PCI addresses.
+    `topology` is None when the source has no fabric data. `expiry` is None when it never
+    expires. `whole` is whether the raw features came with the labels: without them links have no
+    lanes and nothing maps ids to PCI addresses.
     """
 
     topology: Topology | None
@@ -77,13 +79,13 @@ class Publication:
 
     @property
     def state(self) -> LinkState:
-        """What the `xe-links.state` label says."""
+        """The value of the `xe-links.state` label."""
         if self.topology is None:
             return LinkState.NO_FABRIC_DATA
         return LinkState.LINKS if self.topology.links else LinkState.NONE
 
     def until(self, expiry: datetime | None) -> "Publication":
-        """Say the same with another expiry."""
+        """Return the same with another expiry."""
         return replace(self, expiry=expiry)
 
 
@@ -95,7 +97,7 @@ def links_hash(links: tuple[Link, ...]) -> str:
 def node_labels(
     publication: Publication, namespace: str, *, summary: bool = True
 ) -> dict[str, str]:
-    """Give every label, full name to value, that the publication puts on a node.
+    """Return every label, full name to value, that the publication puts on a node.
 
     The size of the largest group is left out where the search for it was cut short.
     """
@@ -109,7 +111,7 @@ def node_labels(
             summaries = {
                 COUNT: str(len(topology.links)),
                 GPUS: str(len(neighbors)),
-                # A label has no way to say "at least": who selects by it would be told wrong.
+                # A label has no way to say "at least": a selector on it would be wrong.
                 **({GROUP: str(len(largest.group))} if largest.complete else {}),
                 **summaries,
                 HASH: links_hash(topology.links),
@@ -119,7 +121,7 @@ def node_labels(
 
 
 def raw_features(publication: Publication, namespace: str) -> dict[str, str]:
-    """Give the raw features, full name to value: the unsplit topology and the id map."""
+    """Return the raw features, full name to value: the unsplit topology and the id map."""
     topology = publication.topology
     if topology is None:
         return {}
@@ -130,7 +132,7 @@ def raw_features(publication: Publication, namespace: str) -> dict[str, str]:
 
 
 def shape(topology: Topology) -> dict[str, Any]:
-    """Give tiles and links with the lanes of both directions, ready for JSON."""
+    """Return tiles and links with the lanes of both directions, ready for JSON."""
     return {
         "tiles": [str(tile) for tile in topology.tiles],
         "links": [
@@ -140,7 +142,7 @@ def shape(topology: Topology) -> dict[str, Any]:
 
 
 def id_map(topology: Topology) -> list[dict[str, Any]]:
-    """Give what is known of each GPU, ready for JSON."""
+    """Return what is known of each GPU, ready for JSON."""
     return [_gpu_entry(gpu) for gpu in topology.gpus]
 
 
@@ -177,7 +179,7 @@ def _require_room(size: int) -> None:
 def read(content: bytes, namespace: str, now: datetime) -> Publication:
     """Read what a feature file publishes at the instant `now`: all of it, or nothing.
 
-    Files of the reference sidecar, which have labels only, are understood. Raises `AbsentError`,
+    Files of Intel's XeLink sidecar, which have labels only, are understood. Raises `AbsentError`,
     `ExpiredFileError` or `InconsistentError`.
     """
     file = nfd_format.parse(content, now)

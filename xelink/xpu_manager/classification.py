@@ -84,12 +84,12 @@ def answered(observation: Observation) -> Observation:
 
 
 def _contradicting(reading: Exposition) -> frozenset[tuple[Tile, Tile]]:
-    """Find what XPU Manager before 1.2.16 tells twice: as it is, and as it was."""
-    said: dict[tuple[Tile, Tile], tuple[TileConnection, int]] = {}
+    """Return what XPU Manager before 1.2.16 reports twice: as it is, and as it was."""
+    first: dict[tuple[Tile, Tile], tuple[TileConnection, int]] = {}
     return frozenset(
         (row.local, row.remote)
         for row in reading.rows
-        if said.setdefault((row.local, row.remote), (row.connection, row.lanes))
+        if first.setdefault((row.local, row.remote), (row.connection, row.lanes))
         != (row.connection, row.lanes)
     )
 
@@ -107,7 +107,7 @@ def _admit(reading: Exposition, rules: Rules) -> Admitted:
 
 
 def _id_map(reading: Exposition) -> tuple[tuple[Gpu, ...], frozenset[int]]:
-    """Give the GPUs that the rows agree on, and the ids that they do not agree on."""
+    """Return the GPUs that the rows agree on, and the ids that they do not agree on."""
     by_id: dict[int, set[str]] = {}
     by_bdf: dict[str, set[int]] = {}
     latest: dict[int, Gpu] = {}

@@ -1,4 +1,4 @@
-"""One exposition: what its sieved lines say of the topology.
+"""One exposition: what its filtered lines say of the topology.
 
 A topology hardly ever changes: one whose bytes are those of the last scrape is not parsed
 again. Pure.
@@ -25,11 +25,11 @@ _PORT_STATES = {
 
 @dataclass(frozen=True)
 class Exposition:
-    """What one exposition says of the topology."""
+    """What one exposition reports of the topology."""
 
     rows: tuple[TopologyRow, ...]
     ports: Mapping[str, PortState]
-    """State of the Xe Link ports by the PCI address of the GPU; the worst that was told."""
+    """State of the Xe Link ports by the PCI address of the GPU; the worst that was reported."""
     unread: int
     """Rows that could not be understood."""
     unread_ports: int
@@ -60,33 +60,33 @@ class _Memory(NamedTuple):
 
 
 class ExpositionReader:
-    """Reads sieved lines, and knows a topology again that has not changed."""
+    """Reads filtered lines, and recognizes a topology that has not changed."""
 
     def __init__(self) -> None:
         self._last: _Memory | None = None
 
-    def sieve(self) -> LineFilter:
-        """Give the sieve for the next body, which looks where the last one had its lines."""
+    def line_filter(self) -> LineFilter:
+        """Return the filter for the next body, which looks where the last one had its lines."""
         return LineFilter(ports_follow=self._last is not None and self._last.ports_follow)
 
-    def read(self, sieve: LineFilter) -> Exposition:
-        """Parse what the sieve kept; the same bytes give the very same `Exposition`."""
-        sieve.finish()
-        last, origin = self._last, (sieve.foreign, sieve.strange)
+    def read(self, lines: LineFilter) -> Exposition:
+        """Parse what the filter kept; the same bytes give the very same `Exposition`."""
+        lines.finish()
+        last, origin = self._last, (lines.foreign, lines.strange)
         if (
             last
-            and last.links == sieve.links
-            and last.ports == sieve.ports
-            and (last.overlong, last.origin) == (sieve.overlong, origin)
+            and last.links == lines.links
+            and last.ports == lines.ports
+            and (last.overlong, last.origin) == (lines.overlong, origin)
         ):
             return last.reading
-        links, ports = bytes(sieve.links), bytes(sieve.ports)
-        follow = bool(links) and not sieve.ports_lead
-        if last and sieve.ports_follow and not ports and last.ports:
-            # Not found where they were looked for, which is no news: the next sieve looks at all.
+        links, ports = bytes(lines.links), bytes(lines.ports)
+        follow = bool(links) and not lines.ports_lead
+        if last and lines.ports_follow and not ports and last.ports:
+            # Not found where they were looked for, which is no news: the next filter looks at all.
             ports, follow = last.ports, False
-        reading = read(links, ports, overlong=sieve.overlong, origin=origin)
-        self._last = _Memory(links, ports, sieve.overlong, origin, reading, follow)
+        reading = read(links, ports, overlong=lines.overlong, origin=origin)
+        self._last = _Memory(links, ports, lines.overlong, origin, reading, follow)
         return reading
 
 

@@ -102,15 +102,15 @@ class LineFilter:
 
 
 def _has_line(block: bytes, beginnings: tuple[bytes, ...], start: int, end: int) -> bool:
-    """Tell whether a line begins with one of these."""
+    """Return whether a line begins with one of these."""
     return block.startswith(beginnings, start, end) or any(
         block.find(b"\n" + beginning, start, end) >= 0 for beginning in beginnings
     )
 
 
 def _keep(name: bytes, kept: bytearray, block: bytes, start: int, end: int) -> int:
-    """Keep the lines from the first sample to the last mention; say where the first begins."""
-    # Most chunks have none; `rfind` tells so in half the time that `find` takes.
+    """Keep the lines from the first sample to the last mention; return where the first begins."""
+    # Most chunks have none; `rfind` finds that out in half the time that `find` takes.
     last = block.rfind(name, start, end)
     first = _first_sample(block, name, start, last + len(name)) if last >= 0 else -1
     if first >= 0:

@@ -19,7 +19,7 @@ _WEB_PAGE = re.compile(rb"<(?:!doctype html|html|head|body)\b", re.IGNORECASE)
 
 
 def described(beginning: bytes) -> str:
-    """Say what begins so, and quote its first line."""
+    """Return what begins so, and its first line in quotes."""
     text = beginning.lstrip(b"\xef\xbb\xbf \t\r\n")
     if not text:
         return "an empty answer, no metrics"
@@ -45,6 +45,6 @@ def _kind(text: bytes) -> str:
 
 
 def _first_line(text: str) -> str:
-    """Give the first line with something on it; `repr` quotes it, and escapes its controls."""
+    """Return the first line with something on it; `repr` quotes it, and escapes its controls."""
     line = text.strip().partition("\n")[0].strip()
     return line if len(line) <= _LINE_LIMIT else f"{line[:_LINE_LIMIT]}..."

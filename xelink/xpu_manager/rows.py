@@ -51,7 +51,7 @@ class _Likeness(NamedTuple):
     begin: bytes
     """All of the line before the remote tile."""
     ends: Mapping[bytes, TileConnection]
-    """How the line may end after the remote tile, by what the value says."""
+    """How the line may end after the remote tile, by what the value means."""
     local: Tile
     lanes: int
     on_subdevice: bool
@@ -76,7 +76,7 @@ class Matrix:
         self._remotes: dict[bytes, Tile] = {}
 
     def read(self, block: bytes) -> tuple[list[TopologyRow], int]:
-        """Give the rows of a block of lines, and how many could not be understood."""
+        """Return the rows of a block of lines, and how many could not be understood."""
         rows: list[TopologyRow] = []
         unread = 0
         known = self._remotes.get

@@ -28,19 +28,19 @@ class MalformedSampleError(ValueError):
 
 
 def is_sample(line: bytes, name: bytes) -> bool:
-    """Tell whether a line is a sample of this name, of all of it, whatever it is worth."""
+    """Return whether a line is a sample of this whole name, well-formed or not."""
     if not line.startswith(name):
         line = line.lstrip(_BLANKS)
     return line.startswith(name) and ends_name(line, len(name))
 
 
 def ends_name(text: bytes, place: int) -> bool:
-    """Tell whether the name of a metric that goes up to this place ends there."""
+    """Return whether the name of a metric that goes up to this place ends there."""
     return text[place : place + 1] not in _OF_A_NAME
 
 
 def parse(line: bytes, name: bytes) -> tuple[Mapping[bytes, bytes], bytes]:
-    """Give the labels, each under the key `,name=`, and the value of a sample.
+    """Return the labels, each under the key `,name=`, and the value of a sample.
 
     Raises `MalformedSampleError`.
     """

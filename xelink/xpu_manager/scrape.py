@@ -66,7 +66,7 @@ class ScrapeTarget:
 
 
 class _Login:
-    """HTTP Basic, and the patience that a refusal asks for."""
+    """HTTP Basic, and the back-off after a rejection."""
 
     def __init__(
         self, credentials: Credentials | None, monotonic: Callable[[], float], read: Read
@@ -76,18 +76,18 @@ class _Login:
         self._monotonic = monotonic
         self._sent: bytes | None = None
         self._accepted: bytes | None = None
-        self._refused: bytes | None = None
-        self._refusals = 0
+        self._rejected: bytes | None = None
+        self._rejections = 0
         self._not_before = 0.0
 
     def auth(self) -> httpx.Auth | None:
-        """Give what to send. Raises `ScrapeError` while it is too early to try again."""
+        """Return what to send. Raises `ScrapeError` while it is too early to try again."""
         password = self._password(self._credentials.password_file) if self._credentials else None
         left = self._not_before - self._monotonic()
-        if self._refusals and left > 0 and password == self._refused:
+        if self._rejections and left > 0 and password == self._rejected:
             raise ScrapeError(
                 ErrorCode.NOT_ASKED_AGAIN,
-                cause=f"refused {self._refusals} times, or not answered",
+                cause=f"rejected {self._rejections} times, or not answered",
                 seconds=left,
             )
         self._sent = password
@@ -96,27 +96,27 @@ class _Login:
         return httpx.BasicAuth(self._credentials.username, password)
 
     def accepted(self) -> None:
-        self._refusals = 0
+        self._rejections = 0
         self._accepted = self._sent
 
-    def refused(self) -> tuple[ErrorCode, float]:
+    def rejected(self) -> tuple[ErrorCode, float]:
         """Wait longer before the next try; return the error, and for how many seconds."""
-        wait = min(_BACKOFF_MOST, _BACKOFF_FIRST * 2**self._refusals)
-        self._refusals += 1
-        self._refused = self._sent
+        wait = min(_BACKOFF_MOST, _BACKOFF_FIRST * 2**self._rejections)
+        self._rejections += 1
+        self._rejected = self._sent
         self._not_before = self._monotonic() + wait
         code = ErrorCode.PASSWORD_REJECTED if self._credentials else ErrorCode.PASSWORD_WANTED
         return code, wait
 
     def unanswered(self) -> None:
-        """Take silence for a refusal, unless this password was accepted before.
+        """Take silence for a rejection, unless this password was accepted before.
 
         The server sleeps before it refuses, each time for longer, and holds one of its four
         threads meanwhile: a wrong password may never be answered in time.
         """
-        again = self._refusals and self._sent == self._refused
+        again = self._rejections and self._sent == self._rejected
         if again or (self._sent is not None and self._sent != self._accepted):
-            self.refused()
+            self.rejected()
 
     def _password(self, file: Path) -> bytes:
         try:
@@ -174,7 +174,7 @@ class Scraper:
         self.certificate_expiry: float | None = None
         """When the server's certificate ends, in seconds since 1970."""
         self.content_type: str | None = None
-        """What the last answer, good or bad, was said to be."""
+        """The Content-Type of the last answer, good or bad."""
 
     @property
     def url(self) -> str:
@@ -225,18 +225,18 @@ class Scraper:
             self._note_certificate(response)
             self.content_type = response.headers.get("Content-Type")
             self._check(response)
-            sieve = self._reader.sieve()
+            lines = self._reader.line_filter()
             size = 0
             for chunk in response.iter_raw():
                 size += len(chunk)
                 if size > self._target.max_body:
                     raise self._too_large()
-                sieve.feed(chunk)
-        return self._reader.read(sieve)
+                lines.feed(chunk)
+        return self._reader.read(lines)
 
     def _check(self, response: httpx.Response) -> None:
         if response.status_code == _UNAUTHORIZED:
-            code, wait = self._login.refused()  # before its body is read, which may fail
+            code, wait = self._login.rejected()  # before its body is read, which may fail
             raise ScrapeError(code, cause=_answer(response), seconds=wait)
         if response.status_code != _OK:
             raise ScrapeError(ErrorCode.STATUS, cause=_answer(response))
@@ -360,7 +360,7 @@ def _text(error: BaseException) -> str:
 
 
 def _answer(response: httpx.Response) -> str:
-    """Return the status and the beginning of an error's body, which often says what is wrong."""
+    """Return the status and the beginning of an error's body, which often explains it."""
     beginning = b""
     with suppress(httpx.HTTPError):  # the status is known, whatever becomes of the body
         beginning = next(response.iter_raw(_DETAIL_LIMIT), b"")

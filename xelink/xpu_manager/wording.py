@@ -6,21 +6,28 @@ from typing import NamedTuple
 
 from xelink.xpu_manager.errors import ErrorCode, ScrapeError
 
+_SHARED = ("cert", "client_cert", "client_key", "username", "password_file")
+
 
 class Options(NamedTuple):
-    """How a program's user sets what a scrape uses; empty where that is not possible."""
+    """How a program's user sets what a scrape uses."""
 
     host: str
     """The host that is scraped."""
+    dashes: str
+    """What comes before the name of a setting that every program has, such as a certificate."""
     port: str
-    cert: str
-    client_cert: str
-    client_key: str
-    username: str
-    password_file: str
+    """What sets the port."""
     max_body: str = ""
+    """What sets the longest answer; empty where that is not possible."""
     asks_again: bool = False
     """Whether the program scrapes again by itself."""
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """By setting, how a user gives it."""
+        shared = {name: f"{self.dashes}{name.replace('_', '-')}" for name in _SHARED}
+        return {**shared, "port": self.port, "max_body": self.max_body}
 
 
 class Words(NamedTuple):
@@ -37,7 +44,8 @@ def words(error: ScrapeError, options: Options) -> Words:
     """Return an error in words; an advice that needs an option of no name is left out."""
     what, advice = _TEXTS[error.code]
     values = {
-        **options._asdict(),
+        **options.names,
+        "host": options.host,
         **dict(zip(("subject", "second"), error.subjects, strict=False)),
         "cause": error.cause,
         "seconds": f"{error.seconds:.0f} s",

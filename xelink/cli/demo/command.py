@@ -113,7 +113,7 @@ def _xpu_manager_breaks(say: Say, xpum: XpuManager, sidecar: Daemon, labels: Pat
         xpum.control("misbehave", name=failure)
         reason = sidecar.wait_for("no usable answer")["reason"]
         say(f"   XPU Manager {text:<22} -> unknown ({reason}), {_count(labels)} links stay")
-        xpum.control("heal")
+        xpum.control("recover")
         sidecar.wait_for("scrape result changed")
 
 

@@ -154,7 +154,7 @@ def id_map(node: NodeInspection) -> Finding:
         return hung(why)
     if inventory is None:
         return skip(f"there is no sysfs at {node.locations.prefix / 'sys'}; give --prefix")
-    links = join(Reading(FileState.IN_USE, said=Publication(topology)), inventory)
+    links = join(Reading(FileState.IN_USE, publication=Publication(topology)), inventory)
     functions = {card.bdf for card in inventory.cards if card.is_vf}
     unmapped = [bdf for bdf in links.not_in_map if bdf not in functions]
     names = {card.bdf: card.name for card in inventory.cards}

@@ -176,7 +176,7 @@ def choose(
     cards = tuple(Card(names[gpu.id], gpu.bdf, "i915", 0, gpu.numa) for gpu in topology.gpus)
     if not cards:
         raise WrongCallError("no GPU is known on this node")
-    links = join(Reading(FileState.IN_USE, said=Publication(topology)), Inventory(cards))
+    links = join(Reading(FileState.IN_USE, publication=Publication(topology)), Inventory(cards))
     index = _Index(topology, names, wanted.shares)
     used = index.devices(wanted.used, "--used")
     must = index.shares(wanted.have, used)

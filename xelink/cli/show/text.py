@@ -31,7 +31,7 @@ def cluster_page(nodes: Sequence[NodeView]) -> list[Text]:
         facts = ["-", "-", "-", "-"]
         if node.topology:
             links = node.topology.links
-            group = node.largest.told
+            group = node.largest.size_text
             gpus = len(node.devices) if not node.labels_only else len(node.topology.neighbors)
             facts = [str(gpus), str(len(links)), group, links_hash(links)]
         style = GOOD if node.state is NodeState.LINKS else BAD
@@ -46,7 +46,7 @@ def _summary(node: NodeView) -> str:
     if node.topology.links:
         all_linked = node.linked_pairs == node.pairs
         linked = "all pairs linked" if all_linked else f"{node.linked_pairs} of {node.pairs} pairs"
-        more = "" if all_linked else f" linked, largest group {node.largest.told}"
+        more = "" if all_linked else f" linked, largest group {node.largest.size_text}"
         text = f"{gpus}, {_count(len(node.topology.links), 'link')}, {linked}{more}"
     else:
         text = f"{gpus or 'no GPU is known'}, no links" if node.devices else "no links"

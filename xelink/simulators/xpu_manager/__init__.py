@@ -6,7 +6,7 @@ In a test, or anywhere in Python::
     with Simulator(node) as xpum:
         ...                                   # scrape xpum.url
         xpum.node = xpum.node.cut("0.0-1.0")  # nodes are values: each change is another node
-        xpum.misbehave("hang")                # until xpum.heal(), or times=3, or seconds=10
+        xpum.misbehave("hang")                # until xpum.recover(), or times=3, or seconds=10
         xpum.wait_for_request()
 
 On a command line, `python -m xelink.simulators.xpu_manager --help`. With `--control` the
@@ -19,7 +19,7 @@ same can be done over HTTP, beside the metrics::
     curl localhost:29999/control/ports -d '{"gpu": 3, "state": "degraded"}'
     curl localhost:29999/control/misbehave -d '{"name": "daemon-down", "times": 3}'
     curl localhost:29999/control/misbehave -d '{"name": "refuse", "seconds": 30}'
-    curl -X POST localhost:29999/control/heal
+    curl -X POST localhost:29999/control/recover
     curl -X POST localhost:29999/control/reset
 
 Calls take a JSON object and answer with the new state; what cannot be done changes nothing and

@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _signals() -> Iterator[set[signal.Signals]]:
-    """Hold back the signals that end us, in every thread to come, so that `sigwait` gets them."""
+    """Block the signals that end us, in every thread to come, so that `sigwait` gets them."""
     ending = {signal.SIGTERM, signal.SIGINT}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ending)
     try:
@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     node.add_argument("--node-name", default="node-gpu-01", metavar="NAME")
 
-    teller = parser.add_argument_group("how the exporter tells it")
+    teller = parser.add_argument_group("how the exporter reports it")
     teller.add_argument("--no-host-network", action="store_true", help="sees no Xe Link at all")
     teller.add_argument("--topology-fails", action="store_true", help="200 without topology")
     teller.add_argument("--spelling", default="lane_count", metavar="LABEL", help="or lan_count")

@@ -15,7 +15,7 @@ from xelink.topology.model import Link, PortState
 
 
 class ControlError(Exception):
-    """The call changed nothing; its message tells the caller why, with status 400."""
+    """The call changed nothing; its message is the reason, with status 400."""
 
 
 class Controlled(Protocol):
@@ -36,10 +36,10 @@ class Controlled(Protocol):
         seconds: float | None = None,
         **options: faults.Option,
     ) -> None:
-        """Misbehave until healed, or so many times or seconds long."""
+        """Misbehave until recovered, or so many times or seconds long."""
         ...
 
-    def heal(self) -> None:
+    def recover(self) -> None:
         """Behave again."""
         ...
 
@@ -50,7 +50,7 @@ def _cut(node: SimulatedNode, *links: str) -> SimulatedNode:
 
 
 def _restore(node: SimulatedNode, *links: str) -> SimulatedNode:
-    """Give these links, or all, back the lanes they were wired with."""
+    """Restore these links, or all, to the lanes they were wired with."""
     return node.restore(*links)
 
 
@@ -67,7 +67,7 @@ def _one_direction(node: SimulatedNode, *links: str) -> SimulatedNode:
 
 
 def _ports(node: SimulatedNode, *, gpu: int, state: str | None = None) -> SimulatedNode:
-    """Say healthy, degraded, failed or disabled of a GPU's ports; null derives it from links."""
+    """Set a GPU's ports healthy, degraded, failed or disabled; null derives it from links."""
     return node.with_ports(gpu, None if state is None else PortState(state))
 
 
@@ -152,20 +152,20 @@ def _misbehave(
     seconds: float | None = None,
     **options: Any,  # noqa: ANN401 - JSON; checked by the misbehaviour's own table
 ) -> None:
-    """Misbehave until healed, or so many answers or seconds long; `refuse` needs the seconds."""
+    """Misbehave until recovered, or so many answers or seconds long; `refuse` needs the seconds."""
     if name == faults.REFUSE and seconds is None:
-        raise ValueError("refuse needs seconds: no call could heal it")
+        raise ValueError("refuse needs seconds: no call could end it")
     simulator.misbehave(name, times=times, seconds=seconds, **options)
 
 
-def _heal(simulator: Controlled) -> None:
+def _recover(simulator: Controlled) -> None:
     """Behave again; the node stays as it is."""
-    simulator.heal()
+    simulator.recover()
 
 
 def _reset(simulator: Controlled) -> None:
     """Behave again, with the node as it was at the start."""
-    simulator.heal()
+    simulator.recover()
     simulator.node = simulator.first_node
 
 
@@ -196,7 +196,7 @@ CALLS: Mapping[str, NodeCall] = MappingProxyType(
 
 
 _SERVER_CALLS: Mapping[str, Callable[..., None]] = MappingProxyType(
-    {"heal": _heal, "misbehave": _misbehave, "reset": _reset}
+    {"recover": _recover, "misbehave": _misbehave, "reset": _reset}
 )
 
 
@@ -213,7 +213,7 @@ def call(simulator: Controlled, name: str, body: bytes) -> None:
 
 
 def describe() -> dict[str, dict[str, str]]:
-    """Give every call and misbehaviour with its arguments and what it does."""
+    """Return every call and misbehaviour with its arguments and what it does."""
     calls = {**CALLS, **_SERVER_CALLS}
     return {
         "calls": {
@@ -226,7 +226,7 @@ def describe() -> dict[str, dict[str, str]]:
 
 
 def node_state(node: SimulatedNode) -> dict[str, Any]:
-    """Tell a node as `GET /control` shows it: links with their lanes forth and back."""
+    """Return a node as `GET /control` shows it: links with their lanes forth and back."""
 
     def lanes(links: Iterable[Link]) -> dict[str, str]:
         return {str(link): f"{link.lanes}/{link.lanes_back}" for link in links}
@@ -278,7 +278,7 @@ def _arguments(body: bytes) -> dict[str, Any]:
 
 
 def _class(kind: type | UnionType) -> type | UnionType:
-    """Give what `isinstance` takes for an annotation: `dict` for `dict[str, int]`."""
+    """Return what `isinstance` takes for an annotation: `dict` for `dict[str, int]`."""
     return kind if isinstance(kind, UnionType) else get_origin(kind) or kind
 
 

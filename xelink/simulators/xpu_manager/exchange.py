@@ -42,16 +42,16 @@ class MetricsRequest:
 
     @property
     def keeps_alive(self) -> bool:
-        """Tell whether the client may use the connection again."""
+        """Return whether the client may use the connection again."""
         return self.version == "HTTP/1.1" and self.headers.get("connection", "").lower() != "close"
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What holds when a worker takes a request; `healed` is set when the server behaves again."""
+    """What holds when a worker takes a request; `recovered` is set when it behaves again."""
 
     node: SimulatedNode
-    healed: Event = field(default_factory=Event)
+    recovered: Event = field(default_factory=Event)
     scrape: int = 0
     overlapping: bool = False
 
@@ -60,7 +60,7 @@ class Exchange:
     """A request being answered: `answer` as the exporter would, or `send` any bytes at all.
 
     The connection ends after the exchange when `hang_up` or `reset` was called. `overlapping`
-    tells that another GET of the metrics was being handled when this one came.
+    is whether another GET of the metrics was being handled when this one came.
     """
 
     def __init__(self, connection: socket.socket, request: MetricsRequest, moment: Moment) -> None:
@@ -70,7 +70,7 @@ class Exchange:
         self.overlapping = moment.overlapping
         self.ends_here = not request.keeps_alive
         self._connection = connection
-        self._healed = moment.healed
+        self._recovered = moment.recovered
 
     @cached_property
     def body(self) -> bytes:
@@ -78,15 +78,15 @@ class Exchange:
         return render(self.node, self.scrape)
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Wait so long, or for ever; return True as soon as the simulator is healed or ends."""
-        return self._healed.wait(seconds)
+        """Wait so long, or for ever; return True as soon as the simulator recovers or ends."""
+        return self._recovered.wait(seconds)
 
     def send(self, data: bytes) -> None:
         """Send bytes as they are."""
         self._connection.sendall(data)
 
     def head(self, status: int = 200, **headers: str) -> bytes:
-        """Give a head as gunicorn writes it; `content_type` stands for `Content-Type`."""
+        """Return a head as gunicorn writes it; `content_type` stands for `Content-Type`."""
         named = {name.replace("_", "-").title(): value for name, value in headers.items()}
         lines = [
             f"HTTP/1.1 {status} {_reason(status)}",

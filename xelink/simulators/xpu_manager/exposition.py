@@ -8,7 +8,7 @@ from xelink.simulators.xpu_manager.node import SimulatedNode
 
 
 def render(node: SimulatedNode, scrape: int = 0) -> bytes:
-    """Give the whole body; `scrape` moves gauges and counters on, never the topology."""
+    """Return the whole body; `scrape` moves gauges and counters on, never the topology."""
     comments: list[str] = []
     lines: list[str] = []
     for family in SECOND_GENERATION if node.generation > 1 else FAMILIES:

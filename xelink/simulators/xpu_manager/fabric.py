@@ -1,4 +1,4 @@
-"""The rows that tell of Xe Links: the topology, the ports, and what passes over the links."""
+"""The rows about Xe Links: the topology, the ports, and what passes over the links."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -15,8 +15,8 @@ _CORES_PER_SOCKET = 52
 
 
 def fabric_bytes(family: Family, node: SimulatedNode, scrape: int) -> Iterator[Sample]:
-    """Give what was sent over each direction of each link."""
-    for here, there in node.told:
+    """Return what was sent over each direction of each link."""
+    for here, there in node.reported_lanes:
         local, remote = node.gpu(here.device), node.gpu(there.device)
         labels = common(node, local) | {
             "dst_dev_file": remote.card or "",
@@ -28,8 +28,8 @@ def fabric_bytes(family: Family, node: SimulatedNode, scrape: int) -> Iterator[S
 
 
 def throughput(family: Family, node: SimulatedNode, scrape: int) -> Iterator[Sample]:
-    """Give how fast each direction of each link is."""
-    for here, there in node.told:
+    """Return how fast each direction of each link is."""
+    for here, there in node.reported_lanes:
         labels = common(node, node.gpu(here.device)) | {
             "local_device_id": str(here.device),
             "local_subdevice_id": str(here.subdevice),
@@ -40,7 +40,7 @@ def throughput(family: Family, node: SimulatedNode, scrape: int) -> Iterator[Sam
 
 
 def topology(_family: Family, node: SimulatedNode, _scrape: int) -> Iterator[Sample]:
-    """Give the full matrix of tiles; it is the same in every scrape of the same node."""
+    """Return the full matrix of tiles; it is the same in every scrape of the same node."""
     return iter(_lingering(node).items())
 
 
@@ -56,7 +56,7 @@ def _matrix(node: SimulatedNode) -> dict[str, float]:
         return {}
     tiles = [end for gpu in node.present for end in gpu.ends]
     sockets = max(2, *(1 + (gpu.numa or 0) for gpu in node.gpus)) if node.gpus else 2
-    lanes = node.told
+    lanes = node.reported_lanes
     neighbors = {(here.device, there.device) for here, there in lanes}
     gpus = {gpu.id: gpu for gpu in node.present}
     rows: dict[str, float] = {}
@@ -67,7 +67,7 @@ def _matrix(node: SimulatedNode) -> dict[str, float]:
             "local_cpu_affinity": _affinity(gpu.numa, sockets),
             "local_device_id": str(gpu.id),
             "local_numa_index": UNKNOWN_NUMA if gpu.numa is None else str(gpu.numa),
-            # XPU Manager says false for one thing only: a Max GPU of one tile.
+            # XPU Manager writes false for one thing only: a Max GPU of one tile.
             "local_on_subdevice": "false" if gpu.model.fabric and gpu.tiles == 1 else "true",
         }
         for here, there in product(gpu.ends, tiles):
@@ -122,7 +122,7 @@ _PORT_TEXTS = {
 
 
 def port_status(family: Family, node: SimulatedNode, _scrape: int) -> Iterator[Sample]:
-    """Give the state of every GPU's Xe Link ports."""
+    """Return the state of every GPU's Xe Link ports."""
     for gpu in node.present:
         state = node.port_state(gpu)
         labels = {"description": _port_description(node, gpu), "device_id": str(gpu.id)}
@@ -136,9 +136,9 @@ def _port_description(node: SimulatedNode, gpu: SimulatedGpu) -> str:
     if not node.reports_fabric(gpu):
         return "Device lacks Xe Link capability."
     ports = node.ports(gpu)
-    told = [
+    faults = [
         f"Ports {' '.join(ports[state])} {text}. "
         for state, text in _PORT_TEXTS.items()
         if ports.get(state)
     ]
-    return "".join(told) or "All ports are up and operating as expected."
+    return "".join(faults) or "All ports are up and operating as expected."

@@ -21,7 +21,7 @@ Value: TypeAlias = Callable[[float, int], float]
 
 
 def idle(_x: float, _ticks: int) -> float:
-    """Give the value of what never happens."""
+    """Return the value of what never happens."""
     return 0.0
 
 
@@ -50,7 +50,7 @@ class Family:
         return self.name.removesuffix("_total").removesuffix("_created")
 
     def samples(self, node: SimulatedNode, scrape: int) -> Iterator[Sample]:
-        """Give series and value of every row."""
+        """Return series and value of every row."""
         return (self.make or per_tile)(self, node, scrape)
 
     def number(self, series: str, scrape: int, salt: int = 0) -> float:
@@ -71,7 +71,7 @@ def _escape(text: str) -> str:
 
 
 def common(node: SimulatedNode, gpu: SimulatedGpu, src: str = "direct") -> dict[str, str]:
-    """Give the labels that every row of a GPU carries."""
+    """Return the labels that every row of a GPU carries."""
     labels = {
         "dev_file": gpu.card or "",
         "dev_name": gpu.model.name,
@@ -92,7 +92,7 @@ def common(node: SimulatedNode, gpu: SimulatedGpu, src: str = "direct") -> dict[
 
 
 def per_tile(family: Family, node: SimulatedNode, scrape: int) -> Iterator[Sample]:
-    """Give a row per tile, and one for the whole GPU where the family has such."""
+    """Return a row per tile, and one for the whole GPU where the family has such."""
     for gpu in node.present:
         if family.key in gpu.model.missing:
             continue
@@ -113,14 +113,14 @@ def _places(gpu: SimulatedGpu, whole: str | None) -> Iterator[dict[str, str]]:
 
 
 def repeated(family: Family, node: SimulatedNode, scrape: int, labels: Labels) -> Iterator[Sample]:
-    """Give a series as often as the exporter prints it."""
+    """Return a series as often as the exporter prints it."""
     series = series_of(family.name, labels)
     for salt in range(1 if node.cold else family.repeats):
         yield series, family.number(series, scrape, salt)
 
 
 def per_engine(family: Family, node: SimulatedNode, scrape: int) -> Iterator[Sample]:
-    """Give a row per engine of every tile."""
+    """Return a row per engine of every tile."""
     for gpu in node.present:
         engines = [(kind, n) for kind, count in gpu.model.engines.items() for n in range(count)]
         for place, (kind, n) in product(_places(gpu, None), engines):

@@ -33,14 +33,14 @@ _table: dict[str, Misbehaviour] = {}
 # Names, then functions; `misbehaviour` adds rows.
 MISBEHAVIOURS: Mapping[str, Misbehaviour] = MappingProxyType(_table)
 
-# What the health check says while the metrics fail for a reason of the daemon's own.
+# What the health check answers while the metrics fail for a reason of the daemon's own.
 UNHEALTHY: Mapping[str, bytes] = MappingProxyType(
     {"daemon-down": b"", "no-devices": b"failed to get devices (1)"}
 )
 
 
 def spelt(act: Misbehaviour) -> str:
-    """Give the name that a function has in the table."""
+    """Return the name that a function has in the table."""
     return act.__name__.strip("_").replace("_", "-")
 
 
@@ -52,7 +52,7 @@ def named(name: str) -> Misbehaviour:
 
 
 def bound(act: Misbehaviour, options: Mapping[str, Option]) -> Callable[[Exchange], None]:
-    """Give the misbehaviour with its options in place; raises `ValueError` for unknown ones."""
+    """Return the misbehaviour with its options in place; raises `ValueError` for unknown ones."""
     known = {
         parameter.name: parameter.default
         for parameter in inspect.signature(act).parameters.values()
@@ -70,7 +70,7 @@ def bound(act: Misbehaviour, options: Mapping[str, Option]) -> Callable[[Exchang
 
 
 def describe() -> dict[str, str]:
-    """Give every misbehaviour with its options and what it does, for people."""
+    """Return every misbehaviour with its options and what it does, for people."""
     return {
         name: f"{_options(act)}{(act.__doc__ or '').strip().splitlines()[0]}"
         for name, act in sorted(_table.items())
@@ -78,12 +78,12 @@ def describe() -> dict[str, str]:
 
 
 def _options(act: Misbehaviour) -> str:
-    told = [
+    options = [
         f"{parameter.name}={parameter.default!r}"
         for parameter in inspect.signature(act).parameters.values()
         if parameter.kind is parameter.KEYWORD_ONLY
     ]
-    return f"({', '.join(told)}) " if told else ""
+    return f"({', '.join(options)}) " if options else ""
 
 
 def misbehaviour(act: Misbehaviour) -> Misbehaviour:
@@ -147,19 +147,19 @@ def comments_only(exchange: Exchange) -> None:
 
 @misbehaviour
 def text_html(exchange: Exchange) -> None:
-    """Give the good answer with the content type of 1.2.x."""
+    """Send the good answer with the content type of 1.2.x."""
     exchange.answer(exchange.body, kind=HTML)
 
 
 @misbehaviour
 def zipped(exchange: Exchange) -> None:
-    """Give the good answer as gzip that nobody asked for."""
+    """Send the good answer as gzip that nobody asked for."""
     exchange.answer(gzip.compress(exchange.body, 1), content_encoding="gzip")
 
 
 @misbehaviour
 def chunked(exchange: Exchange) -> None:
-    """Give the good answer in chunks, without Content-Length."""
+    """Send the good answer in chunks, without Content-Length."""
     exchange.send(exchange.head(content_type=TEXT, transfer_encoding="chunked"))
     body = exchange.body
     for at in range(0, len(body), _PIECE):
@@ -180,7 +180,7 @@ def race(exchange: Exchange, *, device: int = 0) -> None:
 
 @misbehaviour
 def delay(exchange: Exchange, *, by: float = 5.0) -> None:
-    """Give the good answer after so many seconds, as a cold daemon does."""
+    """Send the good answer after so many seconds, as a cold daemon does."""
     exchange.wait(by)
     exchange.answer(exchange.body)
 
@@ -254,7 +254,7 @@ def not_http(exchange: Exchange) -> None:
 def cut(exchange: Exchange, *, announced: str = "whole", share: float = 0.5) -> None:
     """Stop in the middle of a topology row, this share of the rows in, and close.
 
-    `announced` is the Content-Length: `whole` (a client can tell), `cut` (it fits the cut body)
+    `announced` is the Content-Length: `whole` (a client can notice), `cut` (it fits the cut body)
     or `none` (the end of the connection ends the body).
     """
     body = _cut(exchange.body, share)
@@ -302,7 +302,7 @@ def endless_headers(exchange: Exchange) -> None:
 
 @misbehaviour
 def endless_continue(exchange: Exchange) -> None:
-    """Say `100 Continue` again and again, and never more."""
+    """Send `100 Continue` again and again, and never more."""
     exchange.hang_up()
     while not exchange.wait(0):
         exchange.send(b"HTTP/1.1 100 CONTINUE\r\n\r\n" * 100)
@@ -310,7 +310,7 @@ def endless_continue(exchange: Exchange) -> None:
 
 @misbehaviour
 def bad_chunk(exchange: Exchange) -> None:
-    """Give a chunk whose length is no number."""
+    """Send a chunk whose length is no number."""
     exchange.hang_up()
     exchange.send(exchange.head(content_type=TEXT, transfer_encoding="chunked"))
     exchange.send(b"lots\r\n" + exchange.body)
@@ -376,13 +376,13 @@ def many_rows(exchange: Exchange, *, rows: int = 1_000_000) -> None:
     for at in range(0, rows if good else 0, len(good)):
         if exchange.wait(0):
             break
-        told = b"\n".join(good[: rows - at]) + b"\n"
-        exchange.send(told.replace(b'vendor="', b'vendor="%x ' % at))
+        part = b"\n".join(good[: rows - at]) + b"\n"
+        exchange.send(part.replace(b'vendor="', b'vendor="%x ' % at))
 
 
 @misbehaviour
 def long_numbers(exchange: Exchange, *, digits: int = 1000) -> None:
-    """Give every id, lane count and value of the topology rows so many digits."""
+    """Write every id, lane count and value of the topology rows with so many digits."""
     number = rb"\g<1>" + b"9" * digits
     exchange.answer(_ROWS.sub(lambda row: _NUMBERS.sub(number, row[0]), exchange.body))
 

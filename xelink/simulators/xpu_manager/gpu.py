@@ -1,4 +1,4 @@
-"""One simulated GPU: its kind, its tiles, and what the exporter's rows say of it."""
+"""One simulated GPU: its kind, its tiles, and what the exporter's rows report of it."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ _BUSES = (0x29, 0x3A, 0x4D, 0x5C, 0x9A, 0xAB, 0xCA, 0xDA)
 
 
 def address(at: int) -> str:
-    """Give the PCI address of the n-th GPU: eight to a PCI domain."""
+    """Return the PCI address of the n-th GPU: eight to a PCI domain."""
     return f"{at // len(_BUSES):04x}:{_BUSES[at % len(_BUSES)]:02x}:00.0"
 
 
 @dataclass(frozen=True)
 class Model:
-    """A kind of GPU: what its rows say of it, and which families it has.
+    """A kind of GPU: what its rows report of it, and which families it has.
 
     `engines` are counts by type, per tile; `missing` names families that it does not report.
     """
@@ -87,7 +87,7 @@ class GpuPod:
 class SimulatedGpu:
     """One GPU. `card` None gives an empty `dev_file`, `numa` None the unknown NUMA node.
 
-    `ports` says a state of all its Xe Link ports, whatever its links do; None derives it from
+    `ports` is the state of all its Xe Link ports, whatever its links do; None derives it from
     the links.
     """
 
@@ -119,11 +119,11 @@ class SimulatedGpu:
 
     @property
     def has_subdevices(self) -> bool:
-        """Tell whether rows of the other families carry `sub_dev`."""
+        """Return whether rows of the other families carry `sub_dev`."""
         return self.tiles > 1
 
     def entry(self, ports: PortState | None = None) -> Gpu:
-        """Give its entry of the id map."""
+        """Return its entry of the id map."""
         return Gpu(self.id, self.bdf, self.card, self.uuid, self.numa, ports)
 
 

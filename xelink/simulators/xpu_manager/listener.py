@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-PATIENCE = 30.0  # seconds for a handshake, and for the first request of a connection
+TIMEOUT = 30.0  # seconds for a handshake, and for the first request of a connection
 MOST = 256  # connections at a time; who comes later is hung up on
 
 _BACKLOG = 64
@@ -51,7 +51,7 @@ class RequestReader(io.BufferedReader):
 
     def allow(self, seconds: float | None = None) -> None:
         """Allow so many seconds from now on, or as many as a request may take."""
-        self._line.end = time.monotonic() + (PATIENCE if seconds is None else seconds)
+        self._line.end = time.monotonic() + (TIMEOUT if seconds is None else seconds)
 
 
 Serve = Callable[[socket.socket, RequestReader], bool]
@@ -60,10 +60,10 @@ Serve = Callable[[socket.socket, RequestReader], bool]
 class Listener:
     """Listen on an address and give each request on each connection to `serve`.
 
-    `serve` reads one request, answers it and tells whether the connection goes on; what it raises
-    as `OSError` ends the connection, as a client that went away does. A door that is shut stays
-    bound to its port: clients are refused, and the system gives the port to nobody who asks for
-    any free one.
+    `serve` reads one request, answers it and returns whether the connection goes on; what it raises
+    as `OSError` ends the connection, as a client that went away does. A listener that is closed
+    stays bound to its port: clients are refused, and the system gives the port to nobody who asks
+    for any free one.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Listener:
                 return
             listener.listen(_BACKLOG)
             self._listener = listener
-            self._acceptor = Thread(target=self._accept, args=[listener], name="simulator-door")
+            self._acceptor = Thread(target=self._accept, args=[listener], name="simulator-listener")
             self._acceptor.start()
 
     def shut(self) -> None:
@@ -171,7 +171,7 @@ class Listener:
 
     def _attend(self, connection: socket.socket) -> None:
         try:
-            connection.settimeout(PATIENCE)
+            connection.settimeout(TIMEOUT)
             connection = self._secured(connection)
             with RequestReader(connection) as reader:
                 reader.allow()

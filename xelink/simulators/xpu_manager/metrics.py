@@ -40,7 +40,7 @@ _SENSORS = ({"location": "gpu"}, {"location": "mem"})
 
 
 def _counter(family: Family) -> tuple[Family, Family]:
-    """Give a counter as the library prints it: beside its total, the moment it was made."""
+    """Return a counter as the library prints it: beside its total, the moment it was made."""
     created = Family(
         f"{family.name}_created",
         family.text,

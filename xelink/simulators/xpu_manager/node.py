@@ -1,4 +1,4 @@
-"""A node with GPUs as a value: what is in it, how it is wired, and how its exporter tells it.
+"""A node with GPUs as a value: what is in it, how it is wired, and how its exporter reports it.
 
 Nothing here changes: every method that changes a node returns another one. Overlays (`altered`,
 `lost`, `hidden`, ...) lie over what was built, so that whatever was done can be undone.
@@ -34,8 +34,8 @@ class SimulatedNode:
     `links` is how the node was wired; `altered` holds the links that are now otherwise, with 0
     lanes in a direction that carries nothing. `lost` are ids of GPUs that are gone; `hidden` are
     ids whose own topology rows are missing while others still mention them, as overlapping GETs
-    cause; `silent` are directions of links that work but are not told, as before 1.2.34. `before`
-    is a state whose topology rows linger beside the new ones, as in 1.2.1 to 1.2.15.
+    cause; `silent` are directions of links that work but are not reported, as before 1.2.34.
+    `before` is a state whose topology rows linger beside the new ones, as in 1.2.1 to 1.2.15.
     """
 
     gpus: tuple[SimulatedGpu, ...]
@@ -80,8 +80,8 @@ class SimulatedNode:
         )
 
     @cached_property
-    def told(self) -> Mapping[Ends, int]:
-        """Lanes from one tile to another where the exporter tells an Xe Link, lost rows aside."""
+    def reported_lanes(self) -> Mapping[Ends, int]:
+        """Lanes from one tile to another where the exporter reports an Xe Link, lost rows aside."""
         if not self.host_network:
             return {}
         directed = [((link.a, link.b), link.lanes) for link in self.current]
@@ -90,13 +90,13 @@ class SimulatedNode:
 
     @cached_property
     def tells_topology(self) -> bool:
-        """Tell whether there are topology rows at all."""
+        """Return whether there are topology rows at all."""
         tiles = sum(gpu.tiles for gpu in self.present)
         return not self.topology_fails and self.generation == 1 and tiles <= MOST_TILES
 
     @cached_property
     def topology(self) -> Topology:
-        """The truth about the node, however its exporter tells it."""
+        """The truth about the node, however its exporter reports it."""
         return Topology(
             links=tuple(link for link in self.current if link.lanes or link.lanes_back),
             gpus=tuple(gpu.entry(self.port_state(gpu)) for gpu in self.present),
@@ -109,10 +109,12 @@ class SimulatedNode:
         if not self.tells_topology:
             return Topology()
         shown = [gpu for gpu in self.present if gpu.id not in self.hidden]
-        told = {ends: n for ends, n in self.told.items() if ends[0].device not in self.hidden}
-        links = {Link.between(*ends).ends for ends in told}
+        lanes = {
+            ends: n for ends, n in self.reported_lanes.items() if ends[0].device not in self.hidden
+        }
+        links = {Link.between(*ends).ends for ends in lanes}
         return Topology(
-            links=tuple(Link(a, b, told.get((a, b), 0), told.get((b, a), 0)) for a, b in links),
+            links=tuple(Link(a, b, lanes.get((a, b), 0), lanes.get((b, a), 0)) for a, b in links),
             gpus=tuple(gpu.entry(self.port_state(gpu)) for gpu in shown),
             tiles=tuple(end for gpu in shown for end in gpu.ends),
         )
@@ -125,14 +127,14 @@ class SimulatedNode:
         raise ValueError(f"no GPU {device} on this node")
 
     def port_state(self, gpu: SimulatedGpu) -> PortState | None:
-        """Tell the worst state of its ports; None where there is no Xe Link."""
+        """Return the worst state of its ports; None where there is no Xe Link."""
         if not self.reports_fabric(gpu):
             return None
         ports = self.ports(gpu)
         return next((state for state in _WORST_FIRST if ports.get(state)), PortState.HEALTHY)
 
     def reports_fabric(self, gpu: SimulatedGpu) -> bool:
-        """Tell whether XPU Manager sees Xe Link ports on it: never without the host's network."""
+        """Return whether XPU Manager reports Xe Link ports on it; it needs the host's network."""
         return gpu.model.fabric and self.host_network
 
     def ports(self, gpu: SimulatedGpu) -> Mapping[PortState, list[str]]:
@@ -163,7 +165,7 @@ class SimulatedNode:
     # --- Changes: each returns another node ---
 
     def alter(self, *links: Link) -> "SimulatedNode":
-        """Give links these lanes; a direction with 0 lanes has failed ports and no Xe Link."""
+        """Set the lanes of links; a direction with 0 lanes has failed ports and no Xe Link."""
         kept = {link.ends: link for link in (*self.altered, *links)}
         return replace(self, altered=tuple(kept.values()))
 
@@ -179,18 +181,20 @@ class SimulatedNode:
         return self.alter(*(Link.between(a, b, lanes, lanes_back) for a, b in pairs))
 
     def restore(self, *links: Link | str) -> "SimulatedNode":
-        """Give these links back what they were wired with; without any, every link."""
-        healed = {Link.between(*_ends(link)).ends for link in links}
+        """Restore these links to what they were wired with; without any, every link."""
+        restored = {Link.between(*_ends(link)).ends for link in links}
         return replace(
             self,
-            altered=tuple(link for link in self.altered if healed and link.ends not in healed),
+            altered=tuple(link for link in self.altered if restored and link.ends not in restored),
             silent=frozenset(
-                (a, b) for a, b in self.silent if healed and Link.between(a, b).ends not in healed
+                (a, b)
+                for a, b in self.silent
+                if restored and Link.between(a, b).ends not in restored
             ),
         )
 
     def one_direction(self, *links: Link | str) -> "SimulatedNode":
-        """Tell these links from their lower end only; without any, every link."""
+        """Report these links from their lower end only; without any, every link."""
         pairs = [Link.between(*_ends(link)).ends for link in links]
         chosen = pairs or [link.ends for link in self.current]
         return replace(self, silent=self.silent | {(b, a) for a, b in chosen})
@@ -203,7 +207,7 @@ class SimulatedNode:
         )
 
     def with_ports(self, device: int, state: PortState | None) -> "SimulatedNode":
-        """Say this state of all ports of a GPU; None derives it from the links again."""
+        """Set the state of all ports of a GPU; None derives it from the links again."""
         return self.with_gpu(replace(self.gpu(device), ports=state))
 
     def with_pod(self, device: int, pod: GpuPod | None) -> "SimulatedNode":
@@ -276,7 +280,7 @@ def parse_link(text: str) -> Link:
 
 
 def _ends(link: Link | str) -> tuple[Tile, Tile]:
-    """Give the two tiles as spelt, because lanes forth and back depend on it."""
+    """Return the two tiles as written, because lanes forth and back depend on it."""
     if isinstance(link, Link):
         return link.ends
     match = _LINK.fullmatch(link)

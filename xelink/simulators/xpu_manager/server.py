@@ -28,7 +28,7 @@ from xelink.simulators.xpu_manager.faults import (
     named,
     spelt,
 )
-from xelink.simulators.xpu_manager.listener import PATIENCE, Listener, RequestReader
+from xelink.simulators.xpu_manager.listener import TIMEOUT, Listener, RequestReader
 from xelink.simulators.xpu_manager.node import SimulatedNode
 
 METRICS = "/metrics"
@@ -79,7 +79,7 @@ class Serving:
 
 @dataclass
 class _Incident:
-    """A misbehaviour in force; `left` counts down, None lasts until healed."""
+    """A misbehaviour in force; `left` counts down, None lasts until recovered."""
 
     name: str
     options: Mapping[str, Option]
@@ -91,8 +91,8 @@ class Simulator:
     """An XPU Manager in this process: `with Simulator(node) as xpum: httpx.get(xpum.url)`.
 
     Everything may be changed while it runs and from any thread: `xpum.node = ...` is the next
-    answer, `misbehave` and `heal` are the next exchange. Leaving the block ends every connection,
-    thread and socket.
+    answer, `misbehave` and `recover` are the next exchange. Leaving the block ends every
+    connection, thread and socket.
     """
 
     def __init__(self, node: SimulatedNode | None = None, serving: Serving | None = None) -> None:
@@ -101,7 +101,7 @@ class Simulator:
         self._node = self.first_node
         self._changed = Condition()
         self._turning = Lock()
-        self._healed = Event()
+        self._recovered = Event()
         self._incident: _Incident | None = None
         self._timer: Timer | None = None
         self._stopping = False
@@ -109,7 +109,7 @@ class Simulator:
         self._seen: deque[MetricsRequest] = deque(maxlen=_REMEMBERED)
         self._requests = self._answers = 0
         self._in_flight = self._busiest = self._failures = 0
-        self._door = Listener(
+        self._listening = Listener(
             (self.serving.bind, self.serving.port),
             self.serving.tls,
             self.serving.keep_alive,
@@ -120,7 +120,7 @@ class Simulator:
 
     def start(self) -> Self:
         """Listen and serve; raises `OSError` when the port or a TLS file cannot be had."""
-        self._door.open()
+        self._listening.open()
         return self
 
     def close(self) -> None:
@@ -129,7 +129,7 @@ class Simulator:
             self._stopping = True
             self._changed.notify_all()
         self._settle(None)
-        self._door.end()
+        self._listening.end()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -146,7 +146,7 @@ class Simulator:
 
     @property
     def node(self) -> SimulatedNode:
-        """The node that the next answer tells of."""
+        """The node that the next answer reports."""
         return self._node
 
     @node.setter
@@ -161,7 +161,7 @@ class Simulator:
         seconds: float | None = None,
         **options: Option,
     ) -> None:
-        """Misbehave on every GET of the metrics until healed, or so many times or seconds long.
+        """Misbehave on every GET of the metrics until recovered, or so many times or seconds long.
 
         `what` is a name in `MISBEHAVIOURS`, a function like those there, or `refuse`, which stops
         listening and drops all other connections, and cannot count requests. Raises `ValueError`
@@ -177,14 +177,14 @@ class Simulator:
         if seconds is not None:
             self._start_timer(seconds)
         if name == REFUSE:
-            self._door.shut()
+            self._listening.shut()
         else:
-            self._door.open()
+            self._listening.open()
 
-    def heal(self) -> None:
+    def recover(self) -> None:
         """Behave again, and let go of every exchange that hangs."""
         self._settle(None)
-        self._door.open()
+        self._listening.open()
 
     @property
     def misbehaviour(self) -> str | None:
@@ -197,7 +197,7 @@ class Simulator:
     @property
     def port(self) -> int:
         """The port it listens on."""
-        return self._door.port
+        return self._listening.port
 
     @property
     def base_url(self) -> str:
@@ -224,7 +224,7 @@ class Simulator:
     @property
     def connections(self) -> int:
         """How many connections were ever accepted."""
-        return self._door.accepted
+        return self._listening.accepted
 
     @property
     def busiest(self) -> int:
@@ -255,12 +255,12 @@ class Simulator:
                 raise TimeoutError(f"{now()} of {wanted} requests in {timeout} s")
 
     def state(self) -> dict[str, Any]:
-        """Tell what `GET /control` shows."""
+        """Return what `GET /control` shows."""
         with self._changed:
             incident = self._incident
-            told = incident and {"name": incident.name, "left": incident.left, **incident.options}
+            state = incident and {"name": incident.name, "left": incident.left, **incident.options}
             return {
-                "misbehaviour": told,
+                "misbehaviour": state,
                 "requests": self._requests,
                 "answers": self._answers,
                 "connections": self.connections,
@@ -270,12 +270,12 @@ class Simulator:
     # --- Incidents ---
 
     def _settle(self, incident: _Incident | None) -> None:
-        """Let go of what hangs, and of what would heal it later, in favor of this."""
+        """Let go of what hangs, and of what would end it later, in favor of this."""
         with self._changed:
             self._incident = incident
-            self._healed.set()
+            self._recovered.set()
             if not self._stopping:
-                self._healed = Event()
+                self._recovered = Event()
             timer, self._timer = self._timer, None
         if timer and timer is not current_thread():
             timer.cancel()
@@ -284,19 +284,19 @@ class Simulator:
     def _start_timer(self, seconds: float) -> None:
         with self._changed:
             if not self._stopping:
-                self._timer = Timer(seconds, self._heal_in_time)
+                self._timer = Timer(seconds, self._recover_in_time)
                 self._timer.start()
 
-    def _heal_in_time(self) -> None:
+    def _recover_in_time(self) -> None:
         with self._changed:
             if self._timer is not current_thread():
                 return  # something else came between
-        self.heal()
+        self.recover()
 
     # --- One connection ---
 
     def _serve(self, connection: socket.socket, reader: RequestReader) -> bool:
-        """Serve one request; tell whether the connection goes on."""
+        """Serve one request; return whether the connection goes on."""
         try:
             request = _read(connection, reader)
         except (HTTPException, ValueError):
@@ -307,7 +307,7 @@ class Simulator:
         return goes_on and not self._stopping
 
     def _route(self, connection: socket.socket, request: MetricsRequest) -> bool:
-        """Answer a request; tell whether the connection goes on."""
+        """Answer a request; return whether the connection goes on."""
         exchange = Exchange(connection, request, Moment(self._node))
         if self.serving.control and f"{request.path}/".startswith(f"{CONTROL}/"):
             self._control(exchange)
@@ -340,9 +340,9 @@ class Simulator:
 
     def _metrics(self, connection: socket.socket, request: MetricsRequest) -> Exchange:
         admitted = self._admits(request)
-        # In one step, so that who waits for the request finds it misbehaved to, and heals that.
+        # In one step, so that who waits for the request finds it misbehaved to, and ends that.
         with self._changed:
-            moment = Moment(self._node, self._healed, self._requests, self._in_flight > 0)
+            moment = Moment(self._node, self._recovered, self._requests, self._in_flight > 0)
             act = self._take_misbehaviour() if admitted else self._refuse_in_time()
             self._requests += 1
             self._in_flight += 1
@@ -426,7 +426,7 @@ def _read(connection: socket.socket, reader: RequestReader) -> MetricsRequest | 
     if not 0 <= length <= _LONGEST_BODY:
         raise ValueError(f"a body of {length} bytes")
     request = MetricsRequest.of(line, headers, reader.read(length))
-    connection.settimeout(PATIENCE)  # for each piece of the answer that is sent
+    connection.settimeout(TIMEOUT)  # for each piece of the answer that is sent
     return request
 
 
