@@ -77,7 +77,7 @@ def _picture(status: StatusDocument) -> Html:
         facts.append(tag("p", "Written ", written, f", {expires} ", end, "."))
     drawn = NodeView("", status["host"], reason=state)
     if links["topology"]:
-        guess = state == FileState.GUESS.value
+        guess = state == FileState.INFERRED.value
         name = f"{status['host']} (a guess)" if guess else status["host"]
         topology = parsed(links["topology"], links["topology"]["gpus"])
         drawn = replace(NodeView.of(topology), name=name, labels_only=guess)
@@ -132,7 +132,7 @@ def _gpus(status: StatusDocument) -> Html:
             gpu["driver"],
             _or_unknown(gpu["tiles"]),
             _health(gpu),
-            _linked(gpu, cards, guess=status["links"]["state"] == FileState.GUESS.value),
+            _linked(gpu, cards, guess=status["links"]["state"] == FileState.INFERRED.value),
         )
         for gpu in status["gpus"]
     ]

@@ -25,9 +25,6 @@ OTHER_MEANINGS = (
     "tests.device_plugin.test_story",
 )
 
-# What is still to be renamed. Nothing may be added.
-STILL_TO_DO: dict[str, set[str]] = {}
-
 
 def rows(title: str) -> list[list[str]]:
     """Return the cells of each row of the table below a title."""
@@ -76,17 +73,11 @@ def ours() -> list[Path]:
     ]
 
 
-def package(path: Path) -> str:
-    """Return the part of the tree that a file belongs to: `xelink/nfd`, `docs`, `README.md`."""
-    return "/".join(path.parts[: 2 if path.parts[0] == "xelink" else 1])
-
-
 def test_no_file_has_a_replaced_word() -> None:
     assert [
         f"{path}:{line - 1}: {word}: {REPLACED[word]}"  # line 0 is its name
         for path in ours()
         for line, word in found(f"{path}\n{(ROOT / path).read_text()}")
-        if word not in STILL_TO_DO.get(package(path), ())
     ] == []
 
 

@@ -14,7 +14,7 @@ from tests.daemon.listener import listening_at
 from tests.patience import PATIENCE
 from xelink.daemon.connections import MOST_CONNECTIONS
 from xelink.daemon.http_requests import MOST_HEAD
-from xelink.daemon.http_server import ListenError, Probe, Reply, Site, serving
+from xelink.daemon.http_server import ListenError, PageReply, Probe, Site, serving
 from xelink.daemon.metrics import Metrics
 from xelink.daemon.setting_types import split_address
 
@@ -249,7 +249,7 @@ def raw(address: str, sent: bytes) -> bytes:
 @pytest.mark.parametrize("host", ["127.0.0.1", "evil.example"])
 def test_head_is_answered_as_get_is_without_a_body(path: str, host: str) -> None:
     probes: Mapping[str, Probe] = {"/healthz": lambda: None, "/readyz": lambda: "never"}
-    site = Site(probes, {"/": lambda: Reply("text/html", b"<p>", (("X-Own", "1"),))})
+    site = Site(probes, {"/": lambda: PageReply("text/html", b"<p>", (("X-Own", "1"),))})
     with listening_at(LISTEN, site) as served:
         rest = f" {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
         head, _, body = raw(served.address, b"HEAD" + rest).partition(b"\r\n\r\n")
@@ -328,10 +328,10 @@ def test_a_page_that_fails_is_500_and_said_once_until_it_is_well_again() -> None
         OSError(24, "y"),
     ]
 
-    def page() -> Reply:
+    def page() -> PageReply:
         if fault := faults.pop(0):
             raise fault
-        return Reply("text/plain", b"well")
+        return PageReply("text/plain", b"well")
 
     with listening_at(LISTEN, Site(pages={"/": page})) as served:
         statuses = [ask(served.address, "/")[0] for _ in range(6)]

@@ -200,7 +200,7 @@ def test_shares_are_offered_and_preferred_by_gpu() -> None:
 @pytest.mark.parametrize("state", FileState)
 def test_lanes_are_known_where_links_are_usable_and_none_otherwise(state: FileState) -> None:
     snapshot = assembler().assemble(node(links=wired((2, 4), state=state)))
-    usable = state in {FileState.IN_USE, FileState.GUESS}
+    usable = state in {FileState.IN_USE, FileState.INFERRED}
     pair: AddressPair = (bdf(2), bdf(4))
     assert links_of(snapshot) == (NodeLinks(state, lanes={pair: 8}) if usable else UNREAD)
     best = ("card2-0", "card4-0") if usable else ("card1-0", "card2-0")

@@ -888,7 +888,7 @@ def test_nothing_is_claimed_of_gpus_whose_links_are_not_known(
     lanes = known.get("lanes", {(1, 2): 4})
     snapshot = node(lanes=lanes)
     lacking = {1, 2} - known.get("mapped", {1, 2})
-    state = FileState.GUESS if known.get("guessed") else FileState.IN_USE
+    state = FileState.INFERRED if known.get("guessed") else FileState.IN_USE
     unmapped = tuple(map(bdf, sorted(lacking)))
     links_known = snapshot.resource(I915).links
     assert links_known

@@ -126,7 +126,7 @@ def test_a_real_node_is_joined_as_it_is_built(tmp_path: Path) -> None:
     found = scan(Roots.under(node.root))
     addresses = tuple(card.bdf for card in found.cards)
     mesh = [link(one, other, 8, 8) for one, other in combinations(range(8), 2)]
-    for whole, state, lanes in ((True, FileState.IN_USE, 8), (False, FileState.GUESS, 1)):
+    for whole, state, lanes in ((True, FileState.IN_USE, 8), (False, FileState.INFERRED, 1)):
         joined = join(reading(topology(*mesh, addresses=addresses), whole=whole), found)
         assert joined.state is state
         assert joined.linked == {*combinations(addresses, 2)}
@@ -142,7 +142,7 @@ def guess(node: Inventory, *links: Link) -> NodeLinks:
 
 def test_labels_alone_are_joined_by_pci_order_and_called_a_guess() -> None:
     found = guess(inventory(*ADDRESSES), link(0, 3), Link(Tile(0, 1), Tile(3, 1)), link(1, 2))
-    assert found.state is FileState.GUESS
+    assert found.state is FileState.INFERRED
     assert found.usable
     assert found.lanes == {(FIRST, FOURTH): 2, (SECOND, THIRD): 1}
     assert "PCI order" in found.reason
@@ -212,12 +212,12 @@ def test_what_is_ambiguous_is_not_guessed(node: Inventory, reason: str) -> None:
 
 def test_a_problem_of_a_card_that_is_known_leaves_the_order_as_it_is() -> None:
     node = replace(inventory(FIRST, SECOND), problems=(Problem("card0", "no NUMA", FIRST),))
-    assert guess(node, link(0, 1)).state is FileState.GUESS
+    assert guess(node, link(0, 1)).state is FileState.INFERRED
 
 
 def test_tiles_that_nobody_tells_are_no_contradiction() -> None:
     node = inventory(FIRST, SECOND, tiles=None)
-    assert guess(node, Link(Tile(0, 1), Tile(1, 1))).state is FileState.GUESS
+    assert guess(node, Link(Tile(0, 1), Tile(1, 1))).state is FileState.INFERRED
 
 
 def test_without_links_there_is_nothing_to_guess() -> None:
@@ -234,7 +234,7 @@ def test_without_links_there_is_nothing_to_guess() -> None:
 def test_no_usable_file_is_no_links_with_state_and_reason(state: FileState) -> None:
     found = join(Reading(state, "because", None, EXPIRY, NOW), inventory(*ADDRESSES))
     assert (found.state, found.reason, dict(found.lanes)) == (state, "because", {})
-    assert found.usable == (state is FileState.GUESS)
+    assert found.usable == (state is FileState.INFERRED)
     assert (found.expiry, found.published) == (EXPIRY, NOW)
 
 
@@ -297,7 +297,7 @@ def test_every_pair_is_two_gpus_of_this_node(
             and item.a.device != item.b.device
         )
         assert sum(found.lanes.values()) == total
-    elif found.state is FileState.GUESS:
+    elif found.state is FileState.INFERRED:
         pairs = [item for item in published.links if item.a.device != item.b.device]
         assert sum(found.lanes.values()) == len(pairs)
 
@@ -324,8 +324,8 @@ def test_a_damaged_card_makes_a_guess_impossible_until_it_is_repaired(tmp_path: 
     for number, bdf in enumerate(ADDRESSES):
         node.add(PciGpu(bdf, number))
     roots = Roots.under(node.root)
-    assert guess(scan(roots), link(0, 1)).state is FileState.GUESS
+    assert guess(scan(roots), link(0, 1)).state is FileState.INFERRED
     node.damage(FIRST, "vendor", Damage.NONSENSE)
     assert guess(scan(roots), link(0, 1)).state is FileState.AMBIGUOUS
     node.repair(FIRST)
-    assert guess(scan(roots), link(0, 1)).state is FileState.GUESS
+    assert guess(scan(roots), link(0, 1)).state is FileState.INFERRED

@@ -13,7 +13,7 @@ from hashlib import sha256
 from html import escape
 from typing import Any, TypeAlias
 
-from xelink.daemon.http_server import Page, Reply
+from xelink.daemon.http_server import Page, PageReply
 from xelink.daemon.version import versioned
 
 StatusDocument: TypeAlias = Mapping[str, Any]
@@ -90,11 +90,11 @@ def pages(
 ) -> Mapping[str, Page]:
     """Return the pages of a daemon: `/` for people, `/status.json` for programs."""
 
-    def page() -> Reply:
+    def page() -> PageReply:
         return _page(title, body(status()))
 
-    def as_json() -> Reply:
-        return Reply(
+    def as_json() -> PageReply:
+        return PageReply(
             "application/json", json.dumps(versioned(status()), indent=1).encode(), _HEADERS
         )
 
@@ -117,7 +117,7 @@ _HEADERS = (
 )
 
 
-def _page(title: str, sections: Sequence[Html]) -> Reply:
+def _page(title: str, sections: Sequence[Html]) -> PageReply:
     main = Html("".join(sections))
     text = (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -138,7 +138,7 @@ def _page(title: str, sections: Sequence[Html]) -> Reply:
     )
     headers = (*_HEADERS, ("Content-Security-Policy", policy))
     # Content may have bytes that are not text; each becomes a question mark.
-    return Reply("text/html; charset=utf-8", text.encode(errors="replace"), headers)
+    return PageReply("text/html; charset=utf-8", text.encode(errors="replace"), headers)
 
 
 def _within(text: str, start: str, end: str) -> Iterable[str]:

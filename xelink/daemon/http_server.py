@@ -44,7 +44,7 @@ Probe: TypeAlias = Callable[[], ProbeResult | str | None]
 """Returns None if all is well, a line with the problem, or a `ProbeResult`."""
 
 
-class Reply(NamedTuple):
+class PageReply(NamedTuple):
     """The answer of a page: a media type, further headers, a body."""
 
     type: str
@@ -52,7 +52,7 @@ class Reply(NamedTuple):
     headers: tuple[tuple[str, str], ...] = ()
 
 
-Page: TypeAlias = Callable[[], Reply]
+Page: TypeAlias = Callable[[], PageReply]
 
 
 @dataclass(frozen=True)

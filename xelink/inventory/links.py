@@ -53,7 +53,7 @@ class NodeLinks:
     @property
     def usable(self) -> bool:
         """Whether the links are known, also by inferred ids."""
-        return self.state in {FileState.IN_USE, FileState.GUESS}
+        return self.state in {FileState.IN_USE, FileState.INFERRED}
 
     @property
     def linked(self) -> frozenset[AddressPair]:
@@ -110,7 +110,7 @@ def join(reading: Reading, inventory: Inventory) -> NodeLinks:
         return replace(facts, state=FileState.AMBIGUOUS, reason=f"{facts.reason}: {error}")
     return replace(
         facts,
-        state=FileState.GUESS,
+        state=FileState.INFERRED,
         reason=f"{facts.reason}: ids are taken for places in PCI order",
         lanes=_lanes(topology.links, addresses, lambda _: 1),
         topology=topology,

@@ -69,7 +69,7 @@ def facts(links: NodeLinks | None, gpus: Sequence[str]) -> WorkloadFacts:
     widths = ((one, other, links.lanes_between(one, other)) for one, other in combinations(gpus, 2))
     pairs = (
         f"{one}-{other}"
-        if links.state is FileState.GUESS or not lanes
+        if links.state is FileState.INFERRED or not lanes
         else f"{one}-{other}={lanes}"
         for one, other, lanes in widths
         if lanes is not None

@@ -38,7 +38,7 @@ class FileState(Enum):
     """What can be known of the node's links, and why not more."""
 
     IN_USE = "in use"
-    GUESS = "inferred"
+    INFERRED = "inferred"
     """Labels without an id map: ids are taken for places in PCI order."""
     AMBIGUOUS = "ambiguous"
     """Labels without an id map, and no single order that they could mean."""

@@ -90,7 +90,9 @@ class Choice:
     @cached_property
     def facts(self) -> WorkloadFacts:
         """The workload environment, as the plugin sets it."""
-        links = replace(self.links, state=FileState.GUESS) if self.node.labels_only else self.links
+        links = (
+            replace(self.links, state=FileState.INFERRED) if self.node.labels_only else self.links
+        )
         return facts(links, [card.bdf for card in self.chosen])
 
     def pairs(self, cards: Iterable[str]) -> Iterator[tuple[Card, Card, int | None]]:
