@@ -185,3 +185,27 @@ def test_each_file_that_the_page_names_is_there() -> None:
             if not any((folder / name).is_file() for folder in [ROOT, *folders]):
                 missing.append(name)
     assert missing == []
+
+
+def public_names(path: Path) -> set[str]:
+    """Return the classes and type aliases that a module defines, without private ones."""
+    names = {
+        node.name
+        if isinstance(node, ast.ClassDef)
+        else ast.unparse(node.target)
+        if isinstance(node, ast.AnnAssign) and "TypeAlias" in ast.unparse(node.annotation)
+        else "_"
+        for node in ast.parse(path.read_text()).body
+    }
+    return {name for name in names if not name.startswith("_")}
+
+
+def test_a_public_type_has_a_name_of_its_own() -> None:
+    """One name has one meaning: a reader need not look up where it came from."""
+    homes: dict[str, list[str]] = {}
+    for path in MODULES:
+        if not path.name.endswith(("_pb2.py", "_pb2_grpc.py")):
+            for name in public_names(path):
+                homes.setdefault(name, []).append(str(path.relative_to(ROOT)))
+    assert {name: places for name, places in homes.items() if len(places) > 1} == {}
+    assert len(homes) > 300

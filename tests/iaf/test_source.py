@@ -20,7 +20,7 @@ from tests.patience import Clock
 from tests.xpu_manager.bodies import read_body
 from xelink.iaf.channel import kernel, simulator
 from xelink.iaf.reasons import DriverReason
-from xelink.iaf.replies import Result
+from xelink.iaf.replies import DriverResult
 from xelink.iaf.source import FULL_LOOK_SECONDS, DriverSource, Node
 from xelink.simulators.iaf.driver import Behavior, FrameFault, PortFault, reply
 from xelink.simulators.xpu_manager import Blueprint, SimulatedNode, render
@@ -126,12 +126,12 @@ def test_ids_are_ranks_on_the_bus_and_never_the_ids_of_the_fabric() -> None:
     ("behavior", "reason", "detail"),
     [
         pytest.param({"has_family": False}, "not-host-network", "hostNetwork: true", id="netns"),
-        pytest.param({"result": Result.AGAIN}, "starting", "result 5 (AGAIN)", id="starting"),
+        pytest.param({"result": DriverResult.AGAIN}, "starting", "result 5 (AGAIN)", id="starting"),
         pytest.param({"sweep": True}, "starting", "a routing sweep is under way", id="sweep"),
         *(
             pytest.param({"result": code}, "driver-error", f"result {code.value}", id=code.name)
-            for code in Result
-            if code not in {Result.SUCCESS, Result.AGAIN}
+            for code in DriverResult
+            if code not in {DriverResult.SUCCESS, DriverResult.AGAIN}
         ),
         pytest.param({"result": 99}, "driver-error", "result 99 (unknown)", id="result unknown"),
         pytest.param({"frames": FrameFault.CUT}, "malformed-reply", "says ", id="cut"),
@@ -230,7 +230,7 @@ def test_an_outage_forgets_nothing_and_an_answer_after_it_is_read_anew() -> None
     with asking(MESH, monotonic=Clock()) as scene:
         first = scene.source.observe()
         well = scene.driver.behavior
-        scene.driver.behavior = replace(well, result=Result.FAILURE)
+        scene.driver.behavior = replace(well, result=DriverResult.FAILURE)
         assert isinstance(scene.source.observe(), Unknown)
         scene.driver.behavior = well
         assert scene.source.observe() is first

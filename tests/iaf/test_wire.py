@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.data import DATA, needs_data
 from xelink.iaf import replies, wire
-from xelink.iaf.replies import Device, Health, NotReadyError, Port
+from xelink.iaf.replies import IafDevice, NotReadyError, Port, PortHealth
 from xelink.iaf.wire import Attribute, Command, MalformedFrameError, NetlinkError
 
 FAMILY = 0x1F
@@ -58,19 +58,19 @@ def test_requests_are_those_of_the_vectors_but_for_the_optional_context(
 
 def test_the_list_of_devices_of_the_vectors_is_read(frames: dict[str, bytes]) -> None:
     reply = wire.parse(frames["device_enum_reply"], FAMILY)
-    assert replies.devices(reply) == (Device(0x10000, "i915.iaf.0", "0000:29:00.0", 2),)
+    assert replies.devices(reply) == (IafDevice(0x10000, "i915.iaf.0", "0000:29:00.0", 2),)
 
 
 def test_the_port_of_the_vectors_is_read(frames: dict[str, bytes]) -> None:
     reply = wire.parse(frames["fport_properties_reply_one_port"], FAMILY)
-    status = frame(Command.FPORT_STATUS_QUERY, nested(u8(25, 1) + u8(31, Health.HEALTHY)))
+    status = frame(Command.FPORT_STATUS_QUERY, nested(u8(25, 1) + u8(31, PortHealth.HEALTHY)))
     state = frame(Command.PORT_STATE_QUERY, nested(u8(25, 1) + u8(28, 1)))
     (port,) = replies.ports(reply, wire.parse(status, FAMILY), wire.parse(state, FAMILY))
     assert port == Port(
         number=1,
         type=3,
         enabled=True,
-        health=Health.HEALTHY,
+        health=PortHealth.HEALTHY,
         neighbor=(0x0123456789ABCDEF, 7),
         lanes_enabled=4,
         lanes_active=4,

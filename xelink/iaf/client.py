@@ -5,9 +5,9 @@ from typing import TypeVar
 
 from xelink.iaf import replies, wire
 from xelink.iaf.channel import Channel, LostReplyError
-from xelink.iaf.fabric import Fabric, FabricDevice
+from xelink.iaf.fabric import DriverFabric, FabricDevice
 from xelink.iaf.replies import Generation, TileFabric
-from xelink.iaf.wire import Command, Reply
+from xelink.iaf.wire import Command, DriverReply
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ class Client:
         """Return the routing generation."""
         return replies.generation(self._ask(Command.ROUTING_GEN_QUERY))
 
-    def fabric(self) -> Fabric:
+    def fabric(self) -> DriverFabric:
         """Return the whole fabric. Raises `SweepError` where it was not one truth."""
         before = self.generation()
         if not before.settled:
@@ -54,7 +54,7 @@ class Client:
         )
         if self.generation() != before:
             raise SweepError("the routing changed meanwhile")
-        return Fabric(found, before.end)
+        return DriverFabric(found, before.end)
 
     def _tile(self, fabric_id: int, tile: int) -> TileFabric:
         guid = replies.guid(self._ask(Command.SUB_DEVICE_PROPERTIES_GET, fabric_id, tile))
@@ -69,7 +69,7 @@ class Client:
 
     def _ask(
         self, command: Command, fabric_id: int | None = None, tile: int | None = None
-    ) -> Reply:
+    ) -> DriverReply:
         frame = self._exchange(
             lambda sequence: wire.request(self._family, sequence, command, fabric_id, tile)
         )

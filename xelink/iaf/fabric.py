@@ -10,17 +10,17 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from xelink.iaf.reasons import DriverReason
-from xelink.iaf.replies import Device, Health, Port, PortType, TileFabric
+from xelink.iaf.replies import IafDevice, Port, PortHealth, PortType, TileFabric
 from xelink.topology.admission import Direction, admit
 from xelink.topology.model import Gpu, PortState, Tile, Topology, excess
 from xelink.topology.observation import Observation, ObservedLinks, Unknown
 from xelink.topology.rules import Rules
 
 _STATES = {
-    Health.OFF: PortState.DISABLED,
-    Health.FAILED: PortState.FAILED,
-    Health.DEGRADED: PortState.DEGRADED,
-    Health.HEALTHY: PortState.HEALTHY,
+    PortHealth.OFF: PortState.DISABLED,
+    PortHealth.FAILED: PortState.FAILED,
+    PortHealth.DEGRADED: PortState.DEGRADED,
+    PortHealth.HEALTHY: PortState.HEALTHY,
 }
 _BEST_FIRST = tuple(PortState)
 _HINT = (
@@ -42,18 +42,18 @@ class GpuOnBus(NamedTuple):
 class FabricDevice(NamedTuple):
     """One GPU with Xe Links, and its tiles in their order."""
 
-    device: Device
+    device: IafDevice
     tiles: tuple[TileFabric, ...]
 
 
-class Fabric(NamedTuple):
+class DriverFabric(NamedTuple):
     """Every GPU with Xe Links; `generation` is the routing generation before and after."""
 
     devices: tuple[FabricDevice, ...]
     generation: int
 
 
-def observe(fabric: Fabric, gpus: Sequence[GpuOnBus], rules: Rules) -> Observation:
+def observe(fabric: DriverFabric, gpus: Sequence[GpuOnBus], rules: Rules) -> Observation:
     """Return the links that a fabric proves; unknown where it contradicts itself or the bus."""
     ids = {one.gpu.bdf: one.gpu.id for one in gpus}
     ports = _ports(fabric, ids)
@@ -87,7 +87,7 @@ def observe(fabric: Fabric, gpus: Sequence[GpuOnBus], rules: Rules) -> Observati
     )
 
 
-def _ports(fabric: Fabric, ids: Mapping[str, int]) -> dict[Tile, tuple[Port, ...]] | str:
+def _ports(fabric: DriverFabric, ids: Mapping[str, int]) -> dict[Tile, tuple[Port, ...]] | str:
     """Return the ports of each tile that XPU Manager would see, or what cannot be true."""
     found: dict[Tile, tuple[Port, ...]] = {}
     guids: set[int] = set()
@@ -119,7 +119,7 @@ def _without_ports(gpus: Iterable[GpuOnBus], fabric: set[int]) -> Iterator[Tile]
 
 
 def _lanes(
-    fabric: Fabric, ids: Mapping[str, int], ports: Mapping[Tile, Sequence[Port]]
+    fabric: DriverFabric, ids: Mapping[str, int], ports: Mapping[Tile, Sequence[Port]]
 ) -> dict[tuple[Tile, Tile], int] | str:
     """Sum up the lanes of each direction, or say what cannot be counted."""
     tiles = {
@@ -132,7 +132,7 @@ def _lanes(
         (guids[tile], port.number): port
         for tile, of_one in ports.items()
         for port in of_one
-        if port.enabled and port.health == Health.HEALTHY
+        if port.enabled and port.health == PortHealth.HEALTHY
     }
     lanes: dict[tuple[Tile, Tile], int] = {}
     for (guid, number), port in usable.items():
@@ -153,8 +153,8 @@ def _states(ports: Mapping[Tile, Iterable[Port]]) -> dict[int, PortState]:
     states: dict[int, PortState] = {}
     for tile, of_one in ports.items():
         for port in of_one:
-            if port.health in {*Health}:
-                state = _STATES[Health(port.health)]
+            if port.health in {*PortHealth}:
+                state = _STATES[PortHealth(port.health)]
                 worst = states.setdefault(tile.device, state)
                 states[tile.device] = max(worst, state, key=_BEST_FIRST.index)
     return states

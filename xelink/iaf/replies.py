@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
-from xelink.iaf.wire import Attribute, Attributes, Command, MalformedFrameError, Reply
+from xelink.iaf.wire import Attribute, Attributes, Command, DriverReply, MalformedFrameError
 
 _WIDTHS = {1: 1, 2: 2, 4: 3, 8: 4}
 _SPEEDS = {1: 12.5, 2: 25.78125, 4: 53.125, 8: 90.0}
@@ -15,7 +15,7 @@ TILE_LIMIT = 4
 PORT_LIMIT = 64
 
 
-class Result(IntEnum):
+class DriverResult(IntEnum):
     """How the driver says that a query went."""
 
     SUCCESS = 0
@@ -35,7 +35,7 @@ class Result(IntEnum):
     MSG_TYPE_NOT_REQUEST = 14
 
 
-class Health(IntEnum):
+class PortHealth(IntEnum):
     """What the driver says of a port."""
 
     OFF = 0
@@ -60,7 +60,7 @@ class DriverError(Exception):
 
     def __init__(self, command: Command, code: int) -> None:
         self.code = code
-        name = Result(code).name if code in {*Result} else "unknown"
+        name = DriverResult(code).name if code in {*DriverResult} else "unknown"
         super().__init__(f"{command.name} ended with result {code} ({name})")
 
 
@@ -80,7 +80,7 @@ class Generation(NamedTuple):
         return self.start == self.end
 
 
-class Device(NamedTuple):
+class IafDevice(NamedTuple):
     """One GPU with Xe Links; `parent` is the name of its parent device, a PCI address."""
 
     fabric_id: int
@@ -121,7 +121,7 @@ class TileFabric:
     ports: tuple[Port, ...] = ()
 
 
-def checked(reply: Reply, command: Command) -> Attributes:
+def checked(reply: DriverReply, command: Command) -> Attributes:
     """Return the attributes of a reply to a command that went well.
 
     Raises `DriverError`, as one of them `NotReadyError`, and `MalformedFrameError`.
@@ -132,14 +132,14 @@ def checked(reply: Reply, command: Command) -> Attributes:
     if attributes.required(Attribute.MSG_TYPE, 1) != 1:
         raise MalformedFrameError("no response", attributes.frame)
     code = attributes.required(Attribute.RESULT, 1)
-    if code == Result.AGAIN:
+    if code == DriverResult.AGAIN:
         raise NotReadyError(command, code)
-    if code != Result.SUCCESS:
+    if code != DriverResult.SUCCESS:
         raise DriverError(command, code)
     return attributes
 
 
-def generation(reply: Reply) -> Generation:
+def generation(reply: DriverReply) -> Generation:
     """Return the routing generation. Raises as `checked` does."""
     found = checked(reply, Command.ROUTING_GEN_QUERY)
     return Generation(
@@ -147,11 +147,11 @@ def generation(reply: Reply) -> Generation:
     )
 
 
-def devices(reply: Reply) -> tuple[Device, ...]:
+def devices(reply: DriverReply) -> tuple[IafDevice, ...]:
     """Return every GPU with Xe Links. Raises as `checked` does."""
     found = checked(reply, Command.DEVICE_ENUM)
     entries = tuple(
-        Device(
+        IafDevice(
             one.required(Attribute.FABRIC_ID, 4),
             one.text(Attribute.DEV_NAME),
             one.text(Attribute.PARENT_DEV_NAME),
@@ -169,12 +169,12 @@ def devices(reply: Reply) -> tuple[Device, ...]:
     return entries
 
 
-def guid(reply: Reply) -> int:
+def guid(reply: DriverReply) -> int:
     """Return the GUID of a tile. Raises as `checked` does."""
     return checked(reply, Command.SUB_DEVICE_PROPERTIES_GET).required(Attribute.GUID, 8)
 
 
-def ports(properties: Reply, status: Reply, state: Reply) -> tuple[Port, ...]:
+def ports(properties: DriverReply, status: DriverReply, state: DriverReply) -> tuple[Port, ...]:
     """Return the ports of a tile, from the three replies that describe them.
 
     Raises as `checked` does, and `MalformedFrameError` where they are not of the same ports.

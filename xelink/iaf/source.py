@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from xelink.iaf.channel import Channel
 from xelink.iaf.client import Client, SweepError
-from xelink.iaf.fabric import Fabric, GpuOnBus, observe
+from xelink.iaf.fabric import DriverFabric, GpuOnBus, observe
 from xelink.iaf.reasons import DriverReason
 from xelink.iaf.replies import DriverError, NotReadyError
 from xelink.iaf.wire import MalformedFrameError, NetlinkError
@@ -31,7 +31,7 @@ class Node(NamedTuple):
 
 
 class _Known(NamedTuple):
-    fabric: Fabric
+    fabric: DriverFabric
     node: Node
     at: float
     observation: Observation
@@ -78,7 +78,7 @@ class DriverSource:
         return SourceFacts(rows=ports)
 
     @property
-    def fabric(self) -> Fabric | None:
+    def fabric(self) -> DriverFabric | None:
         """What the driver reported last, of every port."""
         return self._known.fabric if self._known else None
 
@@ -116,7 +116,7 @@ class DriverSource:
     def _is_due(self, known: _Known) -> bool:
         return self._monotonic() - known.at >= self._full_look_seconds
 
-    def _settled(self, client: Client, deadline: float) -> Fabric:
+    def _settled(self, client: Client, deadline: float) -> DriverFabric:
         """Look again for as long as there is time, where the fabric was not one truth."""
         unsettled: Exception | None = None
         while True:

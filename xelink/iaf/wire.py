@@ -156,7 +156,7 @@ class Attributes(NamedTuple):
         return any(any(value) for value in self.all(kind))
 
 
-class Reply(NamedTuple):
+class DriverReply(NamedTuple):
     """One reply of the family, not yet understood."""
 
     command: int
@@ -201,7 +201,7 @@ def family_of(frame: bytes) -> int:
     return _number(values[0])
 
 
-def parse(frame: bytes, family: int) -> Reply:
+def parse(frame: bytes, family: int) -> DriverReply:
     """Return the reply in a frame, whole or not at all.
 
     Raises `NetlinkError` for an error of the generic layer and `MalformedFrameError` for a frame
@@ -221,7 +221,7 @@ def parse(frame: bytes, family: int) -> Reply:
         raise MalformedFrameError("cut before its command", frame)
     command, _, _ = _GENERIC.unpack_from(frame, _HEADER.size)
     items = tuple(_attributes(frame[_HEADERS:length], frame))
-    return Reply(command, Attributes(items, frame))
+    return DriverReply(command, Attributes(items, frame))
 
 
 def _header(frame: bytes) -> tuple[int, int, int, int, int]:

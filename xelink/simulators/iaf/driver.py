@@ -10,7 +10,7 @@ from enum import Enum
 from itertools import count
 from typing import NamedTuple
 
-from xelink.iaf.replies import Health, PortType, Result
+from xelink.iaf.replies import DriverResult, PortHealth, PortType
 from xelink.iaf.wire import CONTROL, FAMILY_NAME, VERSION, Attribute, Command
 from xelink.simulators.xpu_manager.gpu import SimulatedGpu
 from xelink.simulators.xpu_manager.node import SimulatedNode
@@ -57,7 +57,7 @@ class Behavior:
     generation: int = 1
     ports: Mapping[tuple[Tile, int], PortFault] = field(default_factory=dict)
     frames: FrameFault | None = None
-    result: int = Result.SUCCESS
+    result: int = DriverResult.SUCCESS
     sweep: bool = False
     has_family: bool = True
 
@@ -111,20 +111,20 @@ def _answer(
         code = behavior.result
     except _RefusedError as error:
         content, code = b"", error.code
-    if code != Result.SUCCESS:
+    if code != DriverResult.SUCCESS:
         content = b""
     content += _u8(Attribute.RESULT, code) + _u8(Attribute.MSG_TYPE, 1)
     return _frame(FAMILY, sequence, command, content)
 
 
 class _RefusedError(Exception):
-    def __init__(self, code: Result) -> None:
+    def __init__(self, code: DriverResult) -> None:
         self.code = code
 
 
 def _content(behavior: Behavior, command: Command, attributes: Mapping[int, bytes]) -> bytes:
     if attributes.get(Attribute.MSG_TYPE) != b"\0":
-        raise _RefusedError(Result.MISSING_MSG_TYPE)
+        raise _RefusedError(DriverResult.MISSING_MSG_TYPE)
     fabric = {fabric_id(gpu): gpu for gpu in behavior.node.present if gpu.model.fabric}
     if command is Command.ROUTING_GEN_QUERY:
         return _u32(Attribute.ROUTING_GEN_START, behavior.generation) + _u32(
@@ -149,15 +149,15 @@ def _content(behavior: Behavior, command: Command, attributes: Mapping[int, byte
 
 def _tile(fabric: Mapping[int, SimulatedGpu], attributes: Mapping[int, bytes]) -> Tile:
     if Attribute.FABRIC_ID not in attributes:
-        raise _RefusedError(Result.MISSING_FABRIC_ID)
+        raise _RefusedError(DriverResult.MISSING_FABRIC_ID)
     if Attribute.SD_INDEX not in attributes:
-        raise _RefusedError(Result.MISSING_SD_INDEX)
+        raise _RefusedError(DriverResult.MISSING_SD_INDEX)
     gpu = fabric.get(struct.unpack("=I", attributes[Attribute.FABRIC_ID])[0])
     if gpu is None:
-        raise _RefusedError(Result.UNKNOWN_FABRIC_ID)
+        raise _RefusedError(DriverResult.UNKNOWN_FABRIC_ID)
     index = attributes[Attribute.SD_INDEX][0]
     if index >= gpu.tiles:
-        raise _RefusedError(Result.SD_INDEX_OUT_OF_RANGE)
+        raise _RefusedError(DriverResult.SD_INDEX_OUT_OF_RANGE)
     return Tile(gpu.id, index)
 
 
@@ -242,14 +242,18 @@ def _status(port: _Port) -> bytes:
     head = _u8(Attribute.PORT_NUMBER, port.number)
     match port.fault:
         case PortFault.OFF:
-            return head + _u8(Attribute.HEALTH, Health.OFF)
+            return head + _u8(Attribute.HEALTH, PortHealth.OFF)
         case PortFault.DEGRADED:
-            return head + _u8(Attribute.HEALTH, Health.DEGRADED) + _u8(Attribute.ISSUE_LWD, 1)
+            return head + _u8(Attribute.HEALTH, PortHealth.DEGRADED) + _u8(Attribute.ISSUE_LWD, 1)
         case PortFault.FAILED:
-            return head + _u8(Attribute.HEALTH, Health.FAILED) + _u8(Attribute.ERROR_LINK_DOWN, 1)
+            return (
+                head + _u8(Attribute.HEALTH, PortHealth.FAILED) + _u8(Attribute.ERROR_LINK_DOWN, 1)
+            )
         case PortFault.ISOLATED | PortFault.UNKNOWN_NEIGHBOR:
-            return head + _u8(Attribute.HEALTH, Health.FAILED) + _u8(Attribute.ERROR_ISOLATED, 1)
-    return head + _u8(Attribute.HEALTH, Health.HEALTHY)
+            return (
+                head + _u8(Attribute.HEALTH, PortHealth.FAILED) + _u8(Attribute.ERROR_ISOLATED, 1)
+            )
+    return head + _u8(Attribute.HEALTH, PortHealth.HEALTHY)
 
 
 def _state(port: _Port) -> bytes:
