@@ -54,7 +54,7 @@ def hang_until(true: Callable[[], object]) -> None:
 
 
 async def never(true: Callable[[], object], seconds: float) -> None:
-    """Give a condition that must not come some time to come."""
+    """Wait some time for a condition that must not come."""
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(seconds):
             await until(true)

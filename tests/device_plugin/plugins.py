@@ -59,7 +59,7 @@ def bdf(number: int) -> str:
 
 
 def card(number: int, numa: int | None = None, missing: tuple[str, ...] = ()) -> Card:
-    """Give card N at bus N, so that test data can be read."""
+    """Return card N at bus N, so that test data can be read."""
     render = f"/dev/dri/renderD{128 + number}"
     return Card(
         name=f"card{number}",

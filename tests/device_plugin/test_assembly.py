@@ -46,7 +46,7 @@ def wired(
 
 
 def prepared(snapshot: Snapshot, resource: str = I915) -> Preferences:
-    """Give what a resource's preference was prepared from."""
+    """Return what a resource's preference was prepared from."""
     preference = snapshot.resource(resource).preference
     assert preference
     prefer = preference.prefer

@@ -316,7 +316,7 @@ NAMED = {"OK", "RESOURCE_EXHAUSTED", "UNAVAILABLE"}
 
 
 def floods() -> dict[str, tuple[object, int, int, set[str]]]:
-    """Give requests, made only here as that takes a second: how many, on how many connections."""
+    """Return requests, made only here as that takes a second: how many, on how many connections."""
     return {
         "allocations": (allocate("card1-0"), 2000, 1, {"OK"}),
         "preferences": (prefer(ALL), 2000, 1, {"OK"}),

@@ -124,7 +124,7 @@ class Generating:
         self._process = process
 
     def __call__(self, step: str, tree: Path) -> str:
-        """Give what a step gives."""
+        """Return what a step returns."""
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(f"{step} {tree}\n")

@@ -93,7 +93,7 @@ def page_of(told: StatusDocument) -> Balanced:
 
 
 def content(node: SimulatedNode, *, whole: bool = True) -> bytes:
-    """Give a feature file: ours, or one that has labels only."""
+    """Return a feature file: ours, or one that has labels only."""
     found = render(Publication(node.topology, NOW + timedelta(minutes=5)), NAMESPACE)
     return found if whole else found.partition(b"# +no-label")[0]
 

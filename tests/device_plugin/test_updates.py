@@ -710,7 +710,7 @@ def test_vfs_of_different_gpus_are_preferred_to_two_of_one() -> None:
 
 
 def named(snapshot: Snapshot) -> tuple[str, ...]:
-    """Give the CDI names that a container of the first device would be told."""
+    """Return the CDI names that a container of the first device would get."""
     return container(snapshot.resource(I915), ["card1-0"], set()).cdi
 
 

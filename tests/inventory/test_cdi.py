@@ -44,7 +44,7 @@ def read(directory: Path) -> Any:  # noqa: ANN401  # JSON
 
 
 def written(path: Path) -> tuple[int, ...]:
-    """Give what changes when a file is written or replaced; to read it changes another time."""
+    """Return what changes when a file is written or replaced; to read it changes another time."""
     told = path.stat()
     return told.st_ino, told.st_mode, told.st_size, told.st_mtime_ns, told.st_ctime_ns
 

@@ -37,7 +37,7 @@ def verdicts(
     severity: Severity = Severity.CRITICAL,
     confirmations: int = 2,
 ) -> list[bool]:
-    """Give the verdict on the GPU after each message, True where it is healthy."""
+    """Return the verdict on the GPU after each message, True where it is healthy."""
     health, found = Health(), []
     for severities in story:
         health = evaluate(health, message(*severities), severity, confirmations)
