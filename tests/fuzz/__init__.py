@@ -1,1 +1,1 @@
-NAMES = ("exposition", "labels", "features", "settings", "rpc", "health")
+NAMES = ("exposition", "labels", "features", "settings", "rpc", "health", "fabric")

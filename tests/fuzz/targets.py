@@ -20,9 +20,14 @@ from google.protobuf.message import DecodeError
 from device_plugin.settings import PluginSettings
 from sidecar.settings import SidecarSettings
 from tests.device_plugin.plugins import Served, bdf, node, served
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, Ticks
 from xelink.api import deviceplugin_pb2 as pb
 from xelink.daemon.flags import DaemonSettings, HelpRequested, UsageError, load, print_config
+from xelink.iaf import dump, replies, wire
+from xelink.iaf.recording import Replay
+from xelink.iaf.source import DriverSource
+from xelink.iaf.source import Node as FabricNode
+from xelink.iaf.wire import MalformedFrameError, NetlinkError
 from xelink.inventory import xpumd
 from xelink.inventory.health import Health, Message, Threshold, evaluate
 from xelink.nfd import reader as plugin_labels
@@ -224,7 +229,37 @@ def serving_rpc() -> Iterator[Target]:
         thread.join(PATIENCE)
 
 
+def fabric(data: bytes) -> None:
+    """Any frames are a fabric or refused; any dump proves links, or is unknown for a reason."""
+    try:
+        reply = wire.parse(data, 0x1F)
+        for parsed in (replies.devices, replies.generation, replies.guid):
+            parsed(reply)
+        replies.ports(reply, reply, reply)
+    except (MalformedFrameError, NetlinkError, replies.DriverError):
+        pass
+    try:
+        dumped = dump.read(data.decode("ascii", "replace"))
+    except dump.DumpError:
+        return
+    assert dump.read(dump.write(dumped)) == dumped
+    source = DriverSource(
+        lambda: Replay(dumped.frames),
+        lambda: FabricNode(has_fabric=True, gpus=dumped.gpus),
+        Rules(lane_count=1, allow_subdeviceless_links=True),
+        seconds=60.0,
+        sleep=lambda _: None,
+        monotonic=Ticks(),
+    )
+    outcome = source.observe()
+    if isinstance(outcome, ObservedLinks):
+        _published(Publication(outcome.topology, NOW + timedelta(minutes=5)))
+    else:
+        assert outcome.detail
+
+
 TARGETS: Mapping[str, Target] = {
+    "fabric": fabric,
     "exposition": exposition,
     "labels": label_set,
     "features": feature_file,

@@ -51,8 +51,8 @@ def test_requests_are_those_of_the_vectors_but_for_the_optional_context(
     optional = (Attribute.CONTEXT, Attribute.MSG_TYPE)
     assert ours.command == theirs.command == call[0]
     assert ours.attributes.number(Attribute.MSG_TYPE, 1) == 0
-    assert [item for item in ours.attributes.items if item[0] not in optional] == [
-        item for item in theirs.attributes.items if item[0] not in optional
+    assert [item for item in ours.attributes.values.items() if item[0] not in optional] == [
+        item for item in theirs.attributes.values.items() if item[0] not in optional
     ]
 
 

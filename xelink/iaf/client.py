@@ -1,7 +1,7 @@
 """Asks the driver: one query at a time, each within one deadline."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeAlias
 
 from xelink.iaf import replies, wire
 from xelink.iaf.channel import Channel, LostReplyError
@@ -9,8 +9,16 @@ from xelink.iaf.fabric import DriverFabric, FabricDevice
 from xelink.iaf.replies import Generation, TileFabric
 from xelink.iaf.wire import Command, DriverReply
 
-T = TypeVar("T")
+KnownTiles: TypeAlias = dict[tuple[int, int], tuple[tuple[bytes, ...], TileFabric]]
+"""What the replies about each tile held last, by fabric id and number, and what that means."""
 
+_OF_A_TILE = (
+    Command.FPORT_PROPERTIES,
+    Command.FPORT_STATUS_QUERY,
+    Command.PORT_STATE_QUERY,
+    Command.SUB_DEVICE_PROPERTIES_GET,
+)
+_CONTENT = 12  # where a frame goes on after its sequence number, which differs each time
 _MOST_LOST = 8  # replies in a row: there is no room for any
 
 
@@ -21,12 +29,21 @@ class SweepError(Exception):
 class Client:
     """Asks on one channel until `deadline`, by `monotonic`.
 
+    `known` is kept between clients: a reply that is the same as before is not parsed again.
+
     Every query raises `OSError` (`TimeoutError` when the time is up, `NetlinkError` for an error of
     the generic layer), `MalformedFrameError`, and `replies.DriverError`.
     """
 
-    def __init__(self, channel: Channel, monotonic: Callable[[], float], deadline: float) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        monotonic: Callable[[], float],
+        deadline: float,
+        known: KnownTiles | None = None,
+    ) -> None:
         self._channel = channel
+        self._known = {} if known is None else known
         self._monotonic = monotonic
         self._deadline = deadline
         self._sequence = 0
@@ -57,23 +74,25 @@ class Client:
         return DriverFabric(found, before.end)
 
     def _tile(self, fabric_id: int, tile: int) -> TileFabric:
-        guid = replies.guid(self._ask(Command.SUB_DEVICE_PROPERTIES_GET, fabric_id, tile))
-        return TileFabric(
-            guid,
-            replies.ports(
-                self._ask(Command.FPORT_PROPERTIES, fabric_id, tile),
-                self._ask(Command.FPORT_STATUS_QUERY, fabric_id, tile),
-                self._ask(Command.PORT_STATE_QUERY, fabric_id, tile),
-            ),
-        )
+        frames = tuple(self._frame(command, fabric_id, tile) for command in _OF_A_TILE)
+        content = tuple(frame[_CONTENT:] for frame in frames)
+        before = self._known.get((fabric_id, tile))
+        if before and before[0] == content:
+            return before[1]
+        properties, status, state, of_tile = (wire.parse(frame, self._family) for frame in frames)
+        found = TileFabric(replies.guid(of_tile), replies.ports(properties, status, state))
+        self._known[fabric_id, tile] = content, found
+        return found
 
-    def _ask(
+    def _ask(self, command: Command) -> DriverReply:
+        return wire.parse(self._frame(command), self._family)
+
+    def _frame(
         self, command: Command, fabric_id: int | None = None, tile: int | None = None
-    ) -> DriverReply:
-        frame = self._exchange(
+    ) -> bytes:
+        return self._exchange(
             lambda sequence: wire.request(self._family, sequence, command, fabric_id, tile)
         )
-        return wire.parse(frame, self._family)
 
     def _exchange(self, build: Callable[[int], bytes]) -> bytes:
         """Send a frame and return the reply to it; late replies to earlier ones are dropped."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from xelink.iaf.channel import Channel
-from xelink.iaf.client import Client, SweepError
+from xelink.iaf.client import Client, KnownTiles, SweepError
 from xelink.iaf.fabric import DriverFabric, GpuOnBus, observe
 from xelink.iaf.reasons import DriverReason
 from xelink.iaf.replies import DriverError, NotReadyError
@@ -67,6 +67,7 @@ class DriverSource:
         self._monotonic = monotonic
         self._full_look_seconds = full_look_seconds
         self._known: _Known | None = None
+        self._tiles: KnownTiles = {}
 
     @property
     def facts(self) -> SourceFacts:
@@ -98,7 +99,7 @@ class DriverSource:
 
     def _ask(self, node: Node, deadline: float) -> Observation:
         with self._connect() as channel:
-            client = Client(channel, self._monotonic, deadline)
+            client = Client(channel, self._monotonic, deadline, self._tiles)
             client.resolve()
             known = self._known
             if known and known.node == node and not self._is_due(known):

@@ -10,7 +10,7 @@ https://docs.kernel.org/userspace-api/netlink/intro.html. Numbers are in the hos
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -25,7 +25,9 @@ FRAME_LIMIT = 1 << 16
 _HEADER = struct.Struct("=IHHII")
 _GENERIC = struct.Struct("=BBH")
 _ATTRIBUTE = struct.Struct("=HH")
-_NUMBERS = {1: "=B", 2: "=H", 4: "=I", 8: "=Q"}
+_NUMBERS = {
+    size: struct.Struct(f"={code}") for size, code in zip((1, 2, 4, 8), "BHIQ", strict=True)
+}
 _HEADERS = _HEADER.size + _GENERIC.size
 _ERROR = 2  # NLMSG_ERROR
 _REQUEST = 1  # NLM_F_REQUEST: one reply, and no acknowledgment beside it
@@ -106,31 +108,27 @@ class NetlinkError(OSError):
 
 
 class Attributes(NamedTuple):
-    """The attributes at one level, in their order: a type may occur any number of times."""
+    """The attributes at one level: the values of each type, in their order."""
 
-    items: tuple[tuple[int, bytes], ...]
+    values: Mapping[int, Sequence[bytes]]
     frame: bytes
     """All of the frame, to be quoted where an attribute is malformed."""
 
-    def all(self, kind: Attribute) -> list[bytes]:
-        """Return every value of one type."""
-        return [value for found, value in self.items if found == kind]
-
     def nested(self, kind: Attribute) -> Iterator["Attributes"]:
         """Return the attributes within each attribute of one type."""
-        for value in self.all(kind):
-            yield Attributes(tuple(_attributes(value, self.frame)), self.frame)
+        for value in self.values.get(kind, ()):
+            yield Attributes(_attributes(value, self.frame), self.frame)
 
     def number(self, kind: Attribute, size: int) -> int | None:
         """Return a number of `size` bytes; None where there is none.
 
         Raises `MalformedFrameError` for another size, or for two different numbers.
         """
-        values = {*self.all(kind)}
-        if not values:
+        values = self.values.get(kind)
+        if values is None:
             return None
-        (value, *others) = values
-        if others or len(value) != size:
+        value = values[0]
+        if len(value) != size or any(other != value for other in values[1:]):
             raise MalformedFrameError(f"{kind.name} is not one number of {size} bytes", self.frame)
         return _number(value)
 
@@ -143,7 +141,7 @@ class Attributes(NamedTuple):
 
     def text(self, kind: Attribute) -> str:
         """Return a text that ends with a zero byte. Raises `MalformedFrameError`."""
-        values = self.all(kind)
+        values = self.values.get(kind, ())
         if len(values) != 1 or not values[0].endswith(b"\0") or b"\0" in values[0][:-1]:
             raise MalformedFrameError(f"{kind.name} is not one text", self.frame)
         try:
@@ -153,7 +151,7 @@ class Attributes(NamedTuple):
 
     def flag(self, kind: Attribute) -> bool:
         """Return whether a flag is there and set."""
-        return any(any(value) for value in self.all(kind))
+        return any(any(value) for value in self.values.get(kind, ()))
 
 
 class DriverReply(NamedTuple):
@@ -195,7 +193,7 @@ def family_of(frame: bytes) -> int:
     Raises `NetlinkError`, with ENOENT where there is no such family, and `MalformedFrameError`.
     """
     reply = parse(frame, CONTROL)
-    values = [value for kind, value in reply.attributes.items if kind == 1]
+    values = reply.attributes.values.get(1, ())
     if len(values) != 1 or len(values[0]) != 2:  # noqa: PLR2004 - CTRL_ATTR_FAMILY_ID, u16
         raise MalformedFrameError("no family id", frame)
     return _number(values[0])
@@ -220,8 +218,7 @@ def parse(frame: bytes, family: int) -> DriverReply:
     if length < _HEADERS:
         raise MalformedFrameError("cut before its command", frame)
     command, _, _ = _GENERIC.unpack_from(frame, _HEADER.size)
-    items = tuple(_attributes(frame[_HEADERS:length], frame))
-    return DriverReply(command, Attributes(items, frame))
+    return DriverReply(command, Attributes(_attributes(frame[_HEADERS:length], frame), frame))
 
 
 def _header(frame: bytes) -> tuple[int, int, int, int, int]:
@@ -235,16 +232,19 @@ def _header(frame: bytes) -> tuple[int, int, int, int, int]:
     return header
 
 
-def _attributes(block: bytes, frame: bytes) -> Iterator[tuple[int, bytes]]:
-    at = 0
-    while at < len(block):
-        if len(block) - at < _ATTRIBUTE.size:
+def _attributes(block: bytes, frame: bytes) -> dict[int, list[bytes]]:
+    found: dict[int, list[bytes]] = {}
+    at, end = 0, len(block)
+    while at < end:
+        if end - at < _ATTRIBUTE.size:
             raise MalformedFrameError("an attribute is cut", frame)
         length, kind = _ATTRIBUTE.unpack_from(block, at)
-        if not _ATTRIBUTE.size <= length <= len(block) - at:
-            raise MalformedFrameError(f"attribute {kind & _TYPE_BITS} has {length} bytes", frame)
-        yield kind & _TYPE_BITS, block[at + _ATTRIBUTE.size : at + length]
+        kind &= _TYPE_BITS
+        if not _ATTRIBUTE.size <= length <= end - at:
+            raise MalformedFrameError(f"attribute {kind} has {length} bytes", frame)
+        found.setdefault(kind, []).append(block[at + _ATTRIBUTE.size : at + length])
         at += _padded(length)
+    return found
 
 
 def _frame(family: int, sequence: int, command: int, attributes: bytes) -> bytes:
@@ -262,8 +262,7 @@ def _attribute(kind: int, value: bytes) -> bytes:
 
 
 def _number(value: bytes) -> int:
-    (number,) = struct.unpack(_NUMBERS[len(value)], value)
-    return int(number)
+    return int(_NUMBERS[len(value)].unpack(value)[0])
 
 
 def _padded(length: int) -> int:
