@@ -174,7 +174,7 @@ def test_the_package_names_the_pythons_that_are_tested() -> None:
 def test_what_is_called_python_and_never_answers_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tool("pythons"), "_PATIENCE", 0.1)
+    monkeypatch.setattr(tool("pythons"), "_TIMEOUT", 0.1)
     program = tmp_path / "python3"
     program.write_text("#!/bin/sh\nexec sleep 3600\n")
     program.chmod(0o755)

@@ -181,7 +181,7 @@ def test_flag_environment_file_default_in_this_order(
     found = loaded.settings
     assert (found.lane_count, found.interval, found.xpum_port, found.confirmations) == (3, 2, 1, 2)
     printed = [line.split() for line in print_config(loaded).splitlines()]
-    assert printed[0] == ["lane-count:", "3", "#", "flag"]
+    assert printed[1] == ["lane-count:", "3", "#", "flag"]
     assert ["interval:", "2", "#", "environment", "XELINK_SIDECAR_INTERVAL"] in printed
     assert ["xpum-port:", "1", "#", "file", str(file)] in printed
     assert ["confirmations:", "2", "#", "default"] in printed

@@ -135,7 +135,7 @@ def settled(kind: str, name: str, namespace: str, *, done: bool) -> Document:
 def everything(*, done: bool) -> list[Document]:
     named = [
         (each["kind"], each["metadata"]["name"], each["metadata"]["namespace"])
-        for overlay in ("cert-manager", "plugin-only", "demo")
+        for overlay in ("cert-manager", "plugin-only", "standalone", "demo")
         for each in render(overlay)
         if each["kind"] in {"DaemonSet", "Certificate"}
     ]

@@ -192,7 +192,7 @@ with container.started(["true"]) as process:
     process.wait()
 for each in threading.enumerate():
     if each is not threading.current_thread():
-        each.join(container.PATIENCE / 4)
+        each.join(container.TIMEOUT / 4)
 print(threading.active_count(), flush=True)
 os._exit(0)
 """

@@ -104,7 +104,13 @@ def test_who_holds_what_and_why_and_what_breaks_are_told_as_it_happens(
         (held,) = page.run("document.querySelector('#holders tbody').innerText").splitlines()
         assert held.split("\t")[1:5] == ["card3-0 card4-0", I915, "all pairs", "our preference"]
         (why,) = page.wait("document.querySelector('#preferences tbody')?.innerText").splitlines()
-        asked = ["2 of 4", "none", "card3-0 card4-0", "healthy Xe Link ports", "card1 card3"]
+        asked = [
+            "2 of 4",
+            "none",
+            "card3-0 card4-0",
+            "criterion 6: healthy Xe Link ports",
+            "card1 card3",
+        ]
         assert why.split("\t")[1:6] == asked
         broken = next(gpu for gpu in scene.hardware.gpus if gpu.card == "card1")
         scene.hardware.lose_node(broken.bdf)

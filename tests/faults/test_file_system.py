@@ -265,7 +265,9 @@ TABLE: dict[str, Row] = {
     "file deleted": Row(unlinked),
     "foreign file": Row(foreign),
     "foreign file, too large": Row(foreign_huge),
-    "directory in its place": Row(directory, "a directory stands", stands=False),
+    "directory in its place": Row(
+        directory, "there is a directory where the file should be", stands=False
+    ),
     "pipe in its place": Row(pipe),
     "link to a file outside": Row(linked(to="treasure")),
     "link to nothing": Row(linked(to="nothing")),

@@ -89,7 +89,8 @@ def json_text(facts: Mapping[str, Any]) -> str:
 
 def yaml_text(facts: Mapping[str, Any]) -> str:
     """Return facts as YAML, with the version of their form."""
-    return yaml.safe_dump(versioned(facts), sort_keys=False, allow_unicode=True)
+    # By way of JSON: YAML knows plain text only, and a PCI address is a kind of text of its own.
+    return yaml.safe_dump(json.loads(json_text(facts)), sort_keys=False, allow_unicode=True)
 
 
 def _only(nodes: Sequence[NodeView]) -> NodeView:
