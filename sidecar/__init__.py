@@ -1,1 +1,1 @@
-"""The writer: XPU Manager's topology becomes labels that NFD publishes."""
+"""The writer: the topology of a node becomes labels that NFD publishes."""

@@ -1,14 +1,13 @@
 """The driver where it answers, else XPU Manager: one source made of two, never mixed.
 
-Which one it is, is decided at the first observation that proves something, and anew when the chosen
-one has proven nothing for as long as labels live.
+Which one it is, is decided at the first observation of links, or of none, and anew when the chosen
+one has proven nothing for half the life of labels, so that they do not expire before.
 """
 
 from collections.abc import Callable
 
 from structlog.typing import FilteringBoundLogger
 
-from xelink.iaf.reasons import DriverReason
 from xelink.topology.observation import NoFabricData, Observation, Source, SourceFacts, Unknown
 
 
@@ -27,7 +26,8 @@ class AutoSource:
         self._driver = driver
         self._xpu_manager = xpu_manager
         self._log = log
-        self._life = life
+        # Labels were renewed up to a third of their life before the last good observation.
+        self._silence = life / 2
         self._monotonic = monotonic
         self._chosen: Source | None = None
         self._last_good = 0.0
@@ -54,18 +54,18 @@ class AutoSource:
 
     def observe(self) -> Observation:
         """Observe by the chosen source; where there is none, by both in turn."""
-        if self._chosen:
-            observation = self._chosen.observe()
-            now = self._monotonic()
-            if not isinstance(observation, Unknown):
-                self._last_good = now
-            elif now - self._last_good >= self._life:
-                self._log.warning(
-                    "source given up", source=self._chosen.name, silent_seconds=round(self._life)
-                )
-                self._chosen = None
-            return observation
-        return self._decide()
+        if self._chosen is None:
+            return self._decide()
+        observation = self._chosen.observe()
+        now = self._monotonic()
+        if not isinstance(observation, Unknown):
+            self._last_good = now
+        elif now - self._last_good >= self._silence:
+            silent = round(now - self._last_good)
+            self._log.warning("source given up", source=self._chosen.name, silent_seconds=silent)
+            self._chosen = None
+            return self._decide()
+        return observation
 
     def _decide(self) -> Observation:
         by_driver = self._driver.observe()
@@ -74,9 +74,9 @@ class AutoSource:
         other = self._xpu_manager.observe()
         if isinstance(other, Unknown):
             detail = f"{other.detail}; {self._driver.name}: {by_driver.detail}"
-            return Unknown(other.reason, detail, quotes=other.quotes)
-        # XPU Manager 2.x works and has no links: a driver that starts late shall still be found.
-        if isinstance(other, NoFabricData) and by_driver.reason != DriverReason.NO_DRIVER:
+            return Unknown(other.reason, detail, quotes=other.quotes or by_driver.quotes)
+        # XPU Manager 2.x works and has no links: a driver that starts later shall still be found.
+        if isinstance(other, NoFabricData):
             return NoFabricData(f"{other.detail}; {self._driver.name}: {by_driver.detail}")
         return self._choose(self._xpu_manager, other)
 

@@ -15,6 +15,7 @@ from structlog.typing import FilteringBoundLogger
 from sidecar.loop import Sidecar
 from sidecar.publishing import Policy
 from sidecar.pulse import Pulse, ticks
+from sidecar.source_choice import SourceChoice
 from sidecar.sources import chosen
 from sidecar.status import body, status
 from sidecar.telemetry import Telemetry
@@ -151,7 +152,15 @@ _IDLE_WITH = {
 }
 
 
+_OF_XPU_MANAGER = {
+    *("cert", "client_cert", "client_key", "max_body", "password_file", "username", "xpum_port"),
+}
+
+
 def _without_effect(loaded: "Loaded[SidecarSettings]") -> Iterator[str]:
+    if loaded.settings.source is SourceChoice.DRIVER:
+        for name in sorted(_OF_XPU_MANAGER & loaded.origins.keys()):
+            yield f"-{name.replace('_', '-')} has no effect with -source=driver"
     for mode, idle in _IDLE_WITH.items():
         if getattr(loaded.settings, mode):
             for name in sorted(idle & loaded.origins.keys()):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from structlog.typing import FilteringBoundLogger
 
+from sidecar.source_choice import SourceChoice
 from xelink.nfd.bounded_writer import SECONDS
 from xelink.topology.observation import Observation
 
@@ -23,7 +24,8 @@ class Pulse:
     def __init__(self, settings: "SidecarSettings", monotonic: Callable[[], float]) -> None:
         """Allow for the delay before the first tick, and for a tick that takes its whole time."""
         self._monotonic = monotonic
-        steps = settings.timeout + _LOOKS * SECONDS
+        sources = 2 if settings.source is SourceChoice.AUTO else 1  # asked in one tick
+        steps = sources * settings.timeout + _LOOKS * SECONDS
         self._timeout = _MISSED_INTERVALS * settings.interval + steps
         self._last = monotonic() + settings.startup_delay
 

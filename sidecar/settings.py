@@ -49,7 +49,7 @@ class SidecarSettings(KlogSettings):
         description="who reports the links: XPU Manager 1.2 or 1.3; the kernel driver, which needs"
         " the host's network namespace (hostNetwork: true) and nothing else; or the driver if it"
         " answers and XPU Manager if not, decided again when the chosen one has reported nothing"
-        " for -expiry",
+        " for half of -expiry",
     )
     lane_count: int = Field(
         4,
@@ -120,7 +120,7 @@ class SidecarSettings(KlogSettings):
     oneshot: bool = Field(
         default=False,
         description="publish the result of one scrape, and end; exit code 0: links, 3: no links,"
-        " 4: XPU Manager gave no usable answer, 5: the file could not be written, or another"
+        " 4: the source gave no usable answer, 5: the file could not be written, or another"
         " sidecar writes it",
     )
     dry_run: bool = Field(default=False, description="print the feature file instead of writing it")

@@ -25,6 +25,9 @@ from xelink.topology.rules import Rules
 if TYPE_CHECKING:
     from sidecar.settings import SidecarSettings
 
+_FOREVER = 600.0
+"""The life of labels that live for ever, to decide when another source is asked."""
+
 _UNANSWERED = {"refused", "not-xpu-manager"}
 """Reasons of XPU Manager's client that mean that there is none of version 1.x."""
 
@@ -50,10 +53,6 @@ def chosen(
             yield AutoSource(driver, other, log, life=life, monotonic=time.monotonic)
 
 
-_FOREVER = 300.0
-"""Seconds without anything after which another source may speak, where labels live for ever."""
-
-
 def _driver(settings: "SidecarSettings", rules: Rules, stop: Stop, bus: FabricBus) -> DriverSource:
     connect = kernel
     if settings.driver_socket:
@@ -65,7 +64,14 @@ def _driver(settings: "SidecarSettings", rules: Rules, stop: Stop, bus: FabricBu
         stop.wait(seconds)
 
     return DriverSource(
-        connect, bus.node, rules, seconds=settings.timeout, sleep=sleep, monotonic=time.monotonic
+        connect,
+        bus.node,
+        rules,
+        seconds=settings.timeout,
+        sleep=sleep,
+        monotonic=time.monotonic,
+        bounded=stop.bounded,
+        confirmations=settings.confirmations,
     )
 
 

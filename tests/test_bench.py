@@ -46,6 +46,7 @@ BENCHES = {
         "bench.SCRAPES = bench.PODS = 1; bench.SETTINGS = dict([*bench.SETTINGS.items()][:2])",
         {"allocator": ("sidecar, MB", "plugin, MB")},
     ),
+    "driver": Bench("import tick; tick.TICKS = 3", {"driver": ("ms of processor",)}),
     "exposition": Bench(
         "bench.BODIES = bench.BODIES[:2]",
         {"exposition": ("parser, ms", "faster than it, first time", "nothing changed")},

@@ -97,7 +97,7 @@ def test_the_unit_has_no_capability_and_opens_no_device(unit: Path) -> None:
 def test_the_unit_speaks_to_whom_its_program_does(unit: Path) -> None:
     (families,) = directives(unit)["RestrictAddressFamilies"]
     # kubelet and XPU Manager 2.x are at sockets of the plugin's node, XPU Manager 1.x at a port.
-    own = {"AF_UNIX"} if "plugin" in unit.stem else set()
+    own = {"AF_UNIX"} if "plugin" in unit.stem else {"AF_NETLINK"}
     assert {*families.split()} == {"AF_INET", "AF_INET6", *own}
 
 

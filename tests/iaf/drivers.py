@@ -53,6 +53,7 @@ def asking(
     *,
     seconds: float = PATIENCE,
     monotonic: Callable[[], float] = time.monotonic,
+    confirmations: int = 2,
     **behavior: object,
 ) -> Iterator[Scene]:
     """Serve a driver of a node, and make a source that asks it."""
@@ -68,6 +69,7 @@ def asking(
                 seconds=seconds,
                 sleep=slept.append,
                 monotonic=monotonic,
+                confirmations=confirmations,
             )
             yield scene
 

@@ -100,6 +100,11 @@ def test_what_was_not_asked_when_it_was_made_is_unknown() -> None:
         pytest.param(f"{HEADING}\n# gpu []\n", "line 2: ", id="no GPU"),
         pytest.param(f'{HEADING}\n# gpu {{"id":"0"}}\n', "not a number", id="no id"),
         pytest.param(f'{HEADING}\n# gpu {{"id":0,"pci":"x"}}\n', "line 2: ", id="no address"),
+        pytest.param(
+            f'{HEADING}\n# gpu {{"id":0,"pci":"0000:29:00.0","tiles":3000000}}\n',
+            "than any node has",
+            id="too many tiles",
+        ),
         pytest.param(" " * (SIZE_LIMIT + 1), f"more than {SIZE_LIMIT}", id="too long"),
     ],
 )

@@ -3,13 +3,15 @@
 import errno
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from hypothesis import given, settings
@@ -21,12 +23,13 @@ from tests.xpu_manager.bodies import read_body
 from xelink.iaf.channel import kernel, simulator
 from xelink.iaf.reasons import DriverReason
 from xelink.iaf.replies import DriverResult
-from xelink.iaf.source import FULL_LOOK_SECONDS, DriverSource, Node
+from xelink.iaf.source import FULL_LOOK_SECONDS, BusError, DriverSource, Node
+from xelink.iaf.wire import Command
 from xelink.simulators.iaf.driver import Behavior, FrameFault, PortFault, reply
 from xelink.simulators.xpu_manager import Blueprint, SimulatedNode, render
 from xelink.simulators.xpu_manager.blueprint import WIRINGS
 from xelink.topology.model import PortState, Tile
-from xelink.topology.observation import ObservedLinks, Unknown
+from xelink.topology.observation import Observation, ObservedLinks, Unknown
 from xelink.topology.publication import Publication
 from xelink.topology.publication import render as feature_file
 from xelink.topology.rules import Rules
@@ -101,14 +104,16 @@ def test_the_worst_port_is_the_state_of_its_gpu(fault: PortFault | None, state: 
     assert [gpu.ports for gpu in gpus] == [state, *[PortState.HEALTHY] * 3]
 
 
-def test_what_a_degraded_port_lacks_is_kept_for_people() -> None:
+def test_what_a_degraded_port_lacks_is_a_warning() -> None:
     with asking(MESH, ports={(ONE, 1): PortFault.DEGRADED}) as scene:
         scene.source.observe()
         fabric = scene.source.fabric
     assert fabric
     port = fabric.devices[0].tiles[0].ports[0]
-    assert (port.lanes_enabled, port.lanes_active, port.quality) == (4, 3, 3)
-    assert port.issues == ("link width",)
+    assert port.ailment == "degraded (link width, 3 of 4 lanes)"
+    assert scene.source.facts.warning == (
+        "Xe Link ports: 0000:29:00.0 tile 0 port 1: degraded (link width, 3 of 4 lanes)"
+    )
 
 
 def test_ids_are_ranks_on_the_bus_and_never_the_ids_of_the_fabric() -> None:
@@ -183,6 +188,22 @@ def test_where_no_gpu_has_a_fabric_the_kernel_is_not_asked() -> None:
     assert found.reason == DriverReason.NO_DRIVER
 
 
+def test_a_bus_that_cannot_be_read_is_told_as_that_and_nobody_is_asked() -> None:
+    def unreadable() -> Node:
+        raise BusError("card1 cannot be read")
+
+    source = DriverSource(
+        kernel,
+        unreadable,
+        EVERYTHING,
+        seconds=1.0,
+        sleep=lambda _: None,
+        monotonic=Clock(),
+    )
+    detail = "device ids are not certain: card1 cannot be read"
+    assert source.observe() == Unknown(DriverReason.BUS, detail)
+
+
 # One snapshot is one truth
 
 
@@ -192,11 +213,15 @@ def test_between_full_looks_only_the_generation_is_asked() -> None:
         first = scene.source.observe()
         full = scene.driver.requests
         assert full == 1 + 2 + 1 + 4 * 8
+        assert scene.source.facts.rows == 24
         assert scene.source.observe() is first
-        assert scene.driver.requests == full + 2
-        clock.now += FULL_LOOK_SECONDS
+        assert scene.driver.requests == 2 * full, "what is new is looked for again"
         assert scene.source.observe() is first
         assert scene.driver.requests == 2 * full + 2
+        assert scene.source.facts.rows == 0
+        clock.now += FULL_LOOK_SECONDS
+        assert scene.source.observe() is first
+        assert scene.driver.requests == 3 * full + 2
 
 
 def test_a_generation_that_moved_makes_a_full_look_due_at_once() -> None:
@@ -210,10 +235,94 @@ def test_a_health_that_changed_without_a_sweep_is_seen_within_a_minute() -> None
     clock = Clock()
     with asking(MESH, monotonic=clock) as scene:
         first = scene.source.observe()
+        scene.source.observe()
         scene.driver.behavior = replace(scene.driver.behavior, ports={(ONE, 1): PortFault.DEGRADED})
         assert scene.source.observe() is first
         clock.now += FULL_LOOK_SECONDS
         assert len(topology(scene.source.observe()).links) == len(MESH.links) - 1
+
+
+@pytest.mark.parametrize("confirmations", [1, 2, 4])
+def test_no_loss_is_repeated_that_full_looks_have_not_confirmed(confirmations: int) -> None:
+    well = len(MESH.links)
+    with asking(MESH, monotonic=Clock(), confirmations=confirmations) as scene:
+        for _ in range(confirmations):
+            scene.source.observe()
+        healthy = scene.driver.behavior
+        scene.change(MESH)
+        scene.driver.behavior = replace(scene.driver.behavior, ports={(ONE, 1): PortFault.DEGRADED})
+        assert len(topology(scene.source.observe()).links) == well - 1
+        scene.driver.behavior = replace(healthy, generation=scene.driver.behavior.generation)
+        found = len(topology(scene.source.observe()).links)
+        assert found == (well - 1 if confirmations == 1 else well)
+
+
+def test_a_driver_that_never_gets_ready_is_asked_less_and_less() -> None:
+    clock = Clock()
+    with asking(MESH, seconds=30.0, monotonic=clock, result=DriverResult.AGAIN) as scene:
+
+        def sleep(seconds: float) -> None:
+            scene.slept.append(seconds)
+            clock.now += seconds
+
+        scene.source._sleep = sleep  # noqa: SLF001 - the time that it takes
+        scene.source.observe()
+    assert scene.slept[:3] == [0.05, 0.1, 0.2]
+    assert len(scene.slept) < 25
+    assert scene.driver.requests == 1 + len(scene.slept) + 1, "one query, and no more"
+
+
+def test_a_width_that_is_unknown_costs_its_link_and_is_no_loss() -> None:
+    def widened(frame: bytes) -> bytes | None:
+        answer = reply(Behavior(MESH), frame)
+        enabled = struct.pack("=HHB", 5, 60, 8)
+        return answer and answer.replace(enabled, struct.pack("=HHB", 5, 60, 0x10), 1)
+
+    found = observed_through(widened)
+    assert isinstance(found, ObservedLinks)
+    assert found.unread == 8  # the first port of each tile
+    assert len(found.topology.links) == len(MESH.links) - 2
+
+
+def test_a_port_that_only_one_reply_lists_is_none() -> None:
+    def with_bridge(frame: bytes) -> bytes | None:
+        answer = reply(Behavior(MESH), frame)
+        (command,) = struct.unpack_from("=B", frame, 16)
+        if not answer or command != Command.FPORT_PROPERTIES:
+            return answer
+        bridge = struct.pack("=HHHHBxxxHHBxxx", 20, 24, 5, 25, 0, 5, 26, 2)
+        longer = answer[:20] + bridge + answer[20:]
+        return struct.pack("=I", len(longer)) + longer[4:]
+
+    assert observed_through(with_bridge) == observed_through(
+        lambda frame: reply(Behavior(MESH), frame)
+    )
+
+
+def observed_through(answer: Callable[[bytes], bytes | None]) -> Observation:
+    """Observe a driver whose replies are made by a function."""
+
+    class Channel:
+        def send(self, frame: bytes, _seconds: float) -> None:
+            self._reply = answer(frame)
+
+        def receive(self, _seconds: float) -> bytes | None:
+            return self._reply
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    return DriverSource(
+        Channel,
+        lambda: on_bus(MESH),
+        EVERYTHING,
+        seconds=1.0,
+        sleep=lambda _: None,
+        monotonic=Clock(),
+    ).observe()
 
 
 def test_a_driver_that_is_ready_after_a_moment_is_asked_again_within_the_time() -> None:

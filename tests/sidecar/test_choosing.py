@@ -1,6 +1,7 @@
 """Which source the sidecar has: XPU Manager, the driver, or whichever of them answers."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,13 @@ import structlog
 from structlog.testing import LogCapture
 
 from sidecar.auto_source import AutoSource
+from sidecar.daemon import UNKNOWN
 from sidecar.sources import Advising
 from sidecar.start import asks_driver_alone
 from tests.patience import Clock
 from tests.processes import address, get, mapped, running
 from xelink.iaf.reasons import DriverReason
-from xelink.simulators.iaf import Behavior, SimulatedDriver
+from xelink.simulators.iaf import Behavior, FrameFault, SimulatedDriver
 from xelink.simulators.node import TreeBlueprint as Tree
 from xelink.simulators.xpu_manager import Blueprint, Simulator
 from xelink.topology.model import Link, Tile, Topology
@@ -97,21 +99,21 @@ def test_an_xpu_manager_without_links_does_not_keep_out_a_driver_that_starts_lat
     assert auto.observe(LINKED, V2) is LINKED
 
 
-def test_an_xpu_manager_without_links_is_chosen_where_there_is_no_driver() -> None:
+def test_an_xpu_manager_without_links_does_not_keep_out_a_driver_that_is_loaded_late() -> None:
     auto = Auto()
-    assert auto.observe(ABSENT, V2) is V2
-    assert auto.source.name == "xpum"
+    found = auto.observe(ABSENT, V2)
+    assert found == NoFabricData("XPU Manager 2.x; driver: no driver")
+    assert auto.observe(LINKED, V2) is LINKED
 
 
-def test_a_source_that_is_silent_for_the_life_of_labels_is_given_up() -> None:
+def test_a_source_that_is_silent_for_half_the_life_of_labels_is_given_up() -> None:
     auto = Auto()
     auto.observe(LINKED, LINKED)
-    auto.clock.now = LIFE - 1
+    auto.clock.now = LIFE / 2 - 1
     assert auto.observe(STARTING, LINKED) is STARTING
     assert auto.observe(LINKED, LINKED) is LINKED, "it has come back"
-    auto.clock.now += LIFE
-    assert auto.observe(STARTING, LINKED) is STARTING
-    assert auto.observe(STARTING, LINKED) is LINKED
+    auto.clock.now += LIFE / 2
+    assert auto.observe(STARTING, LINKED) is LINKED, "before the labels expire"
     assert auto.source.name == "xpum"
     events = [entry["event"] for entry in auto.logs.entries]
     assert events == ["source chosen", "source given up", "source chosen"]
@@ -206,6 +208,22 @@ def test_silence_of_the_driver_changes_no_label(driver: SimulatedDriver, tmp_pat
         assert (tmp_path / "labels.txt").read_bytes() == before
 
 
+def test_the_end_does_not_wait_for_a_driver_that_hangs(
+    driver: SimulatedDriver, tmp_path: Path
+) -> None:
+    driver.behavior = replace(driver.behavior, frames=FrameFault.SILENCE)
+    with running("sidecar", *sidecar(tmp_path, "-source=driver", "-timeout=3600")) as process:
+        process.wait_for("event=started")
+        assert process.stop() == 0
+
+
+def test_without_a_sysfs_the_reason_is_named(tmp_path: Path) -> None:
+    flags = sidecar(tmp_path, "-source=driver", "-oneshot", f"-prefix={tmp_path / 'nothing'}")
+    with running("sidecar", *flags) as process:
+        process.wait_for("reason=bus-unreadable")
+        assert process.wait() == UNKNOWN
+
+
 def test_auto_goes_over_to_xpu_manager_where_there_is_no_driver(tmp_path: Path) -> None:
     Tree(gpus=4, model="flex-170").build(tmp_path / "n")
     with (
@@ -216,3 +234,12 @@ def test_auto_goes_over_to_xpu_manager_where_there_is_no_driver(tmp_path: Path) 
     ):
         process.wait_for('source="XPU Manager"')
         process.wait_for("labels published")
+
+
+@pytest.mark.usefixtures("driver")
+def test_what_is_for_xpu_manager_only_is_told_to_have_no_effect(tmp_path: Path) -> None:
+    flags = sidecar(tmp_path, "-source=driver", "-oneshot", "-xpum-port=1", "-max-body=5")
+    with running("sidecar", *flags) as process:
+        process.wait_for("-max-body has no effect with -source=driver")
+        process.wait_for("-xpum-port has no effect with -source=driver")
+        assert process.wait() == 0

@@ -74,14 +74,19 @@ class Client:
         return DriverFabric(found, before.end)
 
     def _tile(self, fabric_id: int, tile: int) -> TileFabric:
-        frames = tuple(self._frame(command, fabric_id, tile) for command in _OF_A_TILE)
-        content = tuple(frame[_CONTENT:] for frame in frames)
-        before = self._known.get((fabric_id, tile))
-        if before and before[0] == content:
-            return before[1]
-        properties, status, state, of_tile = (wire.parse(frame, self._family) for frame in frames)
+        before, known = self._known.get((fabric_id, tile), ((), None))
+        content: list[bytes] = []
+        for command in _OF_A_TILE:
+            frame = self._frame(command, fabric_id, tile)
+            content.append(frame)
+            if frame[_CONTENT:] not in (one[_CONTENT:] for one in before):
+                # Before the next one is asked: a driver that is not ready is not to be kept busy.
+                replies.checked(wire.parse(frame, self._family), command)
+        if known and [one[_CONTENT:] for one in content] == [one[_CONTENT:] for one in before]:
+            return known
+        properties, status, state, of_tile = (wire.parse(frame, self._family) for frame in content)
         found = TileFabric(replies.guid(of_tile), replies.ports(properties, status, state))
-        self._known[fabric_id, tile] = content, found
+        self._known[fabric_id, tile] = tuple(content), found
         return found
 
     def _ask(self, command: Command) -> DriverReply:

@@ -10,12 +10,12 @@ Pure.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from xelink.iaf.fabric import GpuOnBus
 from xelink.iaf.wire import FRAME_LIMIT
-from xelink.topology.model import Gpu
+from xelink.topology.model import GPU_LIMIT, TILE_LIMIT, Gpu
 
 HEADING = "# xelink fabric dump 1"
 SIZE_LIMIT = 8 << 20
@@ -68,6 +68,7 @@ def read(text: str) -> Dump:
         try:
             if mark == "#" and rest.startswith("gpu "):
                 gpus.append(_gpu(json.loads(rest.removeprefix("gpu "))))
+                _require_few(gpus)
             elif mark == "#":
                 facts.append(rest)
             elif mark == ">":
@@ -84,6 +85,11 @@ def read(text: str) -> Dump:
 def _require_empty(line: str) -> None:
     if line:
         raise ValueError("neither a fact nor a frame")
+
+
+def _require_few(gpus: Sequence[GpuOnBus]) -> None:
+    if len(gpus) > GPU_LIMIT:
+        raise ValueError(f"more than {GPU_LIMIT} GPUs")
 
 
 def _bytes(text: str) -> bytes:
@@ -108,5 +114,7 @@ def _gpu(entry: Mapping[str, Any]) -> GpuOnBus:
     numbers = [entry.get(name) for name in ("id", "numa", "tiles")]
     if any(number is not None and type(number) is not int for number in numbers):
         raise ValueError("not a number")
+    if not 0 <= entry["id"] < GPU_LIMIT or not 0 <= entry.get("tiles", 0) <= TILE_LIMIT:
+        raise ValueError("more GPUs or tiles than any node has")
     gpu = Gpu(int(entry["id"]), str(entry["pci"]), entry.get("card"), numa=entry.get("numa"))
     return GpuOnBus(gpu, entry.get("tiles"))

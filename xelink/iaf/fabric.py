@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from xelink.iaf.reasons import DriverReason
-from xelink.iaf.replies import IafDevice, Port, PortHealth, PortType, TileFabric
+from xelink.iaf.replies import IafDevice, Port, PortHealth, TileFabric
 from xelink.topology.admission import Direction, admit
 from xelink.topology.model import Gpu, PortState, Tile, Topology, excess
 from xelink.topology.observation import Observation, ObservedLinks, Unknown
@@ -62,9 +62,7 @@ def observe(fabric: DriverFabric, gpus: Sequence[GpuOnBus], rules: Rules) -> Obs
     tiles = {*ports, *_without_ports(gpus, {tile.device for tile in ports})}
     if problem := excess(tiles, ids.values()):
         return Unknown(DriverReason.MALFORMED, problem)
-    lanes = _lanes(fabric, ids, ports)
-    if isinstance(lanes, str):
-        return Unknown(DriverReason.MALFORMED, lanes)
+    lanes, unread = _lanes(fabric, ids, ports)
     on_subdevice = {ids[one.device.parent]: one.device.tiles > 1 for one in fabric.devices}
     admitted = admit(
         (
@@ -81,6 +79,7 @@ def observe(fabric: DriverFabric, gpus: Sequence[GpuOnBus], rules: Rules) -> Obs
             tuple(tiles),
         ),
         frozenset((one, other) for one in tiles for other in tiles),
+        unread=unread,
         narrow=admitted.narrow,
         one_tile=admitted.one_tile,
         hint=_HINT,
@@ -102,13 +101,9 @@ def _ports(fabric: DriverFabric, ids: Mapping[str, int]) -> dict[Tile, tuple[Por
             place = Tile(ids[name], index)
             if place in found:
                 return f"the driver names {name} twice"
-            if kept := tuple(port for port in tile.ports if _is_listed(port)):
-                found[place] = kept
+            if tile.ports:
+                found[place] = tile.ports
     return found
-
-
-def _is_listed(port: Port) -> bool:
-    return port.number != 0 and port.type != PortType.DISCONNECTED
 
 
 def _without_ports(gpus: Iterable[GpuOnBus], fabric: set[int]) -> Iterator[Tile]:
@@ -120,8 +115,8 @@ def _without_ports(gpus: Iterable[GpuOnBus], fabric: set[int]) -> Iterator[Tile]
 
 def _lanes(
     fabric: DriverFabric, ids: Mapping[str, int], ports: Mapping[Tile, Sequence[Port]]
-) -> dict[tuple[Tile, Tile], int] | str:
-    """Sum up the lanes of each direction, or say what cannot be counted."""
+) -> tuple[dict[tuple[Tile, Tile], int], int]:
+    """Return the lanes of each direction, and how many ports have a width that is unknown."""
     tiles = {
         tile.guid: Tile(ids[one.device.parent], index)
         for one in fabric.devices
@@ -135,6 +130,7 @@ def _lanes(
         if port.enabled and port.health == PortHealth.HEALTHY
     }
     lanes: dict[tuple[Tile, Tile], int] = {}
+    unread = 0
     for (guid, number), port in usable.items():
         neighbor = port.neighbor and usable.get(port.neighbor)
         if not port.neighbor or not neighbor or neighbor.neighbor != (guid, number):
@@ -143,9 +139,10 @@ def _lanes(
         if local.device == remote.device:
             continue  # within a GPU there are no Xe Links
         if port.lanes_enabled is None:
-            return f"port {number} of tile {local} is linked and has no width"
+            unread += 1
+            continue
         lanes[local, remote] = lanes.get((local, remote), 0) + port.lanes_enabled
-    return lanes
+    return lanes, unread
 
 
 def _states(ports: Mapping[Tile, Iterable[Port]]) -> dict[int, PortState]:

@@ -8,6 +8,8 @@ class DriverReason(StrEnum):
 
     NO_DRIVER = "no-driver"
     """No Intel GPU of this node has the fabric part of the driver."""
+    BUS = "bus-unreadable"
+    """Some GPU of this node cannot be read, so that no device id is certain."""
     NOT_HOST_NETWORK = "not-host-network"
     """It has, and the netlink family is not there: another network namespace."""
     STARTING = "starting"

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from xelink.iaf.wire import Attribute, Attributes, Command, DriverReply, MalformedFrameError
 
 _WIDTHS = {1: 1, 2: 2, 4: 3, 8: 4}
-_SPEEDS = {1: 12.5, 2: 25.78125, 4: 53.125, 8: 90.0}
 
 DEVICE_LIMIT = 64
 TILE_LIMIT = 4
@@ -91,10 +90,10 @@ class IafDevice(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """One port of a tile, with all that the driver says of it.
+    """One port of a tile.
 
-    Lanes are 1 to 4, speeds in Gb/s for each lane; None where the driver names none, or one that
-    this version does not know. `issues` are why it is degraded, `errors` why it has failed.
+    Lanes are 1 to 4; None where the driver names none, or a width that this version does not know.
+    `issues` are why it is degraded, `errors` why it has failed.
     """
 
     number: int
@@ -107,10 +106,19 @@ class Port:
     """GUID of the neighbor's tile and number of its port."""
     lanes_enabled: int | None = None
     lanes_active: int | None = None
-    speed_enabled: float | None = None
-    speed_active: float | None = None
-    quality: int | None = None
-    link_downs: int | None = None
+
+    @property
+    def ailment(self) -> str:
+        """Why it is degraded or has failed; empty where it is neither."""
+        match self.health:
+            case PortHealth.DEGRADED:
+                width = ""
+                if self.lanes_active and self.lanes_enabled:
+                    width = f", {self.lanes_active} of {self.lanes_enabled} lanes"
+                return f"degraded ({', '.join(self.issues) or 'no reason given'}{width})"
+            case PortHealth.FAILED:
+                return f"failed ({', '.join(self.errors) or 'no reason given'})"
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,20 +183,27 @@ def guid(reply: DriverReply) -> int:
 
 
 def ports(properties: DriverReply, status: DriverReply, state: DriverReply) -> tuple[Port, ...]:
-    """Return the ports of a tile, from the three replies that describe them.
+    """Return the ports of a tile that lead somewhere, from the three replies that describe them.
 
-    Raises as `checked` does, and `MalformedFrameError` where they are not of the same ports.
+    Port 0 and those that are disconnected are none; a reply may list others that no other one has.
+    Raises as `checked` does, and `MalformedFrameError` where one of the replies lacks a port.
     """
     every = dict(_by_number(checked(properties, Command.FPORT_PROPERTIES)))
     health = dict(_by_number(checked(status, Command.FPORT_STATUS_QUERY)))
     enabled = dict(_by_number(checked(state, Command.PORT_STATE_QUERY)))
-    if not every.keys() == health.keys() == enabled.keys():
-        raise MalformedFrameError(
-            "its ports are not those of the other replies", state.attributes.frame
-        )
+    listed = [number for number, one in every.items() if number and _leads_somewhere(one)]
+    for number in listed:
+        if number not in health or number not in enabled:
+            raise MalformedFrameError(
+                f"port {number} is not in every reply", properties.attributes.frame
+            )
     return tuple(
-        _port(number, every[number], health[number], enabled[number]) for number in sorted(every)
+        _port(number, every[number], health[number], enabled[number]) for number in sorted(listed)
     )
+
+
+def _leads_somewhere(properties: Attributes) -> bool:
+    return properties.required(Attribute.PORT_TYPE, 1) != PortType.DISCONNECTED
 
 
 def _by_number(attributes: Attributes) -> Iterator[tuple[int, Attributes]]:
@@ -225,7 +240,7 @@ def _port(number: int, properties: Attributes, status: Attributes, state: Attrib
             Attribute.WIDTH_DOWNGRADE_RX_ACTIVE,
             Attribute.WIDTH_DOWNGRADE_TX_ACTIVE,
         )
-        if (lanes := _lanes(properties, kind)) is not None
+        if (lanes := _for_people(properties, kind)) is not None
     ]
     return Port(
         number=number,
@@ -237,19 +252,18 @@ def _port(number: int, properties: Attributes, status: Attributes, state: Attrib
         neighbor=(remote, remote_port) if remote and remote_port else None,
         lanes_enabled=_lanes(properties, Attribute.WIDTH_ENABLED),
         lanes_active=min(active, default=None),
-        speed_enabled=_speed(properties, Attribute.SPEED_ENABLED),
-        speed_active=_speed(properties, Attribute.SPEED_ACTIVE),
-        quality=properties.number(Attribute.LINK_QUALITY, 1),
-        link_downs=properties.number(Attribute.LINK_DOWN_COUNT, 4),
     )
 
 
 def _lanes(properties: Attributes, kind: Attribute) -> int | None:
-    """Return the lanes of the widest of the widths in a mask."""
+    """Return the lanes of the widest of the widths in a mask; of an unknown one None."""
     mask = properties.number(kind, 1)
     return _WIDTHS.get(1 << mask.bit_length() - 1) if mask else None
 
 
-def _speed(properties: Attributes, kind: Attribute) -> float | None:
-    mask = properties.number(kind, 1)
-    return _SPEEDS.get(1 << mask.bit_length() - 1) if mask else None
+def _for_people(properties: Attributes, kind: Attribute) -> int | None:
+    """Return lanes on which no link rests, so that a malformed number is none."""
+    try:
+        return _lanes(properties, kind)
+    except MalformedFrameError:
+        return None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from xelink.iaf.fabric import GpuOnBus
-from xelink.iaf.source import Node
+from xelink.iaf.source import BusError, Node
 from xelink.inventory import sysfs
 from xelink.inventory.devfs import Roots
 from xelink.inventory.gpus import Inventory, ScanError, fingerprint, scan
@@ -26,13 +26,19 @@ class FabricBus:
         self._known: tuple[tuple[str, ...], Node] | None = None
 
     def node(self) -> Node:
-        """Return the GPUs and whether they have a fabric. Raises `OSError` without any sysfs."""
+        """Return the GPUs and whether they have a fabric.
+
+        Raises `BusError` without any sysfs, and where a GPU cannot be read: the ids of all others
+        depend on it. Nothing of that is remembered.
+        """
         signs = (*fingerprint(self._roots), *self._fabrics())
         if self._known is None or self._known[0] != signs:
             try:
                 inventory = scan(self._roots)
             except ScanError as error:
-                raise OSError(str(error)) from error
+                raise BusError(str(error)) from error
+            if unread := unranked(inventory):
+                raise BusError(f"{unread} cannot be read")
             self._known = signs, Node(bool([*self._fabrics()]), gpus_on_bus(inventory))
         return self._known[1]
 
@@ -49,6 +55,12 @@ class FabricBus:
                         for name in sysfs.listing(f"{drm}/{card}/device"):
                             if name.startswith(_FABRIC):
                                 yield f"{card}/{name}"
+
+
+def unranked(inventory: Inventory) -> str:
+    """Return the name of a GPU whose place among the others is unknown; empty where none is."""
+    ranked = {gpu.bdf for gpu in inventory.counted}
+    return next((one.name for one in inventory.problems if one.bdf not in ranked), "")
 
 
 def gpus_on_bus(inventory: Inventory) -> tuple[GpuOnBus, ...]:

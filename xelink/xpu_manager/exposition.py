@@ -101,7 +101,7 @@ def read(
         if is_sample(line, _PORTS):
             try:
                 labels, value = parse(line, _PORTS)
-                bdf = PciAddress.lenient(labels[b",pci_bdf="].decode())
+                bdf = PciAddress(labels[b",pci_bdf="].decode().lower())
                 if state := _PORT_STATES.get(integer(value)):
                     states[bdf] = max(state, states.get(bdf, state), key=_SEVERITY.__getitem__)
             except (ValueError, KeyError):

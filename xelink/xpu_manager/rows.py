@@ -197,7 +197,7 @@ def _gpu(device: int, bdf: bytes, card: bytes, uuid: bytes, numa: bytes) -> Gpu 
     try:
         return Gpu(
             id=device,
-            bdf=PciAddress.lenient(bdf.decode()),
+            bdf=PciAddress(bdf.decode().lower()),
             card=card.decode() if _CARD.fullmatch(card) else None,
             uuid=uuid.decode() if _UUID.fullmatch(uuid) else None,
             numa=_numa(numa),
