@@ -190,3 +190,71 @@ def test_the_patch_is_applied_to_a_running_xpu_manager_and_rolled_back(
     # As the guide says, for those who cannot wait.
     file.unlink()
     labeled(nfd, None)
+
+
+STANDALONE = "daemonset/xelink"
+
+
+@pytest.fixture
+def standalone(cluster: Cluster, image: None, monitoring: str) -> Iterator[str]:
+    """overlays/standalone as it is, beside a simulated driver on a simulated node."""
+    assert image is None
+    rendered = cluster.kubectl("kustomize", str(ROOT / "overlays" / "standalone"))
+    (daemonset,) = yaml.safe_load_all(rendered)
+    demo = yaml.safe_load((DEMO / "daemonset.yaml").read_text())["spec"]["template"]["spec"]
+    (volume,) = (each for each in demo["volumes"] if each["name"] == "node")
+    (driver,) = (each for each in demo["containers"] if each["name"] == "xpumanager")
+    mount = {"name": "node", "mountPath": str(DEMO_NODE)}
+    spec: dict[str, Any] = daemonset["spec"]["template"]["spec"]
+    del spec["nodeSelector"]
+    spec["volumes"].append(volume)
+    for container in spec["containers"]:
+        container["volumeMounts"].append(mount)
+        prefix = "SIDECAR" if "sidecar" in container["name"] else "DEVICE_PLUGIN"
+        given: dict[str, object] = {f"XELINK_{prefix}_PREFIX": DEMO_NODE}
+        if prefix == "SIDECAR":
+            given["XELINK_SIDECAR_DRIVER_SOCKET"] = DEMO_NODE / "iaf.sock"
+            given |= {"XELINK_SIDECAR_INTERVAL": 2, "XELINK_SIDECAR_STARTUP_DELAY": 0}
+        else:
+            given["XELINK_DEVICE_PLUGIN_DEVICE_ROOT"] = DEMO_NODE
+            given["XELINK_DEVICE_PLUGIN_CDI"] = "false"  # no spec stays behind
+        container["env"] += [{"name": name, "value": str(value)} for name, value in given.items()]
+    simulated = {
+        **driver,
+        "name": "driver",
+        "command": ["python", "-m", "xelink.simulators.iaf"],
+        "args": [f"--socket={DEMO_NODE / 'iaf.sock'}"],
+        "ports": [],
+        "securityContext": {**driver["securityContext"], "runAsNonRoot": False, "runAsUser": 0},
+        "volumeMounts": [mount],
+    }
+    spec["initContainers"] = demo["initContainers"]
+    spec["containers"].append(simulated)
+    for container in (*spec["initContainers"], *spec["containers"]):
+        container["imagePullPolicy"] = "Never"
+    name = f"--namespace={monitoring}"
+    cluster.kubectl(name, "apply", "--filename=-", stdin=json.dumps(daemonset))
+    yield monitoring
+    cluster.kubectl(name, "delete", STANDALONE, "--timeout=170s")
+    (FEATURES / "xpum-sidecar-labels.txt").unlink(missing_ok=True)
+
+
+def test_without_xpu_manager_the_driver_s_links_become_labels_and_linked_gpus(
+    cluster: Cluster, kubelet: Kubelet, nfd: Nfd, standalone: str, tell: Tell
+) -> None:
+    nfd.read_every(2)
+    name = f"--namespace={standalone}"
+    cluster.kubectl(name, "rollout", "status", STANDALONE, "--timeout=170s")
+    labeled(nfd, "56")
+    kubelet.await_allocatable(8)
+    pod = yaml.safe_load((DEMO / "pod.yaml").read_text())
+    pod["metadata"]["namespace"] = standalone
+    cluster.kubectl("apply", "--filename=-", stdin=json.dumps(pod))
+    try:
+        succeeded = "--for=jsonpath={.status.phase}=Succeeded"
+        cluster.kubectl(name, "wait", succeeded, "pod/two-gpus", "--timeout=170s")
+        told = cluster.kubectl(name, "logs", "two-gpus")
+        assert "XELINK_LINKED=all" in told
+        tell(" ".join(told.split()))
+    finally:
+        cluster.kubectl(name, "delete", "pod", "two-gpus", "--timeout=170s")
