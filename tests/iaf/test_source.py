@@ -423,9 +423,19 @@ def test_the_real_kernel_tells_the_same_to_anybody(who: str) -> None:
     assert done.stdout.strip() == DriverReason.NOT_HOST_NETWORK, done.stderr
 
 
-def test_no_socket_left_is_told_as_that() -> None:
+@pytest.mark.parametrize(
+    ("code", "reason", "detail"),
+    [
+        (errno.EMFILE, DriverReason.RESOURCES, "no netlink socket"),
+        (errno.EAFNOSUPPORT, DriverReason.DRIVER_ERROR, "allow AF_NETLINK"),
+        (errno.EIO, DriverReason.DRIVER_ERROR, "the kernel refused"),
+    ],
+)
+def test_a_socket_that_cannot_be_had_has_its_reason(
+    code: int, reason: DriverReason, detail: str
+) -> None:
     def full() -> None:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        raise OSError(code, os.strerror(code))
 
     source = DriverSource(
         full,  # type: ignore[arg-type]  # raises
@@ -437,4 +447,5 @@ def test_no_socket_left_is_told_as_that() -> None:
     )
     found = source.observe()
     assert isinstance(found, Unknown)
-    assert found.reason == DriverReason.RESOURCES
+    assert found.reason == reason
+    assert detail in found.detail

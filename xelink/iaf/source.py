@@ -187,6 +187,9 @@ class DriverSource:
                     "the driver is there, and its netlink family is not: that is only in the host's"
                     " network namespace (hostNetwork: true)"
                 )
+            case NetlinkError(errno=code):
+                name = errno.errorcode.get(code or 0, str(code))
+                reason, detail = DriverReason.DRIVER_ERROR, f"the kernel refused a query: {name}"
             case OSError(errno=errno.EAFNOSUPPORT | errno.EPERM | errno.EACCES):
                 reason = DriverReason.DRIVER_ERROR
                 detail = f"no netlink socket is allowed here: {error.strerror}; allow AF_NETLINK"
