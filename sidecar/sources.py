@@ -1,24 +1,22 @@
 """The source of the sidecar, made from its settings.
 
-XPU Manager's client loads HTTP and TLS, so that it is imported only where it is a source.
+Each kind of source is imported only where it is one: XPU Manager's client loads HTTP and TLS, the
+driver's loads the inventory of this node.
 """
 
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from structlog.typing import FilteringBoundLogger
 
 from sidecar.auto_source import AutoSource
 from sidecar.source_choice import SourceChoice
-from xelink.daemon.command import CannotStartError
 from xelink.daemon.stopping import Stop
-from xelink.iaf.channel import kernel, simulator
-from xelink.iaf.source import DriverSource
-from xelink.inventory.devfs import Roots
-from xelink.inventory.fabric_bus import FabricBus
 from xelink.topology.observation import Observation, ObservedLinks, Source, SourceFacts, Unknown
 from xelink.topology.rules import Rules
 
@@ -37,42 +35,30 @@ def chosen(
     settings: "SidecarSettings", rules: Rules, stop: Stop, log: FilteringBoundLogger
 ) -> Iterator[Source]:
     """Hold the source that the settings ask for. Raises `CannotStartError`."""
-    bus = FabricBus(Roots.under(settings.prefix))
     with ExitStack() as cleanup:
-        driver = _driver(settings, rules, stop, bus)
-        if settings.source is SourceChoice.DRIVER:
-            yield driver
-            return
-        from sidecar.xpu_manager_source import xpu_manager  # noqa: PLC0415 - loads HTTP
+        sources: list[Source] = []
+        if settings.source is not SourceChoice.XPUM:
+            from sidecar.driver_source import driver  # noqa: PLC0415 - loads the inventory
 
-        other = cleanup.enter_context(xpu_manager(settings, rules, stop))
-        if settings.source is SourceChoice.XPUM:
-            yield Advising(other, bus.has_fabric)
-        else:
-            life = settings.life or _FOREVER
-            yield AutoSource(driver, other, log, life=life, monotonic=time.monotonic)
+            sources.append(driver(settings, rules, stop))
+        if settings.source is not SourceChoice.DRIVER:
+            from sidecar.xpu_manager_source import xpu_manager  # noqa: PLC0415 - loads HTTP
+
+            sources.append(cleanup.enter_context(xpu_manager(settings, rules, stop)))
+        match sources:
+            case [first, second]:
+                life = settings.life or _FOREVER
+                yield AutoSource(first, second, log, life=life, monotonic=time.monotonic)
+            case [only] if settings.source is SourceChoice.XPUM:
+                yield Advising(only, partial(_driver_could_tell, settings.prefix))
+            case [only]:
+                yield only
 
 
-def _driver(settings: "SidecarSettings", rules: Rules, stop: Stop, bus: FabricBus) -> DriverSource:
-    connect = kernel
-    if settings.driver_socket:
-        if FabricBus(Roots.under()).has_fabric():
-            raise CannotStartError("-driver-socket: this node has the real Xe Link driver")
-        connect = simulator(settings.driver_socket)
+def _driver_could_tell(prefix: Path) -> bool:
+    from sidecar.driver_source import bus  # noqa: PLC0415 - loads the inventory
 
-    def sleep(seconds: float) -> None:
-        stop.wait(seconds)
-
-    return DriverSource(
-        connect,
-        bus.node,
-        rules,
-        seconds=settings.timeout,
-        sleep=sleep,
-        monotonic=time.monotonic,
-        bounded=stop.bounded,
-        confirmations=settings.confirmations,
-    )
+    return bus(prefix).has_fabric()
 
 
 class Advising:

@@ -67,6 +67,8 @@ def load(*, with_http: bool = True) -> "Callable[[Loaded[SidecarSettings]], int]
         from sidecar.daemon import run  # noqa: PLC0415 - after imports are blocked
 
         if with_http:
-            import sidecar.xpu_manager_source  # noqa: F401, PLC0415 - as above
+            import sidecar.xpu_manager_source  # noqa: PLC0415 - as above
+        else:
+            import sidecar.driver_source  # noqa: F401, PLC0415 - as above
 
     return run
