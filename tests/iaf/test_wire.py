@@ -20,16 +20,16 @@ VECTORS = DATA / "fabric" / "vectors.json"
 
 @pytest.fixture
 def frames() -> dict[str, bytes]:
-    if not VECTORS.is_file():
-        pytest.skip("the folder with vectors is not here")
     found: dict[str, Any] = json.loads(VECTORS.read_text())["iaf_netlink_wire_constructed"]
     return {name: bytes.fromhex(text) for name, text in found.items() if name != "source"}
 
 
+@needs_data
 def test_the_request_for_the_family_is_that_of_the_vectors(frames: dict[str, bytes]) -> None:
     assert wire.family_request(1) == frames["getfamily_request"]
 
 
+@needs_data
 @pytest.mark.parametrize(
     ("name", "sequence", "call"),
     [
@@ -56,11 +56,13 @@ def test_requests_are_those_of_the_vectors_but_for_the_optional_context(
     ]
 
 
+@needs_data
 def test_the_list_of_devices_of_the_vectors_is_read(frames: dict[str, bytes]) -> None:
     reply = wire.parse(frames["device_enum_reply"], FAMILY)
     assert replies.devices(reply) == (IafDevice(0x10000, "i915.iaf.0", "0000:29:00.0", 2),)
 
 
+@needs_data
 def test_the_port_of_the_vectors_is_read(frames: dict[str, bytes]) -> None:
     reply = wire.parse(frames["fport_properties_reply_one_port"], FAMILY)
     status = frame(Command.FPORT_STATUS_QUERY, nested(u8(25, 1) + u8(31, PortHealth.HEALTHY)))
@@ -77,6 +79,7 @@ def test_the_port_of_the_vectors_is_read(frames: dict[str, bytes]) -> None:
     )
 
 
+@needs_data
 def test_a_driver_that_is_not_ready_is_told_as_that(frames: dict[str, bytes]) -> None:
     reply = wire.parse(frames["error_reply_again"], FAMILY)
     with pytest.raises(NotReadyError, match="FPORT_PROPERTIES ended with result 5"):
