@@ -156,7 +156,7 @@ def test_a_change_that_kubelet_cannot_see_is_not_sent() -> None:
         await following(stream)
         plugin.watch.replace(node(lanes={(1, 2): 4}))
         plugin.watch.replace(node(3, lanes={(1, 2): 4}))
-        assert len(await following(stream)) == 4, "the farewell is next, no repetition"
+        assert len(await following(stream)) == 4, "the removal notice is next, no repetition"
 
     meet(node(), story)
 
